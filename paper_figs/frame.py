@@ -205,7 +205,7 @@ def main() -> int:
     parser.add_argument("command", choices=["draw", "report"])
     parser.add_argument("figures", nargs="*")
     parser.add_argument("--scale", choices=["smoke", "laptop", "paper"], default="laptop")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     build = Path("build") / options.scale
     try:
         if options.command == "report":
