@@ -187,9 +187,7 @@ def report(figures: list[str], scale: str, build: Path) -> None:
         print(f"  {build / 'figures' / figure}.png")
     outdated = set()
     for figure in figures:
-        path = (
-            build / "results" / f"{getattr(importlib.import_module(f'paper_figs.{figure}'), 'EXPERIMENT', figure)}.npz"
-        )
+        path = _result_path(figure, build)
         if path.is_file() and is_outdated(path):
             outdated.add(path.stem)
     if outdated:

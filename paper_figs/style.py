@@ -14,21 +14,21 @@ from matplotlib.figure import Figure
 WIDTH = 7.2
 """Inches: the text width of a two-column page."""
 
-# Measured curves are dark and solid; predictions have a color each, from seaborn's "colorblind" palette, and line
-# patterns that keep them apart in gray.
+# Measured curves are dark and solid; predictions have a color each, most from seaborn's
+# "colorblind" palette (its gray and yellow are too weak beside these), and patterns that keep them apart in gray.
 _COLORBLIND = sns.color_palette("colorblind").as_hex()
 LOOKS: dict[str, tuple[str, Any, str]] = {
     "measured": ("#202020", "-", "measured SGD"),
     "linearized": ("#7f7f7f", "-", "measured, linearized model"),
     "GradientFlow": (_COLORBLIND[9], "--", "gradient flow"),
     "GradientDescent": (_COLORBLIND[5], ":", "gradient descent"),
-    "OrnsteinUhlenbeck(init)": (_COLORBLIND[1], "-.", "Ornstein-Uhlenbeck, noise of the start"),
-    "OrnsteinUhlenbeck(mean_path)": (_COLORBLIND[8], (0, (5, 1)), "Ornstein-Uhlenbeck, noise of the mean path"),
+    "OrnsteinUhlenbeck(init)": (_COLORBLIND[1], "-.", "OU, noise of the start"),
+    "OrnsteinUhlenbeck(mean_path)": ("#9a8700", (0, (5, 1)), "OU, noise of the mean path"),
     "MomentEquations(1)": ("#76b7b2", (0, (1, 1)), "SDE moments, order 1"),
     "MomentEquations(2)": (_COLORBLIND[2], (0, (3, 1, 1, 1)), "SDE moments, order 2"),
     "MomentRecursion": (_COLORBLIND[0], "--", "moment recursion"),
     "SDEPaths": (_COLORBLIND[4], (0, (4, 2, 1, 2)), "SDE paths"),
-    "ModalMoments": (_COLORBLIND[7], (0, (6, 2)), "modal moments"),
+    "ModalMoments": ("#6a3d9a", (0, (6, 2)), "modal moments"),
     "Volterra": ("#5b3a1e", (0, (2, 2)), "Volterra equation"),
     "MovingKernel": (_COLORBLIND[3], "--", "moving kernel"),
 }
