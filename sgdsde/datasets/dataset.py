@@ -145,11 +145,14 @@ def standardize(x_train: np.ndarray, x_test: np.ndarray, center: Center) -> tupl
         mean = x_train.mean(0)
     else:
         mean = x_train.mean() if center == "global" else np.float64(0.0)
-    scale = float(np.sqrt(np.mean((x_train - mean) ** 2)))
-    if scale == 0:
+    centered, test_centered = x_train - mean, x_test - mean
+    scale = float(np.sqrt(np.vdot(centered, centered) / centered.size))
+    if scale <= 1e-12 * np.abs(x_train).max():
         received = f"{len(x_train)} examples that all vanish after centering with center={center!r}"
         raise ValueError(complaint("the training inputs", "different from each other", received, "increase n_train"))
-    return (x_train - mean) / scale, (x_test - mean) / scale
+    centered /= scale
+    test_centered /= scale
+    return centered, test_centered
 
 
 def encode(labels: Tensor, target: Target, dtype: torch.dtype) -> Tensor:

@@ -195,8 +195,8 @@ def from_openml(
 
         parser = "pandas" if importlib.util.find_spec("pandas") else "liac-arff"
         with warnings.catch_warnings():
-            # scikit-learn blames its cache before it reports that the network is not there.
-            warnings.filterwarnings("ignore", message="Invalid cache", category=RuntimeWarning)
+            # Each retry without a network warns, once blaming the cache; the error below says it all.
+            warnings.filterwarnings("ignore", message="Invalid cache|A network error occurred")
             table = fetch_openml(name, version=1, as_frame=False, parser=parser)
     except (OSError, ValueError, ImportError, http.client.HTTPException) as error:
         looked = "SGDSDE_DATA is not set" if folder is None else f"no files in {folder}"
