@@ -1,127 +1,27 @@
 """The frame of experiments and figures: nothing that is not done looks done, and only what changed is redone.
 
-The make targets run on a stub project: this project's Makefile and frames, with experiments of a few lines.
+The make targets run on the stub project of ``tests/stub_project.py``.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import textwrap
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from experiments import frame, result
-from paper_figs import frame as figure_frame
-
-ROOT = Path(__file__).resolve().parents[2]
-MANIFEST = {"experiment": "fig01_a", "scale": "smoke", "sources": {"library": "x"}}
-
-EXPERIMENT = """
-    import numpy as np
-    from experiments.frame import main
-    from experiments.shared import FACTOR
-    SEED = 3
-    def run(scale, progress):
-        total = sum(progress("steps")(range(5)))
-        return {"curve": FACTOR * np.arange(4.0), "total": total, "word": "digits"}
-    if __name__ == "__main__":
-        main(__file__, run, seed=SEED)
-"""
-FIGURE = '''
-    """A stub. Paper: none. Figure: none. Claim: the curve ends at 3. Refuted by: any other end."""
-    import pathlib
-    def claims(result):
-        return {"end": result["curve"][-1], "total": result["total"]}
-    class Picture:
-        def savefig(self, path, metadata=None):
-            pathlib.Path(path).write_text("picture")
-    def draw(result):
-        return Picture()
-'''
-EXPECTED = {"all": {"end": [3, 3, "arange"], "total": [10, None, "sum of 0..4"]}}
+from tests.stub_project import EXPECTED, EXPERIMENT, FIGURE, Project
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-
-
-class Project:
-    """A stub project with two experiments, a library and a ready environment."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        for name in ("Makefile", "experiments/frame.py", "experiments/result.py", "paper_figs/frame.py"):
-            self.write(name, (ROOT / name).read_text())
-        # Stand-ins for what costs seconds to import.
-        self.write(
-            "torch.py", "def get_num_threads(): return 1\nclass device:\n    def __init__(self, w): self.type = w\n"
-        )
-        self.write("paper_figs/style.py", "def apply(): pass\n")
-        self.write("sgdsde/__init__.py", "VALUE = 1\n")
-        self.write("experiments/shared.py", "FACTOR = 1.0\n")
-        for name in ("fig01_a", "fig02_b"):
-            self.write(f"experiments/{name}.py", EXPERIMENT)
-            self.write(f"paper_figs/{name}.py", FIGURE)
-        self.write(
-            "experiments/fig02_b.py", EXPERIMENT.replace("from experiments.shared import FACTOR", "FACTOR = 1.0")
-        )
-        self.expect({"fig01_a": EXPECTED, "fig02_b": EXPECTED})
-        for name in ("setup.cfg", "pyproject.toml", "constraints.txt"):
-            self.write(name, "")
-        self.write(".venv/bin/python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-        (root / ".venv/bin/python").chmod(0o755)
-        self.write(".venv/.installed", "")
-        self.age()
-
-    def write(self, name: str, content: str) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(content))
-
-    def expect(self, entries: object) -> None:
-        self.write("paper_figs/expected.json", json.dumps(entries))
-
-    def age(self) -> None:
-        """Date everything that exists to an hour ago, keeping its order, so that an edit is newer beyond doubt."""
-        for path in self.root.rglob("*"):
-            if path.is_file():
-                stamp = path.stat().st_mtime
-                os.utime(path, (stamp - 3600, stamp - 3600))
-
-    def make(self, *words: str, scale: str = "smoke") -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-        command = ["make", *words, f"SCALE={scale}"]
-        return subprocess.run(command, cwd=self.root, capture_output=True, text=True, env=environment, timeout=120)
-
-    def stamps(self, scale: str = "smoke") -> dict[str, int]:
-        """Modification times of everything built, by file name."""
-        return {path.name: path.stat().st_mtime_ns for path in (self.root / "build" / scale).rglob("*.*")}
-
-    def redone(self, edit: Callable[[], object], scale: str = "smoke") -> set[str]:
-        """What a ``make figures`` after an edit writes anew."""
-        self.age()
-        before = self.stamps(scale)
-        edit()
-        answer = self.make("figures", scale=scale)
-        assert answer.returncode == 0, answer.stderr
-        return {name for name, stamp in self.stamps(scale).items() if before.get(name) != stamp}
-
-    def touch(self, name: str) -> Callable[[], None]:
-        return lambda: (self.root / name).touch()
-
-    def results(self, scale: str = "smoke") -> Path:
-        return self.root / "build" / scale / "results"
 
 
 @pytest.fixture
@@ -316,64 +216,6 @@ def test_help_lists_every_documented_target(project: Project) -> None:
     assert "SCALE            smoke, laptop or paper (default: laptop)" in listed
 
 
-def test_a_result_comes_back_as_it_was(tmp_path: Path) -> None:
-    arrays = {
-        "x": np.arange(6).reshape(2, 3),
-        "empty": np.zeros((0, 2)),
-        "bad": np.array([np.nan, np.inf]),
-        "w": np.array("é"),
-    }
-    result.save(tmp_path / "r.npz", arrays, MANIFEST)
-    back = result.load(tmp_path / "r.npz")
-    for name, array in arrays.items():
-        assert back[name].dtype == array.dtype
-        np.testing.assert_array_equal(back[name], array)
-    assert back.manifest["scale"] == "smoke"
-    with np.load(tmp_path / "r.npz") as plain:
-        np.testing.assert_array_equal(plain["x"], arrays["x"])
-    with pytest.raises(KeyError, match="must hold an array 'y', got bad, empty, w, x"):
-        back["y"]
-
-
-def test_no_changed_or_missing_byte_alters_an_array_unnoticed(tmp_path: Path) -> None:
-    """A changed byte is refused, or belongs to the zip's bookkeeping (a date, a stream's end) and changes nothing."""
-    path = tmp_path / "r.npz"
-    result.save(path, {"x": np.arange(3.0)}, MANIFEST)
-    original = result.load(path)
-    content = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        inside = {place for member in archive.infolist() for place in _content_of(member, content)}
-    for position in range(len(content)):
-        path.write_bytes(content[:position] + bytes([content[position] ^ 255]) + content[position + 1 :])
-        try:
-            back = result.load(path)
-            np.testing.assert_array_equal(back["x"], np.arange(3.0))
-            assert back.manifest == original.manifest
-            assert position not in inside
-        except result.DamagedResultError:
-            pass
-    for length in range(len(content)):
-        path.write_bytes(content[:length])
-        with pytest.raises(result.DamagedResultError, match="delete it and run make again"):
-            result.load(path)
-
-
-def _content_of(member: zipfile.ZipInfo, content: bytes) -> range:
-    """Where the compressed bytes of a member lie: after 30 bytes, its name and its extra field, up to the end mark."""
-    name, extra = struct.unpack_from("<HH", content, member.header_offset + 26)
-    start = member.header_offset + 30 + name + extra
-    return range(start, start + member.compress_size - 2)
-
-
-def test_a_failed_save_keeps_the_old_result(tmp_path: Path) -> None:
-    path = tmp_path / "r.npz"
-    result.save(path, {"x": np.arange(3.0)}, MANIFEST)
-    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
-        result.save(path, {"x": np.arange(4.0), "y": np.array([object()])}, MANIFEST)
-    assert len(result.load(path)["x"]) == 3
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_an_experiment_leaves_a_full_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -409,107 +251,3 @@ def test_what_an_experiment_may_not_return(
     with pytest.raises((TypeError, ValueError), match=message):
         frame.main(str(tmp_path / "fig01_a.py"), lambda scale, progress: returned, seed=0)  # type: ignore[arg-type, return-value]
     assert not (tmp_path / "results").exists()
-
-
-def expected(tmp_path: Path, entries: object, scale: str = "smoke") -> figure_frame.Expectation:
-    path = tmp_path / "expected.json"
-    path.write_text(json.dumps(entries))
-    return figure_frame.expectation(path, "fig01_a", scale)
-
-
-def test_numbers_are_compared_with_their_intervals(tmp_path: Path) -> None:
-    rows = {"all": {"a": [0, 1, "law"], "b": [2, None, "law"]}, "smoke": {"a": [0, 5, "few runs"], "c?": [0, 1, "law"]}}
-    at_smoke, at_laptop = expected(tmp_path, {"fig01_a": rows}), expected(tmp_path, {"fig01_a": rows}, "laptop")
-    assert figure_frame.complaints({"a": 5, "b": 1e9}, at_smoke) == []
-    assert figure_frame.complaints({"a": 5, "b": 2}, at_laptop) == ["a = 5 is outside [0, 1] (law)"]
-    assert figure_frame.complaints({"a": float("nan"), "b": 3}, at_smoke) == ["a = nan is outside [0, 5] (few runs)"]
-    assert figure_frame.complaints({"a": 1, "b": 3, "c": 2}, at_smoke) == ["c = 2 is outside [0, 1] (law)"]
-    assert figure_frame.complaints({"a": 1, "b": 3, "d": 2}, at_smoke) == ["d = 2 has no interval"]
-    assert figure_frame.complaints({"a": 1}, at_smoke) == ["b is expected in [2, inf] (law) but not claimed"]
-
-
-@pytest.mark.parametrize(
-    "row", [[1, 0, "law"], [0, 1], [0, 1, ""], [None, None, "law"], ["x", 1, "law"], 3, [0, float("nan"), "law"]]
-)
-def test_an_interval_that_is_none_is_refused(tmp_path: Path, row: object) -> None:
-    with pytest.raises(
-        figure_frame.FigureError, match=r'fig01_a: a in .* must be \[low, high, "where it comes from"\]'
-    ):
-        expected(tmp_path, {"fig01_a": {"all": {"a": row}}})
-
-
-def test_a_figure_without_an_entry_or_at_an_unknown_scale_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(figure_frame.FigureError, match="must hold an entry for fig01_a, got none"):
-        expected(tmp_path, {})
-    with pytest.raises(figure_frame.FigureError, match=r"must be all, smoke, laptop or paper, got \['huge'\]"):
-        expected(tmp_path, {"fig01_a": {"huge": {}}})
-
-
-def test_the_style_gives_every_curve_a_color_of_its_own() -> None:
-    from paper_figs import style
-
-    colors = [style.look(name)["color"] for name in style.LOOKS]
-    assert len(set(colors)) == len(colors)
-    with pytest.raises(KeyError, match="add its look to paper_figs"):
-        style.look("nonsense")
-
-
-@pytest.mark.filterwarnings("default")
-def test_the_style_draws(tmp_path: Path) -> None:
-    import matplotlib as mpl
-
-    from paper_figs import style
-
-    with mpl.rc_context():
-        style.apply()
-        figure, axes = style.panels(1, 2, height=2.5)
-        x = np.arange(5.0)
-        style.band(axes[0, 0], x, x, "measured", low=x - 1, high=x + 1)
-        for name in style.LOOKS:
-            style.curve(axes[0, 1], x, x, name)
-        style.legend_above(figure, axes)
-        figure.savefig(tmp_path / "figure.png")
-    assert len(figure.legends[0].texts) == len(style.LOOKS)
-
-
-def test_the_same_result_gives_the_same_pictures(tmp_path: Path) -> None:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    def draw(result: result.Result) -> object:
-        picture, axis = plt.subplots()
-        axis.plot(result["x"])
-        return picture
-
-    module = ModuleType("paper_figs.fig01_a")
-    module.draw = draw  # type: ignore[attr-defined]
-    result.save(tmp_path / "r.npz", {"x": np.arange(3.0)}, MANIFEST)
-    written = []
-    for folder in (tmp_path / "one", tmp_path / "two"):
-        folder.mkdir()
-        with mpl.rc_context():
-            figure_frame._save_pictures(module, result.load(tmp_path / "r.npz"), folder, outside=False, caption="η 1")
-        assert {path.name for path in folder.iterdir()} == pictures("fig01_a")
-        written.append([(folder / name).read_bytes() for name in sorted(pictures("fig01_a"))])
-    plt.close("all")
-    assert written[0] == written[1]
-    assert written[0][0].startswith(b"%PDF")
-    assert written[0][1].startswith(b"\x89PNG")
-
-
-FIGURES = sorted(path.stem for path in (ROOT / "paper_figs").glob("fig*.py"))
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_each_figure_has_caption_experiment_and_intervals(name: str) -> None:
-    source = (ROOT / "paper_figs" / f"{name}.py").read_text()
-    for field in figure_frame.CAPTION_FIELDS:
-        assert field in source, field
-    experiment = figure_frame._result_path(name, Path()).stem
-    assert (ROOT / "experiments" / f"{experiment}.py").is_file()
-    for scale in frame.SCALES:
-        assert figure_frame.expectation(figure_frame.EXPECTED, name, scale).intervals
-
-
-def test_no_interval_without_its_figure() -> None:
-    assert set(json.loads(figure_frame.EXPECTED.read_text())) <= set(FIGURES)
