@@ -1,0 +1,64 @@
+"""Networks of infinite width: the maps between layers, the edge of chaos, and the kernels, and what depth does.
+
+sigma_w and sigma_b are standard deviations in the parametrization of ``networks``:
+y^l = sigma_w / sqrt(fan_in) W phi(y^{l-1}) + sigma_b b with N(0, 1) entries. An activation is a name in
+``networks.ACTIVATIONS``, an nn.Module, or any elementwise function that autograd can differentiate.
+"""
+
+from sgdsde.meanfield.activation import Activation
+from sgdsde.meanfield.edge import (
+    EdgeOfChaos,
+    EdgeOfChaosCurve,
+    UnstableEdgeWarning,
+    edge_of_chaos,
+    edge_of_chaos_curve,
+)
+from sgdsde.meanfield.fixed_points import (
+    DepthScales,
+    FixedPoint,
+    depth_scales,
+    limit_chi,
+    limit_correlation,
+    limit_variance,
+    phase,
+    phase_diagram,
+    variance_fixed_points,
+)
+from sgdsde.meanfield.kernels import Kernels, analytic_kernels, analytic_nngp, analytic_ntk, per_output
+from sgdsde.meanfield.maps import (
+    chi,
+    correlation_gap_map,
+    correlation_map,
+    correlation_slope,
+    variance_map,
+    variance_slope,
+)
+
+__all__ = [
+    "Activation",
+    "DepthScales",
+    "EdgeOfChaos",
+    "EdgeOfChaosCurve",
+    "FixedPoint",
+    "Kernels",
+    "UnstableEdgeWarning",
+    "analytic_kernels",
+    "analytic_nngp",
+    "analytic_ntk",
+    "chi",
+    "correlation_gap_map",
+    "correlation_map",
+    "correlation_slope",
+    "depth_scales",
+    "edge_of_chaos",
+    "edge_of_chaos_curve",
+    "limit_chi",
+    "limit_correlation",
+    "limit_variance",
+    "per_output",
+    "phase",
+    "phase_diagram",
+    "variance_fixed_points",
+    "variance_map",
+    "variance_slope",
+]
