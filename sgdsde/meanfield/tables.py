@@ -18,11 +18,12 @@ from sgdsde._checks import complaint
 from sgdsde.meanfield import quadrature
 from sgdsde.meanfield.activation import Activation
 from sgdsde.meanfield.closed_forms import ClosedForm, clamp_correlation_, closed_form
+from sgdsde.meanfield.hermite import HermiteSeries, hermite_series
 from sgdsde.meanfield.panels import nodes_and_weights
 
 ACCURACY = 1e-9  # of sqrt(E phi(u)^2 E phi(v)^2), at most this much worse than quadrature at any tested point
-SIZES = ((4, 32), (8, 40), (12, 56), (18, 80), (26, 128))  # nodes in s, nodes in theta
-ANGLE_ORDER, RADIUS_ORDER = 24, 16
+SIZES = ((4, 32), (7, 36), (12, 56), (18, 80), (26, 128))  # nodes in s, nodes in theta
+POLAR_ORDERS = (14, 8), (20, 13), (28, 20)  # nodes per panel in angle and radius: coarse, default, to check against
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ class Table:
         return torch.cos(torch.arccos(x)[..., None] * degrees) @ to_values
 
 
-Dual = ClosedForm | Table
+Dual = ClosedForm | HermiteSeries | Table
 
 
 def dual_at(activation: Activation, low: float, high: float) -> Dual:
-    """What gives pair expectations for standard deviations in [low, high]: the closed form, or a table of its own.
+    """What gives pair expectations for standard deviations in [low, high]: closed form, Hermite series, or table.
 
     Raises:
         ValueError: no table of the largest size reaches 1e-9.
@@ -74,6 +75,9 @@ def dual_at(activation: Activation, low: float, high: float) -> Dual:
     exact = closed_form(activation)
     if exact is not None:
         return exact
+    series = hermite_series(activation, low, high)
+    if series is not None:
+        return series
     single = high - low <= 1e-12 * high
     # The number of nodes that a ratio of scales needs was measured for tanh and ELU; a wrong guess only costs time.
     skip = sum(high > ratio * low for ratio in (1.05, 1.3))

@@ -1,0 +1,46 @@
+"""How many bytes a computation may take, told before it takes them."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from sgdsde._checks import complaint, whole_number
+
+DEFAULT_FRACTION = 0.25
+"""Of the free memory, when the caller names no budget."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be allocated on a device without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def budget(memory: int | None, device: torch.device) -> int:
+    """The caller's number of bytes, or a quarter of what is free."""
+    if memory is None:
+        return int(free_bytes(device) * DEFAULT_FRACTION)
+    return whole_number("memory", memory, minimum=1, remedy="give a number of bytes")
+
+
+def rows_within(available: int, bytes_per_row: int, n_rows: int, what: str) -> int:
+    """How many rows fit at once, at least one.
+
+    Raises:
+        MemoryError: not even one row fits; names the bytes.
+    """
+    rows = min(n_rows, available // max(bytes_per_row, 1))
+    if rows < 1:
+        remedy = f"{what} needs {bytes_per_row:,} bytes beside its result; raise memory or shrink the problem"
+        raise MemoryError(
+            complaint("memory", "enough for one example at a time", f"{max(available, 0):,} bytes", remedy)
+        )
+    return int(rows)

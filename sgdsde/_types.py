@@ -1,0 +1,23 @@
+"""Names for the kinds of values that cross module boundaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+Params: TypeAlias = dict[str, Tensor]
+"""Parameter tensors by their dotted name, as in ``nn.Module.named_parameters``."""
+
+Schedule: TypeAlias = float | Callable[[int], float]
+"""A number, or a function of the step k for the update k -> k + 1."""
+
+Sampling: TypeAlias = Literal["with_replacement", "without_replacement", "shuffled"]
+"""How a minibatch is drawn: i.i.d. indices, a fresh subset at each step, or epochs of a reshuffled data set."""
+
+Observable: TypeAlias = Literal["loss", "outputs"]
+"""What a trajectory holds: loss bands always; with ``"outputs"`` the law of every output too."""
+
+Progress: TypeAlias = Callable[[Iterable[int]], Iterable[int]] | bool | None
+"""``True`` draws a tqdm bar, a callable wraps the iteration itself, None is silent."""

@@ -1,0 +1,193 @@
+"""Predicted against measured: errors in units of the loss and of the noise, and a verdict."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from sgdsde._checks import complaint
+from sgdsde.trajectory import LossBand, Trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TOLERANCE = 0.03
+"""Relative error of the loss up to which a prediction agrees."""
+
+ERROR_RATE = 0.01
+"""Chance that exact predictions are called anything worse than WITHIN_NOISE, over all steps of one curve."""
+
+
+class Verdict(Enum):
+    """AGREES: within 3 % at every step. WITHIN_NOISE: wherever it is not, the difference is no larger than chance
+    explains at a family-wise error rate of 1 %. DISAGREES: neither. OUT_OF_RANGE: a curve that is not finite, or a
+    prediction past the mean-square limit."""
+
+    AGREES = "agrees"
+    WITHIN_NOISE = "within noise"
+    DISAGREES = "disagrees"
+    OUT_OF_RANGE = "out of range"
+
+
+@dataclass(frozen=True, eq=False)
+class CurveComparison:
+    """One loss curve, at the steps that both trajectories hold.
+
+    Attributes:
+        steps: int64 [T]. predicted, measured: mean losses [T].
+        relative_error: (predicted - measured) / measured, [T].
+        z_score: (predicted - measured) / (max(measured std, predicted std) / sqrt(n_runs)), [T]; 0 at step 0.
+        coverage: fraction of the measured runs between the predicted 2.5 % and 97.5 % quantiles, [T]; 0.95 is ideal,
+            NaN where the prediction has no spread.
+    """
+
+    steps: Tensor
+    predicted: Tensor
+    measured: Tensor
+    relative_error: Tensor
+    z_score: Tensor
+    coverage: Tensor
+
+    @property
+    def max_relative_error(self) -> float:
+        """The largest absolute relative error over the common steps."""
+        return float(self.relative_error.abs().max())
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.relative_error).all())
+
+    def exceeding(self) -> Tensor:
+        """Steps where the error is beyond both 3 % and chance."""
+        threshold = float(stats.norm.isf(ERROR_RATE / 2 / max(len(self.steps), 1)))
+        bad = (self.relative_error.abs() > TOLERANCE) & ~(self.z_score.abs() <= threshold)
+        return self.steps[bad]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A prediction held against a measurement; ``str()`` is a table, ``plot()`` a picture."""
+
+    predicted: Trajectory
+    measured: Trajectory
+    train: CurveComparison
+    test: CurveComparison | None
+
+    @property
+    def curves(self) -> dict[str, CurveComparison]:
+        return {"train": self.train} | ({"test": self.test} if self.test is not None else {})
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.predicted.is_past_limit or not all(curve.is_finite for curve in self.curves.values()):
+            return Verdict.OUT_OF_RANGE
+        if all(curve.max_relative_error <= TOLERANCE for curve in self.curves.values()):
+            return Verdict.AGREES
+        if all(len(curve.exceeding()) == 0 for curve in self.curves.values()):
+            return Verdict.WITHIN_NOISE
+        return Verdict.DISAGREES
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one sentence with its numbers."""
+        worst = {name: curve.max_relative_error for name, curve in self.curves.items()}
+        errors = ", ".join(f"{name} {100 * error:.2g} %" for name, error in worst.items())
+        what = f"{self.predicted.dynamics} against {self.measured.n_runs} runs: largest relative error {errors}"
+        if self.verdict is Verdict.OUT_OF_RANGE:
+            limit = self.predicted.mean_square_limit
+            reason = (
+                f"the learning rate is past the mean-square limit {limit:.4g}"
+                if self.predicted.is_past_limit
+                else ("a loss is not finite")
+            )
+            return f"Out of range: {reason}, so no agreement can be claimed. {what}."
+        if self.verdict is Verdict.AGREES:
+            return f"Agrees within {100 * TOLERANCE:.0f} % at every step. {what}."
+        if self.verdict is Verdict.WITHIN_NOISE:
+            return f"Within the noise of {self.measured.n_runs} runs (family-wise error rate {ERROR_RATE:.0%}). {what}."
+        first = {name: curve.exceeding() for name, curve in self.curves.items()}
+        where = ", ".join(f"{name} from step {int(bad[0])}" for name, bad in first.items() if len(bad))
+        return f"Disagrees beyond {100 * TOLERANCE:.0f} % and beyond noise: {where}. {what}."
+
+    def __str__(self) -> str:
+        lines = [self.sentence, f"{'step':>8} {'predicted':>12} {'measured':>12} {'error':>9} {'z':>7}   (train loss)"]
+        rows = torch.unique(torch.linspace(0, len(self.train.steps) - 1, 12).round().long())
+        for name, curve in self.curves.items():
+            if name == "test":
+                lines.append(f"{'':>53}(test loss)")
+            for i in rows.tolist():
+                lines.append(
+                    f"{int(curve.steps[i]):>8} {curve.predicted[i]:>12.5g} {curve.measured[i]:>12.5g} "
+                    f"{100 * curve.relative_error[i]:>7.2f} % {curve.z_score[i]:>7.2f}"
+                )
+        return "\n".join(lines)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Measured mean and band, predicted mean and band, relative error below; saved where ``path`` says.
+
+        Returns:
+            The two matplotlib axes (needs the plots extra).
+        """
+        from sgdsde import plots
+
+        axes: tuple[Axes, Axes] = plots.plot_comparison(self, path)
+        return axes
+
+
+def compare(predicted: Trajectory, measured: Trajectory) -> Comparison:
+    """The comparison of two trajectories of one problem at their common steps.
+
+    Raises:
+        ValueError: different problems, fewer than two common steps, or a measured trajectory without runs.
+    """
+    for name, value in (("predicted", predicted), ("measured", measured)):
+        if not isinstance(value, Trajectory):
+            raise TypeError(complaint(name, "a Trajectory", type(value).__name__))
+    if predicted.problem_digest != measured.problem_digest:
+        received = f"digests {predicted.problem_digest} and {measured.problem_digest}"
+        remedy = "predict and measure with the same Problem"
+        raise ValueError(complaint("predicted and measured", "of the same problem", received, remedy))
+    if measured.n_runs < 1:
+        remedy = "swap the arguments, or use run_ensemble"
+        raise ValueError(complaint("measured", "an ensemble of runs", measured.dynamics, remedy))
+    common = sorted(set(predicted.steps.tolist()) & set(measured.steps.tolist()))
+    if len(common) < 2:
+        remedy = "use the same record for both"
+        raise ValueError(complaint("predicted and measured", "recorded at two common steps at least", common, remedy))
+    steps = torch.tensor(common)
+    rows = torch.searchsorted(predicted.steps, steps), torch.searchsorted(measured.steps, steps)
+    if not torch.allclose(predicted.times[rows[0]], measured.times[rows[1]], rtol=1e-9):
+        remedy = "predict and measure with the same SGD"
+        raise ValueError(complaint("predicted and measured", "of the same learning rates", "different times", remedy))
+    train = _curve(steps, rows, predicted.train_loss, measured.train_loss, measured.n_runs)
+    test = None
+    if predicted.test_loss is not None and measured.test_loss is not None:
+        test = _curve(steps, rows, predicted.test_loss, measured.test_loss, measured.n_runs)
+    return Comparison(predicted, measured, train, test)
+
+
+def _curve(
+    steps: Tensor, rows: tuple[Tensor, Tensor], predicted: LossBand, measured: LossBand, n_runs: int
+) -> CurveComparison:
+    mean, other = predicted.mean[rows[0]], measured.mean[rows[1]]
+    difference = mean - other
+    std = torch.fmax(measured.std[rows[1]], predicted.std[rows[0]])
+    z_score = torch.where(steps == 0, 0.0, difference / (std / n_runs**0.5))
+    z_score = torch.where(difference == 0, 0.0, z_score)
+    relative = torch.where(difference == 0, 0.0, difference / other)
+    return CurveComparison(steps, mean, other, relative, z_score, _coverage(rows, predicted, measured))
+
+
+def _coverage(rows: tuple[Tensor, Tensor], predicted: LossBand, measured: LossBand) -> Tensor:
+    low, high = predicted.quantile(0.025)[rows[0]], predicted.quantile(0.975)[rows[0]]
+    if measured.samples is None:
+        return torch.full_like(low, torch.nan)
+    samples = measured.samples[:, rows[1]]
+    inside = ((samples >= low) & (samples <= high)).double().mean(0)
+    return torch.where(predicted.std[rows[0]] > 0, inside, torch.nan)

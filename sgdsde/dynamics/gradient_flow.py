@@ -1,0 +1,36 @@
+"""Full-batch gradient flow: the prediction of infinite-width theory, without any noise of minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sgdsde._types import Progress
+from sgdsde.dynamics.base import Dynamics, Modes, OutputLaw
+from sgdsde.linearization import Linearization
+from sgdsde.sgd import SGD
+
+
+@dataclass(frozen=True)
+class GradientFlow(Dynamics):
+    """e(t) = exp(-H t) e_0 at t = the sum of the learning rates; with decay H + wd and its fixed point.
+
+    Exactness: exact for lr -> 0 at fixed t on a model linear in its parameters; no batch size enters.
+    Cost: n numbers a recorded step after one eigendecomposition.
+    """
+
+    def evolve(
+        self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
+    ) -> Iterator[OutputLaw]:
+        if sgd.momentum:
+            raise self.refuse(f"momentum={sgd.momentum}", "GradientDescent or MomentRecursion")
+        modes = Modes(linearization)
+        times = sgd.plan(modes.n_train, record[-1]).times
+        rate = modes.drift + sgd.weight_decay
+        level = -sgd.weight_decay * modes.decay_offset() / rate if sgd.weight_decay else torch.zeros_like(rate)
+        for step in record:
+            mean = level + torch.exp(-rate * times[step]) * (modes.start - level)
+            factor = float(torch.exp(torch.tensor(-sgd.weight_decay * times[step], dtype=torch.float64)))
+            yield modes.law(step, times[step], mean, weight_factor=factor)

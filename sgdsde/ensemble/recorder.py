@@ -1,0 +1,70 @@
+"""What an ensemble keeps of its runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sgdsde.problem import Problem
+from sgdsde.sgd import StepPlan
+from sgdsde.trajectory import LossBand, OutputBand, Trajectory
+
+
+class Recorder:
+    """Losses (and outputs) of all runs at the recorded steps, and when each run diverged."""
+
+    def __init__(self, problem: Problem, steps: Tensor, n_runs: int, n_steps: int, *, keep_outputs: bool) -> None:
+        self._problem, self._steps, self._n_runs = problem, steps, n_runs
+        self._rows = {int(step): row for row, step in enumerate(steps)}
+        self.last_step = int(steps[-1])
+        sides = {"train": problem.n_train} | ({"test": problem.n_test} if problem.n_test else {})
+        self._losses = {side: torch.full((n_runs, len(steps)), torch.inf, dtype=torch.float64) for side in sides}
+        shape = (n_runs, len(steps))
+        self._outputs = {
+            side: torch.full((*shape, size, problem.n_outputs), torch.nan, dtype=torch.float64)
+            for side, size in sides.items()
+            if keep_outputs
+        }
+        self._diverged_at = torch.full((n_runs,), n_steps + 1, dtype=torch.int64, device=problem.device)
+
+    def wants(self, step: int) -> bool:
+        return step in self._rows
+
+    def watch(self, step: int, runs: range, loss: Tensor) -> None:
+        """Notes runs whose batch loss stopped being finite; no synchronization with the device."""
+        window = self._diverged_at[runs.start : runs.stop]
+        now = torch.where(torch.isfinite(loss), window, step)
+        torch.minimum(window, now, out=window)
+
+    def record(self, step: int, runs: range, train: Tensor, test: Tensor | None) -> None:
+        row = self._rows[step]
+        for side, outputs in (("train", train), ("test", test)):
+            if outputs is None:
+                continue
+            targets = self._problem.y_train if side == "train" else self._problem.y_test
+            assert targets is not None
+            targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
+            loss = self._problem.criterion.mean(outputs, targets).double()
+            if side == "train":
+                self.watch(step, runs, loss)
+            self._losses[side][runs.start : runs.stop, row] = loss.cpu()
+            if side in self._outputs:
+                self._outputs[side][runs.start : runs.stop, row] = outputs.double().cpu()
+
+    def trajectory(self, plan: StepPlan, label: str) -> Trajectory:
+        diverged_at = self._diverged_at.cpu()
+        late = self._steps[None, :] >= diverged_at[:, None]
+        bands = {side: LossBand.from_samples(loss.masked_fill(late, torch.inf)) for side, loss in self._losses.items()}
+        outputs = {side: OutputBand.from_samples(values) for side, values in self._outputs.items()}
+        return Trajectory(
+            steps=self._steps,
+            times=torch.from_numpy(plan.times)[self._steps],
+            train_loss=bands["train"],
+            test_loss=bands.get("test"),
+            train_outputs=outputs.get("train"),
+            test_outputs=outputs.get("test"),
+            n_runs=self._n_runs,
+            dynamics=label,
+            problem_digest=self._problem.digest,
+            diverged_at=diverged_at,
+        )

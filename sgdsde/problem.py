@@ -1,0 +1,136 @@
+"""What is trained: a model, data and a loss, validated once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgdsde._checks import complaint, finite_entries, nonempty
+from sgdsde._functional import FunctionalModel, as_functional, probe
+from sgdsde._types import Params
+from sgdsde.losses import Loss, as_loss
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Problem:
+    """A model with its initial weights, a training set, perhaps a test set, and a loss.
+
+    Args:
+        model: an ``nn.Module``, copied and never mutated, or a pair ``(f, params)`` with ``f(params, x)``. Its outputs
+            are [n, c]. Parameters with ``requires_grad=False`` are constants.
+        x_train: [n, ...]. y_train: [n, c] for ``nn.MSELoss``, class indices [n] for ``nn.CrossEntropyLoss``.
+        loss: the torch loss module; every loss reported is what this module returns on the whole set.
+        x_test, y_test: the same for m test examples; both or neither.
+
+    Attributes:
+        functional: the model as a function of its parameters. criterion: the loss with its derivative.
+        n_train, n_test, n_outputs: n, m (0 without a test set), c.
+
+    Raises:
+        ValueError, TypeError: data that are not finite, empty, complex, or of shapes, dtypes or devices that do not
+            fit; a model that is random, couples examples, changes its buffers or branches on data (named by layer).
+    Cost: one pass over the data, and a few forward and backward passes on two examples.
+    """
+
+    model: Any
+    x_train: Tensor
+    y_train: Tensor
+    _: KW_ONLY
+    loss: Any
+    x_test: Tensor | None = None
+    y_test: Tensor | None = None
+    functional: FunctionalModel = field(init=False)
+    criterion: Loss = field(init=False)
+    n_outputs: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        functional = as_functional(self.model)
+        _check_pair("x_train", self.x_train, "y_train", self.y_train, functional)
+        if (self.x_test is None) != (self.y_test is None):
+            given, missing = ("x_test", "y_test") if self.y_test is None else ("y_test", "x_test")
+            raise ValueError(complaint(missing, f"given together with {given}", "None", "pass both or neither"))
+        functional, outputs = probe(functional, self.x_train)
+        criterion = as_loss(self.loss, outputs.shape[1])
+        derived: dict[str, Any] = {"functional": functional, "criterion": criterion, "n_outputs": outputs.shape[1]}
+        derived["y_train"] = criterion.check_targets("y_train", self.y_train, outputs)
+        if self.x_test is not None and self.y_test is not None:
+            _check_pair("x_test", self.x_test, "y_test", self.y_test, functional)
+            if self.x_test.shape[1:] != self.x_train.shape[1:]:
+                expected = f"examples of shape {list(self.x_train.shape[1:])} like x_train"
+                raise ValueError(complaint("x_test", expected, list(self.x_test.shape[1:])))
+            derived["y_test"] = criterion.check_targets("y_test", self.y_test, outputs)
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return (
+            f"Problem(n_train={self.n_train}, n_test={self.n_test}, n_outputs={self.n_outputs}, "
+            f"n_params={self.functional.n_params}, loss={type(self.loss).__name__}, {self.dtype}, {self.device})"
+        )
+
+    @property
+    def n_train(self) -> int:
+        return len(self.x_train)
+
+    @property
+    def n_test(self) -> int:
+        return 0 if self.x_test is None else len(self.x_test)
+
+    @property
+    def params(self) -> Params:
+        """Initial values of the trainable parameters by name."""
+        return self.functional.params
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.functional.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.functional.device
+
+    def forward(self, params: Params, x: Tensor) -> Tensor:
+        """Outputs [n, c] of the model with other parameters than its own."""
+        return self.functional.forward(params, x)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of data, targets, loss and initial weights: results of different problems never meet."""
+        hasher = hashlib.sha256()
+        named = {f"param {name}": value for name, value in self.params.items()}
+        named |= {f"constant {name}": value for name, value in self.functional.constants.items()}
+        named |= {"x_train": self.x_train, "y_train": self.y_train}
+        if self.x_test is not None and self.y_test is not None:
+            named |= {"x_test": self.x_test, "y_test": self.y_test}
+        for name, value in sorted(named.items()):
+            hasher.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            hasher.update(value.detach().cpu().contiguous().numpy().tobytes())
+        hasher.update(f"{self.criterion!r}".encode())
+        return hasher.hexdigest()[:32]
+
+
+def _check_pair(x_name: str, x: Any, y_name: str, y: Any, functional: FunctionalModel) -> None:
+    for name, value in ((x_name, x), (y_name, y)):
+        if not isinstance(value, Tensor):
+            remedy = "use torch.as_tensor(...)"
+            raise TypeError(complaint(name, "a torch.Tensor", type(value).__name__, remedy))
+        if value.is_complex():
+            raise TypeError(complaint(name, "real", value.dtype, "complex numbers are not supported"))
+        if value.ndim == 0:
+            raise ValueError(complaint(name, "a tensor with one row an example", "a single number"))
+        nonempty(name, value)
+        if value.device != functional.device:
+            remedy = f"use {name}.to({str(functional.device)!r})"
+            raise ValueError(complaint(name, f"on the model's device {functional.device}", value.device, remedy))
+        if value.is_floating_point():
+            finite_entries(name, value)
+    if x.is_floating_point() and x.dtype != functional.dtype:
+        remedy = f"use {x_name}.to({functional.dtype}) or model.to({x.dtype})"
+        raise TypeError(complaint(x_name, f"of the model's dtype {functional.dtype}", x.dtype, remedy))
+    if len(x) != len(y):
+        raise ValueError(complaint(y_name, f"as long as {x_name}, {len(x)} rows", f"{len(y)} rows"))

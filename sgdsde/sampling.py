@@ -1,0 +1,56 @@
+"""The minibatches that the runs of an ensemble draw, from named streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgdsde._checks import whole_number
+from sgdsde._streams import BLOCK, numpy_stream
+from sgdsde.sgd import SGD, StepPlan
+
+PADDING = -1
+"""Fills the rows of smaller batches in ``batch_indices``."""
+
+
+def batch_indices(sgd: SGD, n: int, n_steps: int, *, seed: int, run: int) -> Tensor:
+    """The batches of one run of ``run_ensemble``: int64 [n_steps, B].
+
+    Where batch sizes differ (an epoch's last batch, a batch-size schedule) B is the largest and shorter rows end with
+    ``sampling.PADDING`` = -1.
+
+    Args:
+        n: number of training examples. seed, run: the ensemble's seed and the number of the run in it.
+    Cost: draws the whole block of 64 runs that this run belongs to.
+    """
+    n_steps = whole_number("n_steps", n_steps)
+    run = whole_number("run", run)
+    plan = sgd.plan(whole_number("n", n, minimum=1), n_steps)
+    widest = int(plan.batch_size.max()) if n_steps else 0
+    batches = torch.full((n_steps, widest), PADDING, dtype=torch.int64)
+    for k, indices in enumerate(block_batches(plan, whole_number("seed", seed), run // BLOCK)):
+        batches[k, : indices.shape[1]] = torch.from_numpy(indices[run % BLOCK])
+    return batches
+
+
+def block_batches(plan: StepPlan, seed: int, block: int) -> Iterator[np.ndarray]:
+    """For each step of the plan the batches of the 64 runs of a block: int64 [64, B_k].
+
+    Cost: 64 B numbers a step; without replacement 64 n uniform keys a step, of which the B smallest are the batch.
+    """
+    stream = numpy_stream(seed, "batches", block)
+    n = plan.n_train
+    order = np.empty((BLOCK, 0), dtype=np.int64)
+    for size, used in zip(plan.batch_size.tolist(), plan.used.tolist()):
+        if plan.sampling == "with_replacement":
+            yield stream.integers(0, n, size=(BLOCK, size))
+        elif plan.sampling == "without_replacement":
+            keys = stream.random((BLOCK, n))
+            yield np.argpartition(keys, size - 1, axis=1)[:, :size] if size < n else np.argsort(keys, axis=1)
+        else:
+            if used == 0:
+                order = stream.permuted(np.broadcast_to(np.arange(n), (BLOCK, n)), axis=1)
+            yield order[:, used : used + size]

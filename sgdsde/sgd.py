@@ -1,0 +1,152 @@
+"""How it is trained: stochastic gradient descent in the words of ``torch.optim.SGD``."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+
+from sgdsde._checks import complaint, finite_number, fraction_below_one, nonnegative_number, whole_number, word
+from sgdsde._types import Sampling, Schedule
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Minibatch SGD. Every torch word means what ``torch.optim.SGD`` means (the first buffer is the undamped gradient).
+
+    Args:
+        lr: learning rate, positive, or a function of the step k = 0, 1, ... for the update k -> k + 1.
+        batch_size: examples a step, a positive integer, or a function of the step.
+        momentum, dampening, nesterov, weight_decay: as in torch.
+        sampling: ``"with_replacement"``: i.i.d. indices. ``"without_replacement"``: a fresh subset at each step.
+            ``"shuffled"``: epochs of a reshuffled data set, as ``DataLoader(shuffle=True)``, with a smaller last batch.
+        drop_last: shuffled only: skip an epoch's smaller last batch.
+        label_noise_std: fresh Gaussian noise on every drawn target, in the targets' units; squared error only.
+    """
+
+    lr: Schedule
+    batch_size: Schedule
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    sampling: Sampling = "with_replacement"
+    drop_last: bool = False
+    label_noise_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.lr):
+            _lr("lr", self.lr)
+        if not callable(self.batch_size):
+            object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, minimum=1))
+        fraction_below_one("momentum", self.momentum)
+        finite_number("dampening", self.dampening)
+        nonnegative_number("weight_decay", self.weight_decay)
+        nonnegative_number("label_noise_std", self.label_noise_std)
+        word("sampling", self.sampling, get_args(Sampling))
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            received = f"momentum={self.momentum}, dampening={self.dampening}"
+            remedy = "use momentum > 0 and dampening=0, or nesterov=False"
+            raise ValueError(complaint("nesterov", "used with momentum and without dampening", received, remedy))
+        if self.drop_last and self.sampling != "shuffled":
+            received = f"sampling={self.sampling!r}"
+            raise ValueError(complaint("drop_last", "used with sampling='shuffled'", received, "use drop_last=False"))
+
+    @property
+    def is_plain(self) -> bool:
+        """No momentum, no decay, no label noise (sampling and schedules may be anything)."""
+        return self.momentum == 0 and self.weight_decay == 0 and self.label_noise_std == 0
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the update step -> step + 1."""
+        return _lr(f"lr({step})", self.lr(step)) if callable(self.lr) else float(self.lr)
+
+    def batch_size_at(self, step: int) -> int:
+        """The batch size asked for at a step; an epoch's last batch may be smaller (see ``plan``)."""
+        if callable(self.batch_size):
+            return whole_number(f"batch_size({step})", self.batch_size(step), minimum=1)
+        return int(self.batch_size)
+
+    def plan(self, n_train: int, n_steps: int) -> StepPlan:
+        """Learning rates, batch sizes and places in the epoch of ``n_steps`` steps.
+
+        Raises:
+            ValueError: a batch larger than the training set when drawn without replacement; a schedule that returns
+                a value that is not positive, not finite, or a fraction for a batch.
+        """
+        lr = np.array([self.lr_at(k) for k in range(n_steps)], dtype=np.float64)
+        asked = np.array([self.batch_size_at(k) for k in range(n_steps)], dtype=np.int64)
+        if self.sampling != "with_replacement" and n_steps and asked.max() > n_train:
+            received = f"batch_size={asked.max()}, n_train={n_train}"
+            expected = "at most n_train when drawn without replacement"
+            raise ValueError(complaint("batch_size", expected, received, 'use sampling="with_replacement"'))
+        used = np.zeros(n_steps, dtype=np.int64)
+        if self.sampling == "shuffled":
+            used, asked = _epochs(asked, n_train, self.drop_last)
+        return StepPlan(n_train, self.sampling, lr, asked, used)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The numbers of each step k -> k + 1.
+
+    Attributes:
+        lr, batch_size: [n_steps]; batch sizes as they are drawn.
+        used: [n_steps], examples of the current epoch drawn before this step (0 at each epoch's start; 0 if i.i.d.).
+    """
+
+    n_train: int
+    sampling: Sampling
+    lr: np.ndarray
+    batch_size: np.ndarray
+    used: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lr)
+
+    @property
+    def times(self) -> np.ndarray:
+        """[n_steps + 1], t_k = sum of the learning rates before step k."""
+        return np.concatenate([[0.0], np.cumsum(self.lr)])
+
+    def noise_factor(self, step: int) -> float:
+        """phi / B of an i.i.d. step: the covariance of its minibatch gradient in units of Sigma."""
+        return sampling_factor(self.n_train, int(self.batch_size[step]), self.sampling) / float(self.batch_size[step])
+
+    def segments(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The stretches of [start, stop) on which learning rate and batch size are constant."""
+        rows = range(start + 1, stop)
+        changes = [k for k in rows if self.lr[k] != self.lr[k - 1] or self.batch_size[k] != self.batch_size[k - 1]]
+        edges = [start, *changes, stop]
+        return list(itertools.pairwise(edges)) if stop > start else []
+
+
+def sampling_factor(n_train: int, batch_size: int, sampling: Sampling) -> float:
+    """phi: the covariance of a minibatch gradient is (phi/B) Sigma, Sigma with divisor n.
+
+    1 with replacement; (n - B)/(n - 1) for a fresh batch without replacement, 0 when B = n.
+    """
+    if sampling == "with_replacement":
+        return 1.0
+    return 0.0 if batch_size == n_train else (n_train - batch_size) / (n_train - 1)
+
+
+def _lr(name: str, value: object) -> float:
+    number = finite_number(name, value)
+    if number <= 0:
+        raise ValueError(complaint(name, "positive", value))
+    return number
+
+
+def _epochs(asked: np.ndarray, n_train: int, drop_last: bool) -> tuple[np.ndarray, np.ndarray]:
+    used, sizes = np.zeros_like(asked), np.zeros_like(asked)
+    position = 0
+    for k, size in enumerate(asked):
+        remaining = n_train - position
+        if remaining == 0 or (drop_last and remaining < size):
+            position, remaining = 0, n_train
+        used[k], sizes[k] = position, min(int(size), remaining)
+        position += int(sizes[k])
+    return used, sizes

@@ -1,0 +1,222 @@
+"""One result type, the same for predicted and measured training."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from sgdsde._checks import complaint, finite_number
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class LossBand:
+    """A loss at T recorded steps: mean and spread over runs.
+
+    Attributes:
+        mean: [T]; +inf once a run has diverged.
+        std: [T], over runs, ddof 1 where measured; 0 for deterministic dynamics.
+        standard_error: [T], of ``mean``; 0 where the mean is no sample mean.
+        samples: [n_runs, T], or None for a moment predictor.
+    """
+
+    mean: Tensor
+    std: Tensor
+    standard_error: Tensor
+    samples: Tensor | None = None
+
+    @classmethod
+    def from_samples(cls, samples: Tensor) -> LossBand:
+        """The band of measured losses [n_runs, T]; NaN counts as diverged, +inf."""
+        samples = torch.where(torch.isfinite(samples), samples, torch.inf).double().cpu()
+        runs = samples.shape[0]
+        std = samples.std(0, correction=1) if runs > 1 else torch.full_like(samples[0], torch.nan)
+        std = torch.where(torch.isfinite(samples).all(0), std, torch.inf)
+        return cls(samples.mean(0), std, std / runs**0.5, samples)
+
+    def quantile(self, q: float) -> Tensor:
+        """The q-quantile over runs at each step, [T].
+
+        Of samples: exact, finite as long as enough runs are. Of a moment predictor: APPROXIMATE, the Gamma law with
+        the band's mean and standard deviation (a sum of squares is never negative and skewed to the right); see
+        ``has_samples``.
+        """
+        q = finite_number("q", q)
+        if not 0 <= q <= 1:
+            raise ValueError(complaint("q", "in [0, 1]", q))
+        if self.samples is not None:
+            return torch.from_numpy(np.quantile(self.samples.numpy(), q, axis=0, method="inverted_cdf"))
+        mean, std = self.mean.numpy(), self.std.numpy()
+        spread = np.isfinite(mean) & np.isfinite(std) & (std > 0) & (mean > 0)
+        shape = np.where(spread, mean, 1.0) ** 2 / np.where(spread, std, 1.0) ** 2
+        gamma = stats.gamma.ppf(q, shape, scale=np.where(spread, mean, 1.0) / shape)
+        return torch.from_numpy(np.where(spread, gamma, mean))
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether quantiles are those of samples rather than of a matched Gamma law."""
+        return self.samples is not None
+
+
+@dataclass(frozen=True, eq=False)
+class OutputBand:
+    """Outputs at T recorded steps: mean and std [T, n, c] over runs, samples [n_runs, T, n, c] or None."""
+
+    mean: Tensor
+    std: Tensor
+    samples: Tensor | None = None
+
+    @classmethod
+    def from_samples(cls, samples: Tensor) -> OutputBand:
+        """The band of measured outputs [n_runs, T, n, c]."""
+        samples = samples.double().cpu()
+        std = samples.std(0, correction=1) if len(samples) > 1 else torch.full_like(samples[0], torch.nan)
+        return cls(samples.mean(0), std, samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Training as recorded at T steps. All tensors are float64 on the CPU, steps int64.
+
+    Attributes:
+        steps: [T]. times: [T], the sum of the learning rates of the steps before.
+        train_loss, test_loss: ``LossBand``; test_loss is None without a test set.
+        train_outputs, test_outputs: ``OutputBand`` if observed, else None.
+        n_runs: runs or paths behind the bands; 0 for a moment predictor.
+        dynamics: what made it, in words.
+        problem_digest: of the problem it belongs to.
+        diverged_at: int64 [n_runs], first step whose loss is not finite; n_steps + 1 = never.
+        mean_square_limit: the largest stable learning rate of the linearized SGD in mean square, where the learning
+            rate lies past it; else None.
+    """
+
+    steps: Tensor
+    times: Tensor
+    train_loss: LossBand
+    test_loss: LossBand | None
+    train_outputs: OutputBand | None
+    test_outputs: OutputBand | None
+    n_runs: int
+    dynamics: str
+    problem_digest: str
+    diverged_at: Tensor
+    mean_square_limit: float | None = None
+
+    @property
+    def is_past_limit(self) -> bool:
+        """Whether this predicts training beyond the mean-square limit, where no finite number is to be believed."""
+        return self.mean_square_limit is not None
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row a recorded step: step, time, and mean, std, standard_error of each loss (needs pandas)."""
+        import pandas
+
+        columns: dict[str, Any] = {"step": self.steps.numpy(), "time": self.times.numpy()}
+        for name, band in self._bands().items():
+            for part in ("mean", "std", "standard_error"):
+                columns[f"{name}_{part}"] = getattr(band, part).numpy()
+        return pandas.DataFrame(columns)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Every array with named dimensions step, run, example, output (needs xarray)."""
+        import xarray
+
+        data: dict[str, Any] = {"diverged_at": ("run", self.diverged_at.numpy())}
+        for name, array in self._arrays().items():
+            if name in ("steps", "times", "diverged_at"):
+                continue
+            side, what, part = name.split(".")
+            dims: tuple[str, ...] = ("step",) if what == "loss" else ("step", f"{side}_example", "output")
+            data[name.replace(".", "_")] = (("run", *dims) if part == "samples" else dims, array)
+        coordinates = {"step": self.steps.numpy(), "time": ("step", self.times.numpy())}
+        attributes = {key: value for key, value in self._header().items() if value is not None}
+        return xarray.Dataset(data, coords=coordinates, attrs=attributes)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one ``.npz`` (arrays, a JSON header, no pickle) to a temporary file and renames it: all or nothing."""
+        target = Path(path)
+        header = np.frombuffer(json.dumps(self._header()).encode(), dtype=np.uint8)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez_compressed(file, **{"header": header, **self._arrays()})  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trajectory:
+        """The trajectory that ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: a file that is cut, damaged, foreign, or of a newer format.
+        """
+        expected, remedy = "a complete file written by Trajectory.save", "run again and save again"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(file["header"].tobytes())
+                arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "header"}
+        except FileNotFoundError:
+            raise
+        except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError, AttributeError) as error:
+            raise ValueError(complaint(str(path), expected, f"{type(error).__name__}: {error}", remedy)) from error
+        if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
+            version = header.get("format_version") if isinstance(header, dict) else None
+            received = f"format version {version}"
+            raise ValueError(complaint(str(path), f"of format version {FORMAT_VERSION}", received, "update sgdsde"))
+        header.pop("format_version")
+        return cls._from_arrays(arrays, header)
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "n_runs": self.n_runs,
+            "dynamics": self.dynamics,
+            "problem_digest": self.problem_digest,
+            "mean_square_limit": self.mean_square_limit,
+        }
+
+    def _bands(self) -> dict[str, LossBand]:
+        bands = {"train_loss": self.train_loss, "test_loss": self.test_loss}
+        return {name: band for name, band in bands.items() if band is not None}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {"steps": self.steps, "times": self.times, "diverged_at": self.diverged_at}
+        for side in ("train", "test"):
+            for what, parts in _PARTS.items():
+                band = getattr(self, f"{side}_{what}")
+                for part in parts:
+                    if band is not None and getattr(band, part) is not None:
+                        arrays[f"{side}.{what}.{part}"] = getattr(band, part)
+        return {name: value.numpy() for name, value in arrays.items()}
+
+    @classmethod
+    def _from_arrays(cls, arrays: dict[str, Tensor], header: dict[str, Any]) -> Trajectory:
+        kinds: dict[str, type] = {"loss": LossBand, "outputs": OutputBand}
+        bands: dict[str, Any] = {}
+        for side in ("train", "test"):
+            for what, parts in _PARTS.items():
+                found = {part: arrays.get(f"{side}.{what}.{part}") for part in parts}
+                bands[f"{side}_{what}"] = None if found["mean"] is None else kinds[what](**found)
+        return cls(steps=arrays["steps"], times=arrays["times"], diverged_at=arrays["diverged_at"], **bands, **header)
+
+
+_PARTS = {"loss": ("mean", "std", "standard_error", "samples"), "outputs": ("mean", "std", "samples")}
