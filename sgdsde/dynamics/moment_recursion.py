@@ -11,9 +11,10 @@ from torch import Tensor
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
 from sgdsde.dynamics.base import Dynamics, Modes, OutputLaw
+from sgdsde.dynamics.shuffled import EpochMoments
 from sgdsde.dynamics.update import Mean, Update, update
 from sgdsde.linearization import Linearization
-from sgdsde.sgd import SGD
+from sgdsde.sgd import SGD, StepPlan
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,11 @@ class MomentRecursion(Dynamics):
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
-        if sgd.sampling == "shuffled":
-            raise self.refuse("shuffled epochs", "run_ensemble(linearization, ...), or an i.i.d. sampling")
         modes = Modes(linearization)
         plan = sgd.plan(modes.n_train, record[-1])
+        if sgd.sampling == "shuffled":
+            yield from self._evolve_epochs(modes, sgd, plan, record, progress)
+            return
         offset = sgd.weight_decay * modes.decay_offset() if sgd.weight_decay else None
         mean, spread = Mean.at(modes.start), Spread.zero(modes, with_buffer=sgd.momentum > 0)
         noise, times, wanted = GradientNoise(modes), plan.times, set(record)
@@ -56,6 +58,27 @@ class MomentRecursion(Dynamics):
                 batch = noise.add_labels(batch, sgd.label_noise_std**2, int(plan.batch_size[k]))
             spread.advance(step, batch)
             mean.advance(sgd, step, offset, lr=lr, first=k == 0)
+            ticks.update(1)
+        ticks.close()
+
+    def _evolve_epochs(
+        self, modes: Modes, sgd: SGD, plan: StepPlan, record: Sequence[int], progress: Progress
+    ) -> Iterator[OutputLaw]:
+        if sgd.label_noise_std:
+            raise self.refuse("label noise in shuffled epochs", "run_ensemble(linearization, ...)")
+        moments, weights = EpochMoments(modes, sgd), Mean.at(modes.start)
+        times, wanted = plan.times, set(record)
+        ticks = ticker(progress, record[-1], "moment recursion, shuffled")
+        for k in range(record[-1] + 1):
+            if k in wanted:
+                mean = modes.vectors.mT @ moments.residual_mean
+                covariance = modes.vectors.mT @ moments.residual_covariance @ modes.vectors
+                yield modes.law(k, times[k], mean, covariance, weight_factor=float(weights.weight_factor))
+            if k == record[-1]:
+                break
+            lr = float(plan.lr[k])
+            weights.advance_factor(sgd, lr=lr, first=k == 0)
+            moments.advance(plan, k)
             ticks.update(1)
         ticks.close()
 

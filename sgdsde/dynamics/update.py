@@ -73,11 +73,15 @@ class Mean:
         u = step.ue * self.e + step.uu * self.u
         if offset is not None:
             e, u = e + step.e_gain * offset, u + step.u_gain * offset
-            weights = update(sgd, torch.zeros_like(self.weight_factor), lr=lr, first=first)
-            factor = weights.ee * self.weight_factor + weights.eu * self.weight_buffer
-            buffer = weights.ue * self.weight_factor + weights.uu * self.weight_buffer
-            self.weight_factor, self.weight_buffer = factor, buffer
+            self.advance_factor(sgd, lr=lr, first=first)
         self.e, self.u = e, u
+
+    def advance_factor(self, sgd: SGD, *, lr: float, first: bool) -> None:
+        """One step of g alone, which only decay moves."""
+        weights = update(sgd, torch.zeros_like(self.weight_factor), lr=lr, first=first)
+        factor = weights.ee * self.weight_factor + weights.eu * self.weight_buffer
+        self.weight_buffer = weights.ue * self.weight_factor + weights.uu * self.weight_buffer
+        self.weight_factor = factor
 
 
 def torch_step(sgd: SGD, gradient: Tensor, buffer: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,176 @@
+"""Mean and covariance of SGD over shuffled epochs, where the noise of the steps of one epoch is anticorrelated.
+
+An example drawn early in an epoch cannot return before the next, so the state is enlarged by the usage deviation
+u_j = R/n - rem_j in R^n, rem_j = 1 while example j is still to come and R the number of those. u is 0 at each epoch's
+start and its covariance is known, so only P = Cov(z, u) joins mean m and covariance S of z = (e, buffer). With the
+batch indicator s (given the past, E s_j = p rem_j and E s_i s_j = p2 rem_i rem_j) one step is
+
+    z' = G z + a + N (e o s),     G, a: momentum and decay;  N = nu (x) (s/B) K, nu the response to a gradient
+
+and its moments need E[z e_y rem_j] and E[e_x e_y rem_i rem_j]. They close when z given rem_j (or given rem_i, rem_j) is
+taken with the conditional mean and covariance of the linear regression on these binary variables: exact for the mean of
+z at fixed rem, approximate only in how its covariance depends on rem.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgdsde.dynamics.base import Modes
+from sgdsde.dynamics.update import update
+from sgdsde.sgd import SGD, StepPlan
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The counts of one step of an epoch: B of the R remaining among n examples are drawn."""
+
+    n: int
+    remaining: int
+    batch_size: int
+
+    @property
+    def share(self) -> float:
+        """rho = R / n."""
+        return self.remaining / self.n
+
+    @property
+    def single(self) -> float:
+        """p = B / R: chance that a remaining example is drawn."""
+        return self.batch_size / self.remaining
+
+    @property
+    def pair(self) -> float:
+        """p2: chance that two remaining examples are both drawn."""
+        b, r = self.batch_size, self.remaining
+        return b * (b - 1) / (r * (r - 1)) if r > 1 else 0.0
+
+    @property
+    def both_remain(self) -> float:
+        """Chance that two examples both remain."""
+        return self.remaining * (self.remaining - 1) / (self.n * (self.n - 1)) if self.n > 1 else 0.0
+
+
+class EpochMoments:
+    """Mean m, covariance S and usage covariance P of z = (e, buffer), in output space.
+
+    S is [z, z] and P [z, n] with z = d, or 2 d with momentum. Everything elementwise is written for one example's block
+    of outputs at once: ``own`` picks for output (i, a) the column of its own example i.
+    """
+
+    def __init__(self, modes: Modes, sgd: SGD) -> None:
+        linearization = modes.linearization
+        self._sgd, self._s = sgd, modes.loss_curvature
+        self._n, self._c = modes.n_train, modes.n_outputs
+        self._kernel = linearization.kernel
+        d = len(self._kernel)
+        size = 2 * d if sgd.momentum else d
+        self._d = d
+        self.mean = self._kernel.new_zeros(size)
+        self.mean[:d] = linearization.residual.flatten()
+        self.covariance = self._kernel.new_zeros(size, size)
+        self.usage = self._kernel.new_zeros(size, self._n)
+        self._example = torch.arange(d, device=self._kernel.device) // self._c
+        self._same = self._example[:, None] == self._example
+        self._offset = None
+        if sgd.weight_decay:
+            modes.decay_offset()
+            assert linearization.weight_outputs is not None
+            self._offset = (linearization.weight_outputs - linearization.residual).flatten() * sgd.weight_decay
+
+    @property
+    def residual_mean(self) -> Tensor:
+        return self.mean[: self._d]
+
+    @property
+    def residual_covariance(self) -> Tensor:
+        return self.covariance[: self._d, : self._d]
+
+    @property
+    def noise_to_signal(self) -> float:
+        """tr S / |m|^2 of the residual: the closure is written for a start without spread and degrades beyond 1."""
+        return float(self.residual_covariance.trace() / self.residual_mean.square().sum())
+
+    def advance(self, plan: StepPlan, k: int) -> None:
+        """One step of the plan."""
+        draw = Draw(self._n, self._n - int(plan.used[k]), int(plan.batch_size[k]))
+        if plan.used[k] == 0:
+            self.usage.zero_()
+        lr = float(plan.lr[k])
+        step = update(self._sgd, self._kernel.new_zeros(1), lr=lr, first=k == 0)
+        gains = [step.e_gain, step.u_gain] if self._sgd.momentum else [step.e_gain]
+        transition = self._kernel.new_tensor([[float(step.ee), step.eu], [float(step.ue), step.uu]])
+        transition = transition[: len(gains), : len(gains)]
+        response = torch.kron(self._kernel.new_tensor(gains)[:, None], self._kernel * (self._s / draw.batch_size))
+        shift = torch.zeros_like(self.mean)
+        if self._offset is not None:
+            shift = torch.kron(self._kernel.new_tensor(gains), self._offset)
+        self._advance(draw, transition, response, shift)
+        if draw.remaining == draw.batch_size:
+            self.usage.zero_()
+
+    def _advance(self, draw: Draw, transition: Tensor, response: Tensor, shift: Tensor) -> None:
+        m, S, P, d = self.mean, self.covariance, self.usage, self._d
+        own = P[:d].gather(1, self._example[:, None]).squeeze(1)
+        drawn_mean = draw.single * (draw.share * m[:d] - own)
+        drifted = self._apply(transition, m) + shift
+        m_next = drifted + response @ drawn_mean
+        with_remaining = self._with_remaining(draw, own)
+        crossed = draw.single * self._apply(transition, with_remaining) @ response.mT
+        crossed += torch.outer(shift, response @ drawn_mean)
+        S_next = self._apply(transition, self._apply(transition, S).mT)
+        S_next += torch.outer(drifted, drifted) + crossed + crossed.mT
+        S_next += response @ self._drawn_moment(draw, own, with_remaining[:d]) @ response.mT
+        S_next -= torch.outer(m_next, m_next)
+        spread = self._apply(transition, P + draw.single * (draw.share * m[:, None] - P))
+        spread = spread + (draw.batch_size / self._n) * (shift - m_next)[:, None]
+        self.usage = spread + response @ self._usage_source(draw, own, drawn_mean)
+        self.mean, self.covariance = m_next, (S_next + S_next.mT) / 2
+
+    def _apply(self, transition: Tensor, state: Tensor) -> Tensor:
+        """(G (x) I) state, along the first dimension."""
+        blocks = state.view(len(transition), self._d, *state.shape[1:])
+        return torch.tensordot(transition, blocks, dims=1).view_as(state)
+
+    def _with_remaining(self, draw: Draw, own: Tensor) -> Tensor:
+        """E[z e_y rem_j], [z, d]."""
+        m, S, P, d, rho = self.mean, self.covariance, self.usage, self._d, draw.share
+        columns = P[:, self._example]
+        moment = (m[:, None] - columns / rho) * (m[:d] - own / rho) + S[:, :d]
+        if rho < 1:
+            moment -= columns * own / (rho * (1 - rho))
+        return moment.mul_(rho)
+
+    def _drawn_moment(self, draw: Draw, own: Tensor, with_remaining: Tensor) -> Tensor:
+        """E[(e o s)(e o s)^T], [d, d]."""
+        m, P, d, n = self.mean[: self._d], self.usage, self._d, self._n
+        other = P[:d][:, self._example]
+        q, ia, ib = self._pair_factors(draw)
+        shifted = m[:, None] - q * (own[:, None] + other)
+        pairs = shifted * shifted.mT + self.covariance[:d, :d]
+        if draw.remaining < n:
+            pairs -= ia * (own[:, None] * other.mT + other * own)
+            pairs -= ib * (torch.outer(own, own) + other * other.mT)
+        return torch.where(self._same, draw.single * with_remaining, draw.pair * draw.both_remain * pairs)
+
+    def _usage_source(self, draw: Draw, own: Tensor, drawn_mean: Tensor) -> Tensor:
+        """What the drawn batch adds to P before the response, [d, n]."""
+        q, _, _ = self._pair_factors(draw)
+        m, P = self.mean[: self._d], self.usage[: self._d]
+        both = draw.both_remain * (m[:, None] - q * (own[:, None] + P))
+        columns = torch.arange(self._n, device=P.device)
+        others = self._example[:, None] != columns
+        return draw.share * drawn_mean[:, None] + (draw.pair - draw.single) * both * others
+
+    def _pair_factors(self, draw: Draw) -> tuple[float, float, float]:
+        n, rho = self._n, draw.share
+        if n <= 2:
+            return 0.0, 0.0, 0.0
+        q = (n - 1) / (rho * (n - 2))
+        if draw.remaining == n:
+            return q, 0.0, 0.0
+        base = (n - 1) / (rho * (1 - rho) * n * (n - 2))
+        return q, (n - 1) * base, base
