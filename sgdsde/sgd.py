@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
 from sgdsde._checks import complaint, finite_number, fraction_below_one, nonnegative_number, whole_number, word
 from sgdsde._types import Sampling, Schedule
+from sgdsde.adapters import SchedulerInterval, words_of_optimizer
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,35 @@ class SGD:
         if self.drop_last and self.sampling != "shuffled":
             received = f"sampling={self.sampling!r}"
             raise ValueError(complaint("drop_last", "used with sampling='shuffled'", received, "use drop_last=False"))
+
+    @classmethod
+    def from_optimizer(
+        cls,
+        optimizer: torch.optim.SGD,
+        loader: DataLoader,
+        scheduler: LRScheduler | None = None,
+        *,
+        scheduler_interval: SchedulerInterval = "step",
+        model: nn.Module | None = None,
+    ) -> SGD:
+        """The SGD of a torch training loop; the optimizer, the loader and the scheduler stay as they are.
+
+        Args:
+            optimizer: a ``torch.optim.SGD`` that has no momentum buffers yet; parameter groups must agree.
+            loader: ``shuffle=True`` is "shuffled", ``RandomSampler(replacement=True)`` "with_replacement", a batch of
+                the whole data set a full batch. An epoch's smaller last batch and ``drop_last`` are kept.
+            scheduler: read from a copy, stepped when a step is asked for. Update 0 has the learning rate that the
+                optimizer has now, so a scheduler that has moved goes on from where it is.
+            scheduler_interval: ``"step"`` if the loop calls ``scheduler.step()`` after every update, ``"epoch"`` if
+                after every pass over the loader.
+            model: if given, the optimizer must hold exactly its trainable parameters.
+        Raises:
+            TypeError: another optimizer. ValueError: what ``SGD`` cannot represent, by name: other samplers,
+                ``ReduceLROnPlateau``, a scheduler that cycles momentum, ``maximize``, step hooks, unequal groups.
+        Warns:
+            UserWarning: the optimizer has a scheduler that was not passed.
+        """
+        return cls(**words_of_optimizer(optimizer, loader, scheduler, interval=scheduler_interval, model=model))
 
     @property
     def is_plain(self) -> bool:

@@ -17,8 +17,28 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 STAGES: dict[str, tuple[str, ...]] = {
-    "ground": ("_version", "_types", "_checks", "_linalg", "_streams", "_functional", "_memory", "_progress"),
-    "what is trained, and how": ("losses", "networks", "datasets", "problem", "sampling", "sgd", "trajectory"),
+    "ground": (
+        "_version",
+        "_types",
+        "_checks",
+        "_linalg",
+        "_streams",
+        "_functional",
+        "_probe",
+        "_memory",
+        "_progress",
+        "_files",
+    ),
+    "what is trained, and how": (
+        "adapters",
+        "losses",
+        "networks",
+        "datasets",
+        "problem",
+        "sampling",
+        "sgd",
+        "trajectory",
+    ),
     # The kernel knows models only and a Linearization holds it, so it stands here and not beside the noise.
     "linearize": ("jacobian", "kernel", "linearization"),
     "what the theory needs besides": ("noise",),
