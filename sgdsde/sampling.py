@@ -47,9 +47,11 @@ def block_batches(plan: StepPlan, seed: int, block: int) -> Iterator[np.ndarray]
     for size, used in zip(plan.batch_size.tolist(), plan.used.tolist()):
         if plan.sampling == "with_replacement":
             yield stream.integers(0, n, size=(BLOCK, size))
+        elif size == n:  # in one order for all, so that runs of full-batch descent agree to the last bit
+            yield np.tile(np.arange(n), (BLOCK, 1))
         elif plan.sampling == "without_replacement":
             keys = stream.random((BLOCK, n))
-            yield np.argpartition(keys, size - 1, axis=1)[:, :size] if size < n else np.argsort(keys, axis=1)
+            yield np.argpartition(keys, size - 1, axis=1)[:, :size]
         else:
             if used == 0:
                 order = stream.permuted(np.broadcast_to(np.arange(n), (BLOCK, n)), axis=1)

@@ -45,7 +45,7 @@ class LossBand:
         """The band of measured losses [n_runs, T]; NaN counts as diverged, +inf."""
         samples = torch.where(torch.isfinite(samples), samples, torch.inf).double().cpu()
         runs = samples.shape[0]
-        std = samples.std(0, correction=1) if runs > 1 else torch.full_like(samples[0], torch.nan)
+        std = _spread(samples)
         std = torch.where(torch.isfinite(samples).all(0), std, torch.inf)
         return cls(samples.mean(0), std, std / runs**0.5, samples)
 
@@ -85,8 +85,14 @@ class OutputBand:
     def from_samples(cls, samples: Tensor) -> OutputBand:
         """The band of measured outputs [n_runs, T, n, c]."""
         samples = samples.double().cpu()
-        std = samples.std(0, correction=1) if len(samples) > 1 else torch.full_like(samples[0], torch.nan)
-        return cls(samples.mean(0), std, samples)
+        return cls(samples.mean(0), _spread(samples), samples)
+
+
+def _spread(samples: Tensor) -> Tensor:
+    """Standard deviation over the first dimension, ddof 1; exactly 0 where all samples are equal."""
+    if len(samples) < 2:
+        return torch.full_like(samples[0], torch.nan)
+    return (samples - samples[0]).std(0, correction=1)
 
 
 @dataclass(frozen=True, eq=False)
