@@ -1,0 +1,202 @@
+"""Slow, obvious twins of the library's fast paths.
+
+Nothing here uses the library's kernels, spectra or updates: features, NumPy, SciPy and ``torch.optim.SGD`` itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import integrate, linalg
+from torch import Tensor, nn
+
+import sgdsde
+
+Weighted = list[tuple[tuple[int, ...], float]]
+"""Batches with their probabilities."""
+
+
+def every_batch(n: int, batch_size: int, sampling: str, probabilities: Sequence[float] | None = None) -> Weighted:
+    """Every batch that can be drawn (as a multiset, where an example may be drawn twice), with its probability."""
+    if sampling == "without_replacement":
+        assert probabilities is None
+        return [(batch, 1 / math.comb(n, batch_size)) for batch in itertools.combinations(range(n), batch_size)]
+    chance = [1 / n] * n if probabilities is None else probabilities
+    batches = []
+    for batch in itertools.combinations_with_replacement(range(n), batch_size):
+        orders = math.factorial(batch_size)
+        for example in set(batch):
+            orders //= math.factorial(batch.count(example))
+        batches.append((batch, orders * math.prod(chance[i] for i in batch)))
+    return batches
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Exact moments over all runs: outputs of train and test examples stacked [n + m, c], their covariance, losses."""
+
+    mean: Tensor
+    covariance: Tensor
+    train_loss: float
+    test_loss: float
+
+
+def enumerate_runs(
+    problem: sgdsde.Problem, sgd: sgdsde.SGD, n_steps: int, *, probabilities: Sequence[float] | None = None
+) -> list[Moments]:
+    """Moments after 0 ... n_steps steps over EVERY sequence of batches, all stepped by one ``torch.optim.SGD``.
+
+    torch's SGD is elementwise, so a parameter [sequences, p] is every sequence at once. Label noise is +-std on every
+    drawn target, all signs enumerated: its first two moments are all that enters. For problems of
+    ``tests.problems.linear_problem``.
+    """
+    n, c = problem.n_train, problem.n_outputs
+    draws = []
+    for k in range(n_steps):
+        size = sgd.batch_size_at(k)
+        signs = [()] if not sgd.label_noise_std else list(itertools.product((-1.0, 1.0), repeat=size * c))
+        batches = every_batch(n, size, sgd.sampling, probabilities)
+        draws.append([(batch, sign, chance / len(signs)) for batch, chance in batches for sign in signs])
+    places = np.indices([len(step) for step in draws]).reshape(n_steps, -1)
+    chances = torch.ones(places.shape[1], dtype=torch.float64)
+    for step, place in zip(draws, places):
+        chances *= torch.tensor([chance for _, _, chance in step], dtype=torch.float64)[place]
+    theta = problem.params["theta"].expand(len(chances), -1).clone().requires_grad_()
+    optimizer = torch_optimizer([theta], sgd)
+    moments = [_moments(problem, theta.detach(), chances)]
+    for k, (step, place) in enumerate(zip(draws, places)):
+        batches = torch.tensor([batch for batch, _, _ in step])[place]
+        y = problem.y_train[batches]
+        if sgd.label_noise_std:
+            signs = torch.tensor([sign for _, sign, _ in step], dtype=torch.float64)[place]
+            y = y + sgd.label_noise_std * signs.view_as(y)
+        outputs = torch.einsum("rbcp,rp->rbc", problem.x_train[batches], theta)
+        optimizer.param_groups[0]["lr"] = sgd.lr_at(k)
+        optimizer.zero_grad()
+        (len(chances) * problem.loss(outputs, y)).backward()
+        optimizer.step()
+        moments.append(_moments(problem, theta.detach(), chances))
+    return moments
+
+
+def _moments(problem: sgdsde.Problem, theta: Tensor, chances: Tensor) -> Moments:
+    stacked = problem.x_train if problem.x_test is None else torch.cat([problem.x_train, problem.x_test])
+    targets = problem.y_train if problem.y_test is None else torch.cat([problem.y_train, problem.y_test])
+    outputs = torch.einsum("icp,rp->ric", stacked, theta)
+    mean = torch.einsum("r,ric->ic", chances, outputs)
+    deviation = (outputs - mean).flatten(1)
+    losses = chances @ (outputs - targets).square().mean(2)
+    n = problem.n_train
+    test = float(losses[n:].mean()) if len(losses) > n else math.nan
+    return Moments(mean, deviation.mT @ (deviation * chances[:, None]), float(losses[:n].mean()), test)
+
+
+def torch_optimizer(parameters: list[Tensor], sgd: sgdsde.SGD) -> torch.optim.SGD:
+    """The optimizer that an ``SGD`` describes, at the learning rate of step 0."""
+    return torch.optim.SGD(
+        parameters,
+        lr=sgd.lr_at(0),
+        momentum=sgd.momentum,
+        dampening=sgd.dampening,
+        nesterov=sgd.nesterov,
+        weight_decay=sgd.weight_decay,
+    )
+
+
+def torch_run(problem: sgdsde.Problem, sgd: sgdsde.SGD, n_steps: int, *, seed: int, run: int) -> tuple[Tensor, Tensor]:
+    """Train and test outputs [n_steps + 1, n, c] of one plain training loop, its schedule through ``LambdaLR``."""
+    model: nn.Module = copy.deepcopy(problem.model)
+    optimizer = torch_optimizer(list(model.parameters()), sgd)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: sgd.lr_at(step) / sgd.lr_at(0))
+    batches = sgdsde.sampling.batch_indices(sgd, problem.n_train, n_steps, seed=seed, run=run)
+    train, test = [], []
+    for k in range(n_steps + 1):
+        with torch.no_grad():
+            train.append(model(problem.x_train))
+            test.append(model(problem.x_test))
+        if k == n_steps:
+            break
+        batch = batches[k][batches[k] != sgdsde.sampling.PADDING]
+        optimizer.zero_grad()
+        problem.loss(model(problem.x_train[batch]), problem.y_train[batch]).backward()
+        optimizer.step()
+        scheduler.step()
+    return torch.stack(train), torch.stack(test)
+
+
+def features(problem: sgdsde.Problem) -> tuple[np.ndarray, np.ndarray]:
+    """J of a linear problem, [n*c, p], and of its test set, [m*c, p]."""
+    p = problem.x_train.shape[-1]
+    test = problem.x_train[:0] if problem.x_test is None else problem.x_test
+    return problem.x_train.reshape(-1, p).numpy(), test.reshape(-1, p).numpy()
+
+
+def weight_drift(problem: sgdsde.Problem, weight_decay: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """(D, b) of the gradient D theta - b of the loss of a linear problem, decay included."""
+    jacobian, _ = features(problem)
+    scale = 2 / len(jacobian)
+    drift = scale * jacobian.T @ jacobian + weight_decay * np.eye(jacobian.shape[1])
+    return drift, scale * jacobian.T @ problem.y_train.numpy().ravel()
+
+
+def flow_weights(problem: sgdsde.Problem, time: float, weight_decay: float = 0.0) -> np.ndarray:
+    """theta(t) of gradient flow on a linear problem, by SciPy's matrix exponential of the affine system."""
+    drift, offset = weight_drift(problem, weight_decay)
+    p = len(drift)
+    generator = np.zeros((p + 1, p + 1))
+    generator[:p, :p], generator[:p, p] = -drift, offset
+    start = np.append(problem.params["theta"].numpy(), 1.0)
+    return (linalg.expm(generator * time) @ start)[:p]
+
+
+def gradient_covariance(problem: sgdsde.Problem, theta: np.ndarray) -> np.ndarray:
+    """Sigma: the covariance of the per-example gradients (divisor n), one example after the other."""
+    gradients = []
+    for x, y in zip(problem.x_train.numpy(), problem.y_train.numpy()):
+        gradients.append(2 / len(y) * x.T @ (x @ theta - y))
+    deviation = np.array(gradients) - np.mean(gradients, axis=0)
+    return deviation.T @ deviation / len(deviation)
+
+
+def frozen_noise_covariance(drift: np.ndarray, noise: np.ndarray, time: float) -> np.ndarray:
+    """Int_0^t exp(-D s) noise exp(-D s) ds by quadrature: the covariance of a process whose noise is frozen."""
+
+    def integrand(s: float) -> np.ndarray:
+        decay = linalg.expm(-drift * s)
+        return decay @ noise @ decay.T
+
+    return integrate.quad_vec(integrand, 0.0, time, epsabs=1e-13, epsrel=1e-12)[0]
+
+
+def second_moment_matrix(kernel: np.ndarray, *, n: int, lr: float, noise_factor: float) -> np.ndarray:
+    """Dense matrix of M -> A M A + (phi lr^2 / B) K N(M) K under ``nn.MSELoss``, on second moments in the range of K.
+
+    One column a basis matrix of that space; noise_factor = phi / B.
+    """
+    d = len(kernel)
+    c = d // n
+    s = 2 / c
+    values, vectors = np.linalg.eigh(kernel)
+    basis = vectors[:, values > 1e-10 * values[-1]]
+    r = basis.shape[1]
+    step = np.eye(d) - lr * s / n * kernel
+    same = np.kron(np.eye(n), np.ones((c, c)))
+    columns = []
+    for i, j in itertools.product(range(r), range(r)):
+        moment = np.outer(basis[:, i], basis[:, j])
+        noise = s**2 / n * same * moment - s**2 / n**2 * moment
+        moved = step @ moment @ step + noise_factor * lr**2 * kernel @ noise @ kernel
+        columns.append((basis.T @ moved @ basis).ravel())
+    return np.array(columns).T
+
+
+def dense_radius(kernel: np.ndarray, *, n: int, lr: float, noise_factor: float) -> float:
+    """Spectral radius of ``second_moment_matrix``."""
+    matrix = second_moment_matrix(kernel, n=n, lr=lr, noise_factor=noise_factor)
+    return float(np.abs(np.linalg.eigvals(matrix)).max())
