@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from scipy import stats
@@ -128,16 +128,15 @@ class Comparison:
                 )
         return "\n".join(lines)
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> tuple[Axes, Axes]:
         """Measured mean and band, predicted mean and band, relative error below; saved where ``path`` says.
 
         Returns:
             The two matplotlib axes (needs the plots extra).
         """
-        from sgdsde import plots
+        from sgdsde.plots import plot_comparison
 
-        axes: tuple[Axes, Axes] = plots.plot_comparison(self, path)
-        return axes
+        return plot_comparison(self, path)
 
 
 def compare(predicted: Trajectory, measured: Trajectory) -> Comparison:
