@@ -1,12 +1,12 @@
-"""Pair expectations of smooth activations by Mehler's formula: power series in the correlation, separable in the inputs.
+"""Pair expectations of smooth activations by Mehler's formula: a power series in the correlation, separable in s1, s2.
 
 With the normalized Hermite polynomials h_k and a_k(s) = E phi(s Z) h_k(Z),
 
     E phi(u) phi(v) = sum_k a_k(s1) a_k(s2) c^k
 
 By Cauchy and Schwarz the terms from K on add at most |c|^K sqrt(t(s1) t(s2)), t(s) = E phi^2 - sum_{k<K} a_k^2, so the
-truncation is certified for every pair at once. For analytic phi the series is short; for a kink t falls only like a power
-of K, and ``tables`` takes over.
+truncation is certified for every pair at once. For analytic phi the series is short; for a kink t falls only like a
+power of K, and ``tables`` takes over.
 
 Source: Mehler's formula; Daniely, Frostig, Singer, arXiv:1602.05897 (dual activations).
 """
@@ -23,8 +23,8 @@ from sgdsde.meanfield.activation import Activation
 from sgdsde.meanfield.closed_forms import clamp_correlation_
 from sgdsde.meanfield.panels import nodes_and_weights
 
-MOST_TERMS = 192
-TAIL = 1e-11  # of E phi^2: what a certified series may leave out; rounding is at 1e-15
+MOST_TERMS = 800
+TAIL = 1e-10  # of E phi^2: what a certified series may leave out; rounding is at 1e-15
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,15 @@ class HermiteSeries:
 
 
 def hermite_series(activation: Activation, low: float, high: float) -> HermiteSeries | None:
-    """The series for standard deviations in [low, high], or None where ``MOST_TERMS`` leave out more than 1e-11."""
+    """The series for standard deviations in [low, high], or None where ``MOST_TERMS`` leave out more than 1e-10."""
     span = quadrature.reach(activation, high) if high > 0 else quadrature.REACH
-    kinks = activation.kinks(high * span)
-    if len(kinks) > 1 or high == 0:
-        return None  # panels fixed in z cannot follow a kink at fixed x
+    if high == 0:
+        return None
     # sqrt(p) h_k is a wave of local length about pi / sqrt(k): short panels, whatever phi is.
     edges = quadrature.smooth_edges(activation, high, span)
-    edges = torch.cat([edges, torch.zeros(1, dtype=torch.float64), torch.arange(-int(span), int(span) + 1).double()])
+    edges = torch.cat(
+        [edges, torch.zeros(1, dtype=torch.float64), torch.arange(-2 * int(span), 2 * int(span) + 1).double() / 2]
+    )
     z, weight = nodes_and_weights(torch.unique(edges))
     root = quadrature.density(z).sqrt()
     functions = _hermite_functions(z, root, MOST_TERMS)

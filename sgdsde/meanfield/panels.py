@@ -86,9 +86,8 @@ def find_kinks(value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]], radiu
     """
     _, near = value_and_slope(torch.linspace(-4, 4, 257, dtype=torch.float64))
     reference = near.abs().max().clamp_min(1e-300)
-    grid = radius * (math.sqrt(2) * 0.71) ** torch.arange(0, 1, dtype=torch.float64)  # the outermost cut
-    inner = radius * 2.0 ** -torch.arange(0, math.ceil(math.log2(radius)) + 3, dtype=torch.float64) / math.pi * 3
-    edges = torch.unique(torch.cat([-grid, -inner, inner * 0.987, grid]))
+    inner = radius * 2.0 ** -torch.arange(-1, math.ceil(math.log2(radius)) + 3, dtype=torch.float64) / math.pi * 3
+    edges = torch.unique(torch.cat([-inner, inner * 0.987]))
     left, right = edges[:-1], edges[1:]
     deepest: list[Tensor] = []
     for _ in range(80):
@@ -112,21 +111,26 @@ def find_kinks(value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]], radiu
             raise ValueError(
                 complaint("activation", "piecewise smooth", f"{name}, which no {MAX_PANELS} panels resolve")
             )
-    return torch.unique(torch.cat([torch.zeros(1, dtype=torch.float64), _merge(torch.cat(deepest))]))
+    kinks, widths = _merge(torch.cat(deepest))
+    distance = 1e-9 * (1 + kinks.abs())
+    ahead, behind = value_and_slope(kinks + distance), value_and_slope(kinks - distance)
+    jump = torch.maximum(*((a - b).abs() for a, b in zip(ahead, behind)))
+    # torch's softplus turns linear at 20 with a jump of 2e-9: not worth an edge, and it would spoil tables.
+    strong = (widths > 1e-13 * (1 + kinks.abs())) | (jump > 1e-8 * reference)
+    return torch.unique(torch.cat([torch.zeros(1, dtype=torch.float64), kinks[strong]]))
 
 
-def _merge(candidates: Tensor) -> Tensor:
-    """One kink from each cluster of candidate (place, width) rows: its narrowest panels' middle; near 0 exactly 0."""
-    if not len(candidates):
-        return candidates[:, 0]
+def _merge(candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """One kink from each cluster of candidate (place, width) rows: the middle of its narrowest panels; their width."""
     candidates = candidates[candidates[:, 0].argsort()]
     place = candidates[:, 0]
     far = place[1:] - place[:-1] > 3e-5 * (1 + place[1:].abs())
-    cluster = torch.cat([torch.zeros(1, dtype=torch.long), far.long().cumsum(0)])
-    kinks = []
-    for index in range(int(cluster[-1]) + 1):
-        members = candidates[cluster == index]
-        narrowest = members[members[:, 1] <= 2 * members[:, 1].min(), 0]
-        kinks.append(narrowest.mean())
+    cluster = torch.cat([torch.zeros(min(1, len(place)), dtype=torch.long), far.long().cumsum(0)])
+    kinks, widths = [], []
+    for members in (candidates[cluster == index] for index in cluster.unique()):
+        widths.append(members[:, 1].min())
+        kinks.append(members[members[:, 1] <= 2 * widths[-1], 0].mean())
+    if not kinks:
+        return place, place
     merged = torch.stack(kinks)
-    return torch.where(merged.abs() < 1e-9, torch.zeros_like(merged), merged)
+    return torch.where(merged.abs() < 1e-9, torch.zeros_like(merged), merged), torch.stack(widths)

@@ -22,8 +22,8 @@ from sgdsde.meanfield.hermite import HermiteSeries, hermite_series
 from sgdsde.meanfield.panels import nodes_and_weights
 
 ACCURACY = 1e-9  # of sqrt(E phi(u)^2 E phi(v)^2), at most this much worse than quadrature at any tested point
-SIZES = ((4, 32), (7, 36), (12, 56), (18, 80), (26, 128))  # nodes in s, nodes in theta
-POLAR_ORDERS = (14, 8), (20, 13), (28, 20)  # nodes per panel in angle and radius: coarse, default, to check against
+SIZES = ((4, 32), (7, 36), (10, 40), (18, 80), (26, 128))  # nodes in s, nodes in theta
+POLAR_ORDERS = (14, 8), (20, 13), (28, 20), (48, 32)  # nodes per panel in angle and in radius
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,15 @@ def dual_at(activation: Activation, low: float, high: float) -> Dual:
     if series is not None:
         return series
     single = high - low <= 1e-12 * high
+    check = _Reference.spread_over(activation, low, high)
+    orders = next(
+        (orders for orders in POLAR_ORDERS if check.error_of_polar(activation, orders) <= ACCURACY / 10), None
+    )
     # The number of nodes that a ratio of scales needs was measured for tanh and ELU; a wrong guess only costs time.
     skip = sum(high > ratio * low for ratio in (1.05, 1.3))
     for scales, angles in SIZES[skip:]:
-        table = _tabulate(activation, low, high, 1 if single else scales, angles)
-        if _measured_error(activation, table) <= ACCURACY:
+        table = _tabulate(activation, (low, high), (1 if single else scales, angles), orders)
+        if check.error_of_table(table) <= ACCURACY:
             return table
     expected = f"tabulated to {ACCURACY:.0e}"
     received = f"{activation.name} at standard deviations {low:.4g} to {high:.4g}"
@@ -91,16 +95,18 @@ def dual_at(activation: Activation, low: float, high: float) -> Dual:
     raise ValueError(complaint("activation", expected, received, remedy))
 
 
-def _tabulate(activation: Activation, low: float, high: float, scales: int, angles: int) -> Table:
-    s = torch.tensor([high]) if scales == 1 else low + (high - low) * (1 + _chebyshev_nodes(scales)) / 2
+def _tabulate(
+    activation: Activation, bounds: tuple[float, float], sizes: tuple[int, int], orders: tuple[int, int] | None
+) -> Table:
+    (low, high), (scales, angles) = bounds, sizes
+    s = torch.tensor([high]).double() if scales == 1 else low + (high - low) * (1 + _chebyshev_nodes(scales)) / 2
     theta = math.pi * (1 + _chebyshev_nodes(angles)) / 2
     i, j = torch.triu_indices(len(s), len(s))
-    s1, s2, angle = s[i, None].expand(-1, angles), s[j, None].expand(-1, angles), theta.expand(len(i), -1)
-    kinks = activation.kinks(high * quadrature.REACH)
-    if len(kinks) == 1:
-        values = polar_moments(activation, s1.flatten(), s2.flatten(), angle.flatten())
+    s1, s2, angle = (t.flatten() for t in torch.broadcast_tensors(s[i, None], s[j, None], theta))
+    if orders is not None:
+        values = polar_moments(activation, s1, s2, angle, orders)
     else:
-        found = quadrature.pair_moments(activation, s1.flatten(), s2.flatten(), angle.flatten().cos())
+        found = quadrature.pair_moments(activation, s1, s2, angle.cos())
         values = torch.stack([found.product, found.slope_product])
     degrees = torch.arange(angles, dtype=torch.float64)
     transform = torch.cos(degrees[:, None] * torch.arccos(_chebyshev_nodes(angles))) * 2 / angles
@@ -114,35 +120,50 @@ def _tabulate(activation: Activation, low: float, high: float, scales: int, angl
     return Table(low, high, coefficients[:, :needed].contiguous())
 
 
-def _measured_error(activation: Activation, table: Table) -> float:
-    """The largest error at 12 points spread between the nodes, relative to sqrt(E phi(u)^2 E phi(v)^2)."""
-    n = torch.arange(12, dtype=torch.float64)
-    # An additive recurrence of irrational steps: spread points without a random stream.
-    s1, s2 = (
-        table.low + (table.high - table.low) * torch.frac(n * step + 0.13) for step in (0.7548776662, 0.5698402910)
-    )
-    theta = math.pi * torch.frac(n * 0.6180339887 + 0.01) ** 2
-    found = quadrature.pair_moments(activation, s1, s2, theta.cos())
-    product, slopes = table.pair_((theta.cos() * s1 * s2)[:, None, None], s1[:, None], s2[:, None])
-    squares, slope_squares = [], []
-    for s in (s1, s2):
-        moments = quadrature.moments(activation, s)
-        squares.append(moments.square.sqrt())
-        slope_squares.append(moments.slope_square.sqrt())
-    error = (product.flatten() - found.product).abs() / (squares[0] * squares[1])
-    slope_error = (slopes.flatten() - found.slope_product).abs() / (slope_squares[0] * slope_squares[1])
-    return float(torch.maximum(error, slope_error).nan_to_num(0.0).max())
+@dataclass(frozen=True)
+class _Reference:
+    """Pair expectations [2, 12] by the general rule, at points between the nodes of any table, and their scales."""
+
+    s1: Tensor
+    s2: Tensor
+    theta: Tensor
+    values: Tensor
+    scales: Tensor
+
+    @classmethod
+    def spread_over(cls, activation: Activation, low: float, high: float) -> _Reference:
+        n = torch.arange(12, dtype=torch.float64)
+        # An additive recurrence of irrational steps: spread points without a random stream.
+        s1, s2 = (low + (high - low) * torch.frac(n * step + 0.13) for step in (0.7548776662, 0.5698402910))
+        theta = math.pi * torch.frac(n * 0.6180339887 + 0.01) ** 2
+        found = quadrature.pair_moments(activation, s1, s2, theta.cos())
+        first, second = quadrature.moments(activation, s1), quadrature.moments(activation, s2)
+        scales = [(first.square * second.square).sqrt(), (first.slope_square * second.slope_square).sqrt()]
+        return cls(s1, s2, theta, torch.stack([found.product, found.slope_product]), torch.stack(scales))
+
+    def error_of_polar(self, activation: Activation, orders: tuple[int, int]) -> float:
+        """The largest error of ``polar_moments`` with these orders, relative to the scales."""
+        return self._error(polar_moments(activation, self.s1, self.s2, self.theta, orders))
+
+    def error_of_table(self, table: Table) -> float:
+        """The largest error of a table, relative to the scales."""
+        covariance = self.theta.cos() * self.s1 * self.s2
+        pair = table.pair_(covariance[:, None, None], self.s1[:, None], self.s2[:, None])
+        return self._error(torch.stack(pair).flatten(1))
+
+    def _error(self, values: Tensor) -> float:
+        return float(((values - self.values).abs() / self.scales.clamp_min(1e-300)).max())
 
 
-def polar_moments(activation: Activation, s1: Tensor, s2: Tensor, theta: Tensor) -> Tensor:
+def polar_moments(activation: Activation, s1: Tensor, s2: Tensor, theta: Tensor, orders: tuple[int, int]) -> Tensor:
     """E phi phi and E phi' phi' [2, m] at correlations cos(theta), for phi whose only kink may be at 0.
 
         1/(2 pi) int dalpha int r exp(-r^2/2) phi(s1 r cos(alpha)) phi(s2 r cos(alpha - theta)) dr
 
     with panels in alpha between the rays cos(alpha) = 0 and cos(alpha - theta) = 0.
     """
-    radii = torch.tensor([0.0, 0.7, 1.5, 2.5, 3.7, 5.5, 9.0], dtype=torch.float64)
-    r, radial_weight = nodes_and_weights(radii, RADIUS_ORDER)
+    radii = torch.tensor([0.0, 0.8, 1.8, 3.0, 5.0, 9.0], dtype=torch.float64)
+    r, radial_weight = nodes_and_weights(radii, orders[1])
     live = radial_weight * r * torch.exp(-r * r / 2)
     quarter = math.pi / 2
     rays = torch.stack([-quarter + 0 * theta, theta - quarter, quarter + 0 * theta, theta + quarter], -1)
@@ -150,7 +171,7 @@ def polar_moments(activation: Activation, s1: Tensor, s2: Tensor, theta: Tensor)
     rays = torch.cat([rays, (rays[:, 3:4] + rays[:, 5:6]) / 2], -1).sort(-1).values
     results = torch.empty(2, len(theta), dtype=torch.float64)
     for part in torch.arange(len(theta)).split(40):
-        alpha, weight = nodes_and_weights(rays[part], ANGLE_ORDER)
+        alpha, weight = nodes_and_weights(rays[part], orders[0])
         u = s1[part, None, None] * alpha.cos()[..., None] * r
         v = s2[part, None, None] * (alpha - theta[part, None]).cos()[..., None] * r
         value_u, slope_u = activation.value_and_slope(u)
