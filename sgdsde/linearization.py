@@ -132,3 +132,13 @@ def initial_outputs(problem: Problem, x: Tensor, rows: int) -> Tensor:
 
 def _weight_outputs(problem: Problem, x: Tensor, plan: KernelPlan) -> Tensor:
     return jacobian_product(problem.functional, x, problem.params, rows=plan.rows).to(plan.dtype)
+
+
+def as_linearization(problem_or_linearization: Problem | Linearization, *, progress: Progress = None) -> Linearization:
+    """The linearization itself, or that of a problem."""
+    if isinstance(problem_or_linearization, Linearization):
+        return problem_or_linearization
+    if isinstance(problem_or_linearization, Problem):
+        return linearize(problem_or_linearization, progress=progress)
+    received = type(problem_or_linearization).__name__
+    raise TypeError(complaint("problem", "a Problem or a Linearization", received, "use sgdsde.Problem(model, ...)"))

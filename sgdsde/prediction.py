@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,11 +12,11 @@ from torch import Tensor
 from sgdsde._checks import complaint, whole_number, word
 from sgdsde._types import Observable, Progress
 from sgdsde.dynamics import Covariance, Dynamics, MomentRecursion, OutputLaw
-from sgdsde.linearization import Linearization, linearize
+from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import Loss, SquaredError
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
-from sgdsde.stability import UnstableWarning, max_lr, max_lr_full_batch, sufficient_lr
+from sgdsde.stability import warn_if_unstable
 from sgdsde.trajectory import LossBand, OutputBand, Trajectory
 
 N_RECORDED = 50
@@ -77,42 +76,6 @@ def recorded_steps(n_steps: int, record: Sequence[int] | None = None) -> Tensor:
     if steps[-1] > n_steps:
         raise ValueError(complaint("record", f"within 0 ... n_steps={n_steps}", f"step {steps[-1]}", "raise n_steps"))
     return torch.tensor(steps, dtype=torch.int64)
-
-
-def as_linearization(problem_or_linearization: Problem | Linearization, *, progress: Progress = None) -> Linearization:
-    """The linearization itself, or that of a problem."""
-    if isinstance(problem_or_linearization, Linearization):
-        return problem_or_linearization
-    if isinstance(problem_or_linearization, Problem):
-        return linearize(problem_or_linearization, progress=progress)
-    received = type(problem_or_linearization).__name__
-    raise TypeError(complaint("problem", "a Problem or a Linearization", received, "use sgdsde.Problem(model, ...)"))
-
-
-def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> float | None:
-    """Warns when some step's learning rate is past the mean-square limit, and returns that limit; else None.
-
-    Plain SGD under squared error; momentum, decay and other losses have no limit here.
-    """
-    if not isinstance(linearization.problem.criterion, SquaredError) or not sgd.is_plain or n_steps == 0:
-        return None
-    if sgd.sampling == "shuffled":
-        return None
-    plan = sgd.plan(linearization.problem.n_train, n_steps)
-    lr, batch_size = float(plan.lr.max()), int(plan.batch_size.min())
-    if lr <= sufficient_lr(linearization, batch_size, sampling=sgd.sampling):
-        return None
-    limit = max_lr(linearization, batch_size, sampling=sgd.sampling)
-    if lr <= limit:
-        return None
-    full_batch = max_lr_full_batch(linearization)
-    also = f" and beyond the full-batch limit {full_batch:.6g}" if lr > full_batch else ""
-    message = (
-        f"lr={lr:.6g} is beyond the mean-square limit {limit:.6g} of SGD with batch_size={batch_size}{also}: the "
-        "expected loss of the linearized model grows without bound, and a finite prediction is not to be believed"
-    )
-    warnings.warn(message, UnstableWarning, stacklevel=3)
-    return limit
 
 
 def check_observables(observe: Iterable[str]) -> None:
