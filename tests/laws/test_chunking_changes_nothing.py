@@ -1,0 +1,75 @@
+"""Claim: the memory budget decides how the work is cut, never what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+import torch
+
+import sgdsde
+from tests.problems import classification_problem, conv_problem, mlp_problem
+
+T = TypeVar("T")
+BUILDS = (mlp_problem, conv_problem, classification_problem)
+
+
+def with_budgets(call: Callable[[int], T]) -> list[T]:
+    """Results with the smallest power of two that is not refused, and with four times as much."""
+    results: list[T] = []
+    budget = 1
+    while len(results) < 2:
+        try:
+            results.append(call(budget))
+        except MemoryError:
+            assert not results, "a larger budget was refused"
+        budget *= 4 if results else 2
+    return results
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_the_kernel(build) -> None:
+    problem = build()
+    whole = sgdsde.empirical_ntk(problem.model, problem.x_train, problem.x_test)
+    square = sgdsde.empirical_ntk(problem.model, problem.x_train)
+    for kernel in with_budgets(
+        lambda m: sgdsde.empirical_ntk(problem.model, problem.x_train, problem.x_test, memory=m)
+    ):
+        torch.testing.assert_close(kernel, whole, rtol=1e-12, atol=1e-12)
+    for kernel in with_budgets(lambda m: sgdsde.empirical_ntk(problem.model, problem.x_train, memory=m)):
+        torch.testing.assert_close(kernel, square, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(kernel, kernel.mT, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_the_linearization(build) -> None:
+    problem = build()
+    whole = sgdsde.linearize(problem)
+    for part in with_budgets(lambda memory: sgdsde.linearize(problem, memory=memory)):
+        for name in ("kernel", "cross_kernel", "outputs", "test_outputs", "weight_outputs", "test_weight_outputs"):
+            torch.testing.assert_close(getattr(part, name), getattr(whole, name), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("words", [{}, {"momentum": 0.9, "sampling": "shuffled"}], ids=str)
+@pytest.mark.parametrize("linearized", [False, True], ids=["real", "linearized"])
+@pytest.mark.parametrize("build", [mlp_problem, conv_problem])
+def test_the_ensemble(build, linearized: bool, words: dict) -> None:
+    """70 runs: beyond one block of the random streams."""
+    problem = build()
+    source = sgdsde.linearize(problem) if linearized else problem
+    sgd = sgdsde.SGD(0.2, 3, **words)
+    whole = sgdsde.run_ensemble(source, sgd, 2, 70, seed=1, record=[2])
+    for part in with_budgets(lambda memory: sgdsde.run_ensemble(source, sgd, 2, 70, seed=1, record=[2], memory=memory)):
+        torch.testing.assert_close(part.train_loss.samples, whole.train_loss.samples, rtol=1e-12, atol=0)
+        torch.testing.assert_close(part.test_loss.samples, whole.test_loss.samples, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("linearized", [False, True], ids=["real", "linearized"])
+def test_label_noise_is_drawn_alike(linearized: bool) -> None:
+    problem = mlp_problem()
+    source = sgdsde.linearize(problem) if linearized else problem
+    sgd = sgdsde.SGD(0.2, 3, label_noise_std=0.5)
+    whole = sgdsde.run_ensemble(source, sgd, 2, 70, seed=1, record=[2])
+    for part in with_budgets(lambda memory: sgdsde.run_ensemble(source, sgd, 2, 70, seed=1, record=[2], memory=memory)):
+        torch.testing.assert_close(part.train_loss.samples, whole.train_loss.samples, rtol=1e-12, atol=0)
