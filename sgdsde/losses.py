@@ -73,7 +73,9 @@ class CrossEntropy(Loss):
     def probabilities(self, targets: Tensor, outputs: Tensor) -> Tensor:
         """The target distribution [..., n, c]."""
         if not targets.is_floating_point():
-            targets = torch.nn.functional.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
+            # By comparison: torch's one_hot looks at the values and cannot be vectorized over runs.
+            classes = torch.arange(outputs.shape[-1], device=targets.device)
+            targets = (targets[..., None] == classes).to(outputs.dtype)
         return targets * (1 - self.label_smoothing) + self.label_smoothing / outputs.shape[-1]
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -101,6 +103,22 @@ class CrossEntropy(Loss):
         if low < 0 or high >= c:
             raise ValueError(complaint(name, f"class indices in [0, {c})", f"values in [{low}, {high}]"))
         return targets.long()
+
+
+def is_right(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whether the output is on the target's side: same sign for one output, same largest entry for several.
+
+    Args:
+        outputs: [..., n, c]. targets: [n, c], or class indices [n].
+    Returns:
+        Booleans [..., n]; an output that is not finite is wrong.
+    """
+    if outputs.shape[-1] == 1 and targets.is_floating_point():
+        right = (outputs * targets > 0)[..., 0]
+    else:
+        classes = targets.argmax(-1) if targets.is_floating_point() else targets
+        right = outputs.argmax(-1) == classes
+    return right & torch.isfinite(outputs).all(-1)
 
 
 def as_loss(loss: object, n_outputs: int) -> Loss:
