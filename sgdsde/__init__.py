@@ -26,10 +26,11 @@ from sgdsde.prediction import predict
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
 from sgdsde.stability import UnstableWarning
-from sgdsde.trajectory import LossBand, OutputBand, Trajectory
+from sgdsde.trajectory import AccuracyBand, LossBand, OutputBand, Trajectory
 
 __all__ = [
     "SGD",
+    "AccuracyBand",
     "Comparison",
     "CurveComparison",
     "Linearization",

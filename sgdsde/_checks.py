@@ -48,6 +48,14 @@ def nonnegative_number(name: str, value: Any, remedy: str = "") -> float:
     return number
 
 
+def fraction(name: str, value: Any, remedy: str = "") -> float:
+    """A number in [0, 1]."""
+    number = finite_number(name, value, remedy)
+    if not 0 <= number <= 1:
+        raise ValueError(complaint(name, "in [0, 1]", value, remedy))
+    return number
+
+
 def fraction_below_one(name: str, value: Any, remedy: str = "") -> float:
     """A number in [0, 1)."""
     number = finite_number(name, value, remedy)

@@ -16,8 +16,8 @@ Schedule: TypeAlias = float | Callable[[int], float]
 Sampling: TypeAlias = Literal["with_replacement", "without_replacement", "shuffled"]
 """How a minibatch is drawn: i.i.d. indices, a fresh subset at each step, or epochs of a reshuffled data set."""
 
-Observable: TypeAlias = Literal["loss", "outputs"]
-"""What a trajectory holds: loss bands always; with ``"outputs"`` the law of every output too."""
+Observable: TypeAlias = Literal["loss", "accuracy", "outputs"]
+"""What a trajectory holds: loss bands always; accuracy bands and the law of every output when asked for."""
 
 Progress: TypeAlias = Callable[[Iterable[int]], Iterable[int]] | bool | None
 """``True`` draws a tqdm bar, a callable wraps the iteration itself, None is silent."""

@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from sgdsde._checks import complaint, finite_number
+from sgdsde._checks import complaint, fraction
 
 if TYPE_CHECKING:
     import pandas
@@ -56,11 +56,9 @@ class LossBand:
         the band's mean and standard deviation (a sum of squares is never negative and skewed to the right); see
         ``has_samples``.
         """
-        q = finite_number("q", q)
-        if not 0 <= q <= 1:
-            raise ValueError(complaint("q", "in [0, 1]", q))
+        q = fraction("q", q)
         if self.samples is not None:
-            return torch.from_numpy(np.quantile(self.samples.numpy(), q, axis=0, method="inverted_cdf"))
+            return _sample_quantile(self.samples, q)
         mean, std = self.mean.numpy(), self.std.numpy()
         spread = np.isfinite(mean) & np.isfinite(std) & (std > 0) & (mean > 0)
         shape = np.where(spread, mean, 1.0) ** 2 / np.where(spread, std, 1.0) ** 2
@@ -71,6 +69,39 @@ class LossBand:
     def has_samples(self) -> bool:
         """Whether quantiles are those of samples rather than of a matched Gamma law."""
         return self.samples is not None
+
+
+@dataclass(frozen=True, eq=False)
+class AccuracyBand:
+    """The fraction of examples on the right side (sign or argmax) at T recorded steps: mean and spread over runs.
+
+    Attributes:
+        mean, std, standard_error: [T], as in ``LossBand``. samples: [n_runs, T], or None for a moment predictor.
+    """
+
+    mean: Tensor
+    std: Tensor
+    standard_error: Tensor
+    samples: Tensor | None = None
+
+    @classmethod
+    def from_samples(cls, samples: Tensor) -> AccuracyBand:
+        """The band of measured accuracies [n_runs, T]."""
+        samples = samples.double().cpu()
+        std = _spread(samples)
+        return cls(samples.mean(0), std, std / len(samples) ** 0.5, samples)
+
+    def quantile(self, q: float) -> Tensor:
+        """The q-quantile over runs, [T]; of a moment predictor APPROXIMATE, by a Beta law with the same two moments."""
+        q = fraction("q", q)
+        if self.samples is not None:
+            return _sample_quantile(self.samples, q)
+        mean, std = self.mean.numpy(), self.std.numpy()
+        spread = (std > 0) & (mean > 0) & (mean < 1) & (std**2 < mean * (1 - mean))
+        safe_mean, safe_std = np.where(spread, mean, 0.5), np.where(spread, std, 0.1)
+        weight = safe_mean * (1 - safe_mean) / safe_std**2 - 1
+        beta = stats.beta.ppf(q, safe_mean * weight, (1 - safe_mean) * weight)
+        return torch.from_numpy(np.where(spread, beta, mean))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +117,10 @@ class OutputBand:
         """The band of measured outputs [n_runs, T, n, c]."""
         samples = samples.double().cpu()
         return cls(samples.mean(0), _spread(samples), samples)
+
+
+def _sample_quantile(samples: Tensor, q: float) -> Tensor:
+    return torch.from_numpy(np.quantile(samples.numpy(), q, axis=0, method="inverted_cdf"))
 
 
 def _spread(samples: Tensor) -> Tensor:
@@ -109,6 +144,7 @@ class Trajectory:
         diverged_at: int64 [n_runs], first step whose loss is not finite; n_steps + 1 = never.
         mean_square_limit: the largest stable learning rate of the linearized SGD in mean square, where the learning
             rate lies past it; else None.
+        train_accuracy, test_accuracy: ``AccuracyBand`` if observed, else None.
     """
 
     steps: Tensor
@@ -122,6 +158,8 @@ class Trajectory:
     problem_digest: str
     diverged_at: Tensor
     mean_square_limit: float | None = None
+    train_accuracy: AccuracyBand | None = None
+    test_accuracy: AccuracyBand | None = None
 
     @property
     def is_past_limit(self) -> bool:
@@ -129,7 +167,7 @@ class Trajectory:
         return self.mean_square_limit is not None
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row a recorded step: step, time, and mean, std, standard_error of each loss (needs pandas)."""
+        """One row a recorded step: step, time, and mean, std, standard_error of each band (needs pandas)."""
         import pandas
 
         columns: dict[str, Any] = {"step": self.steps.numpy(), "time": self.times.numpy()}
@@ -147,7 +185,7 @@ class Trajectory:
             if name in ("steps", "times", "diverged_at"):
                 continue
             side, what, part = name.split(".")
-            dims: tuple[str, ...] = ("step",) if what == "loss" else ("step", f"{side}_example", "output")
+            dims: tuple[str, ...] = ("step", f"{side}_example", "output") if what == "outputs" else ("step",)
             data[name.replace(".", "_")] = (("run", *dims) if part == "samples" else dims, array)
         coordinates = {"step": self.steps.numpy(), "time": ("step", self.times.numpy())}
         attributes = {key: value for key, value in self._header().items() if value is not None}
@@ -200,8 +238,9 @@ class Trajectory:
             "mean_square_limit": self.mean_square_limit,
         }
 
-    def _bands(self) -> dict[str, LossBand]:
-        bands = {"train_loss": self.train_loss, "test_loss": self.test_loss}
+    def _bands(self) -> dict[str, LossBand | AccuracyBand]:
+        names = [f"{side}_{what}" for what in ("loss", "accuracy") for side in ("train", "test")]
+        bands = {name: getattr(self, name) for name in names}
         return {name: band for name, band in bands.items() if band is not None}
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -216,7 +255,7 @@ class Trajectory:
 
     @classmethod
     def _from_arrays(cls, arrays: dict[str, Tensor], header: dict[str, Any]) -> Trajectory:
-        kinds: dict[str, type] = {"loss": LossBand, "outputs": OutputBand}
+        kinds: dict[str, type] = {"loss": LossBand, "accuracy": AccuracyBand, "outputs": OutputBand}
         bands: dict[str, Any] = {}
         for side in ("train", "test"):
             for what, parts in _PARTS.items():
@@ -225,4 +264,5 @@ class Trajectory:
         return cls(steps=arrays["steps"], times=arrays["times"], diverged_at=arrays["diverged_at"], **bands, **header)
 
 
-_PARTS = {"loss": ("mean", "std", "standard_error", "samples"), "outputs": ("mean", "std", "samples")}
+_BAND_PARTS = ("mean", "std", "standard_error", "samples")
+_PARTS = {"loss": _BAND_PARTS, "accuracy": _BAND_PARTS, "outputs": ("mean", "std", "samples")}

@@ -43,7 +43,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "linearize": ("jacobian", "kernel", "linearization"),
     "what the theory needs besides": ("noise",),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
-    "predicted against measured": ("prediction", "comparison", "stability", "diagnosis", "budget"),
+    "predicted against measured": ("reduction", "prediction", "comparison", "stability", "diagnosis", "budget"),
     "the whole pipeline": ("__init__",),
     "beside the pipeline": ("meanfield", "pruning", "regimes", "cleaning", "plots", "cli", "__main__"),
 }

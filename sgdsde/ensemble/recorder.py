@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from sgdsde._types import Observable
+from sgdsde.losses import is_right
 from sgdsde.problem import Problem
 from sgdsde.sgd import StepPlan
-from sgdsde.trajectory import LossBand, OutputBand, Trajectory
+from sgdsde.trajectory import AccuracyBand, LossBand, OutputBand, Trajectory
 
 
 class Recorder:
     """Losses (and outputs) of all runs at the recorded steps, and when each run diverged."""
 
-    def __init__(self, problem: Problem, steps: Tensor, n_runs: int, n_steps: int, *, keep_outputs: bool) -> None:
+    def __init__(
+        self, problem: Problem, steps: Tensor, n_runs: int, n_steps: int, *, observe: Sequence[Observable]
+    ) -> None:
         self._problem, self._steps, self._n_runs = problem, steps, n_runs
         self._rows = {int(step): row for row, step in enumerate(steps)}
         self.last_step = int(steps[-1])
@@ -23,8 +29,9 @@ class Recorder:
         self._outputs = {
             side: torch.full((*shape, size, problem.n_outputs), torch.nan, dtype=torch.float64)
             for side, size in sides.items()
-            if keep_outputs
+            if "outputs" in observe
         }
+        self._accuracies = {side: torch.zeros(shape, dtype=torch.float64) for side in sides if "accuracy" in observe}
         self._diverged_at = torch.full((n_runs,), n_steps + 1, dtype=torch.int64, device=problem.device)
 
     def wants(self, step: int) -> bool:
@@ -48,6 +55,9 @@ class Recorder:
             if side == "train":
                 self.watch(step, runs, loss)
             self._losses[side][runs.start : runs.stop, row] = loss.cpu()
+            if side in self._accuracies:
+                right = is_right(outputs, targets).double().mean(-1)
+                self._accuracies[side][runs.start : runs.stop, row] = right.cpu()
             if side in self._outputs:
                 self._outputs[side][runs.start : runs.stop, row] = outputs.double().cpu()
 
@@ -56,6 +66,7 @@ class Recorder:
         late = self._steps[None, :] >= diverged_at[:, None]
         bands = {side: LossBand.from_samples(loss.masked_fill(late, torch.inf)) for side, loss in self._losses.items()}
         outputs = {side: OutputBand.from_samples(values) for side, values in self._outputs.items()}
+        accuracies = {side: AccuracyBand.from_samples(values) for side, values in self._accuracies.items()}
         return Trajectory(
             steps=self._steps,
             times=torch.from_numpy(plan.times)[self._steps],
@@ -67,4 +78,6 @@ class Recorder:
             dynamics=label,
             problem_digest=self._problem.digest,
             diverged_at=diverged_at,
+            train_accuracy=accuracies.get("train"),
+            test_accuracy=accuracies.get("test"),
         )

@@ -43,7 +43,8 @@ def run_ensemble(
         problem_or_linearization: a ``Problem``: the real network is trained. A ``Linearization``: SGD of the linearized
             model, in output space, on the same batches for the same seed.
         seed: run j draws the same batches whatever ``n_runs`` (see ``sampling.batch_indices``).
-        record: steps to report; default about 50, geometric. observe: ``"outputs"`` keeps every run's outputs too.
+        record: steps to report; default about 50, geometric. observe: ``"accuracy"``, and ``"outputs"``
+            to keep every run's outputs.
         memory: bytes allowed for the runs stepped together; default a quarter of what is free.
     Returns:
         A measured ``Trajectory`` with samples. A run whose loss stops being finite is recorded in ``diverged_at`` and
@@ -62,7 +63,7 @@ def run_ensemble(
     if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
         received = type(problem.loss).__name__
         raise ValueError(complaint("label_noise_std", "0 unless the loss is nn.MSELoss()", received))
-    recorder = Recorder(problem, steps, n_runs, n_steps, keep_outputs="outputs" in observe)
+    recorder = Recorder(problem, steps, n_runs, n_steps, observe=observe)
     at_once = learner.runs_at_once(sgd, plan, memory, n_runs)
     ticks = ticker(progress, n_steps * n_runs, "SGD runs")
     for start in range(0, n_runs, at_once):
