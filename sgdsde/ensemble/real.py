@@ -58,7 +58,7 @@ class RealLearner:
         return gradients, torch.stack([loss for _, loss in runs])
 
     def outputs(self, state: Params, x: Tensor) -> Tensor:
-        """[runs, n, c], in pieces whose activations stay in the cache: several runs, or a part of one run's examples."""
+        """[runs, n, c], in pieces whose activations stay in the cache: several runs, or part of one run's examples."""
         n_runs, n = len(next(iter(state.values()))), len(x)
         piece = CPU_CACHE_BYTES if self.device.type == "cpu" else CUDA_PIECE_BYTES
         examples = max(1, piece // (self._activations * self.dtype.itemsize))
