@@ -174,29 +174,65 @@ def frozen_noise_covariance(drift: np.ndarray, noise: np.ndarray, time: float) -
     return integrate.quad_vec(integrand, 0.0, time, epsabs=1e-13, epsrel=1e-12)[0]
 
 
-def second_moment_matrix(kernel: np.ndarray, *, n: int, lr: float, noise_factor: float) -> np.ndarray:
-    """Dense matrix of M -> A M A + (phi lr^2 / B) K N(M) K under ``nn.MSELoss``, on second moments in the range of K.
+def second_moment_matrix(kernel: np.ndarray, n: int, sgd: sgdsde.SGD) -> np.ndarray:
+    """Dense matrix of the map of second moments of one step (past the first) under ``nn.MSELoss``, on the range of K.
 
-    One column a basis matrix of that space; noise_factor = phi / B.
+    Of M = E[e e^T] for plain SGD, of E[z z^T] with z = (e, u) under momentum; written down from torch's update
+    u' = beta u + (1 - dampening) g, e' = e - lr (u' or g + beta u'), g = (H + wd) e + noise; a column a basis matrix.
     """
-    d = len(kernel)
-    c = d // n
-    s = 2 / c
+    d, c = len(kernel), len(kernel) // n
+    s, size, lr, beta = 2 / c, sgd.batch_size_at(0), sgd.lr_at(0), sgd.momentum
+    phi = 1.0 if sgd.sampling == "with_replacement" else (n - size) / (n - 1)
     values, vectors = np.linalg.eigh(kernel)
     basis = vectors[:, values > 1e-10 * values[-1]]
     r = basis.shape[1]
-    step = np.eye(d) - lr * s / n * kernel
-    same = np.kron(np.eye(n), np.ones((c, c)))
+    one, zero = np.eye(r), np.zeros((r, r))
+    curvature = basis.T @ kernel @ basis * s / n + sgd.weight_decay * one
+    if beta == 0:
+        step, response = one - lr * curvature, -lr * one
+    else:
+        kappa = 1 - sgd.dampening
+        buffer, buffer_response = np.hstack([kappa * curvature, beta * one]), kappa * one
+        move, move_response = buffer, buffer_response
+        if sgd.nesterov:
+            move, move_response = np.hstack([curvature, zero]) + beta * buffer, one + beta * buffer_response
+        step = np.vstack([np.hstack([one, zero]) - lr * move, buffer])
+        response = np.vstack([-lr * move_response, buffer_response])
+    same, rows = np.kron(np.eye(n), np.ones((c, c))), len(step)
     columns = []
-    for i, j in itertools.product(range(r), range(r)):
-        moment = np.outer(basis[:, i], basis[:, j])
-        noise = s**2 / n * same * moment - s**2 / n**2 * moment
-        moved = step @ moment @ step + noise_factor * lr**2 * kernel @ noise @ kernel
-        columns.append((basis.T @ moved @ basis).ravel())
+    for place in range(rows**2):
+        moment = np.zeros(rows**2)
+        moment[place] = 1.0
+        moment = moment.reshape(rows, rows)
+        outputs = basis @ moment[:r, :r] @ basis.T
+        spread = s**2 / n * same * outputs - s**2 / n**2 * outputs
+        noise = phi / size * basis.T @ kernel @ spread @ kernel @ basis
+        columns.append((step @ moment @ step.T + response @ noise @ response.T).ravel())
+    assert d == basis.shape[0]
     return np.array(columns).T
 
 
-def dense_radius(kernel: np.ndarray, *, n: int, lr: float, noise_factor: float) -> float:
+def dense_radius(kernel: np.ndarray, n: int, sgd: sgdsde.SGD) -> float:
     """Spectral radius of ``second_moment_matrix``."""
-    matrix = second_moment_matrix(kernel, n=n, lr=lr, noise_factor=noise_factor)
-    return float(np.abs(np.linalg.eigvals(matrix)).max())
+    return float(np.abs(np.linalg.eigvals(second_moment_matrix(kernel, n, sgd))).max())
+
+
+def growing_energy(kernel: np.ndarray, n: int, sgd: sgdsde.SGD) -> tuple[float, np.ndarray]:
+    """(rho, Phi) with E[e'^T Phi e' | e] = rho e^T Phi e for every e in the range of K: plain SGD, ``nn.MSELoss``.
+
+    Phi [n*c, n*c] is the top eigenmatrix of the adjoint of the second-moment map, by plain power iteration. Along
+    training e^T Phi e / rho^k is a martingale, whatever the law of e.
+    """
+    c, size, lr = len(kernel) // n, sgd.batch_size_at(0), sgd.lr_at(0)
+    s = 2 / c
+    phi = 1.0 if sgd.sampling == "with_replacement" else (n - size) / (n - 1)
+    step, same = np.eye(len(kernel)) - lr * s / n * kernel, np.kron(np.eye(n), np.ones((c, c)))
+    energy, rho = kernel / np.trace(kernel), 0.0
+    for _ in range(20_000):
+        pushed = kernel @ energy @ kernel
+        new = step @ energy @ step + phi * lr**2 / size * (s**2 / n * same * pushed - s**2 / n**2 * pushed)
+        before, rho = rho, float(np.trace(new))
+        energy = new / rho
+        if abs(rho - before) < 1e-14:
+            break
+    return rho, energy
