@@ -3,6 +3,7 @@
 from sgdsde.dynamics.base import Covariance, Dynamics, OutputLaw
 from sgdsde.dynamics.gradient_descent import GradientDescent
 from sgdsde.dynamics.gradient_flow import GradientFlow
+from sgdsde.dynamics.moment_equations import MomentEquations
 from sgdsde.dynamics.moment_recursion import MomentRecursion
 from sgdsde.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 
@@ -11,6 +12,7 @@ __all__ = [
     "Dynamics",
     "GradientDescent",
     "GradientFlow",
+    "MomentEquations",
     "MomentRecursion",
     "OrnsteinUhlenbeck",
     "OutputLaw",
