@@ -1,0 +1,149 @@
+"""From options to the objects of the library."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import sgdsde
+from sgdsde import datasets, dynamics, networks, stability
+from sgdsde._checks import complaint, positive_number
+from sgdsde.cli.options import ComputeOptions, DataOptions, NetworkOptions, TrainingOptions
+
+LOSSES = {"mse": nn.MSELoss, "ce": nn.CrossEntropyLoss}
+
+
+def build_problem(data: DataOptions, network: NetworkOptions, compute: ComputeOptions, loss: str) -> sgdsde.Problem:
+    """The data, the initialized network and the loss."""
+    device = _device(compute.device)
+    examples = build_dataset(data, compute, loss, flatten=network.network != "cnn").to(device=device)
+    model = build_network(network, examples, compute, device)
+    return sgdsde.Problem(model, **examples.tensors(), loss=LOSSES[loss]())
+
+
+def build_dataset(data: DataOptions, compute: ComputeOptions, loss: str, *, flatten: bool) -> datasets.Dataset:
+    target = data.target if data.target != "auto" else {"mse": "sign", "ce": "class"}[loss]
+    if (target == "class") != (loss == "ce"):
+        remedy = "use --loss ce with --target class, and --loss mse with the others"
+        raise ValueError(complaint("--target", f"one that fits --loss {loss}", target, remedy))
+    words: dict[str, Any] = {"dtype": getattr(torch, compute.dtype), "seed": compute.seed}
+    if data.data == "synthetic":
+        if not flatten:
+            raise ValueError(complaint("--network", "mlp or resnet for synthetic data", "cnn", "use images"))
+        if loss == "ce" or data.target not in ("auto", "sign"):
+            raise ValueError(complaint("--loss", "mse for synthetic data", f"--loss {loss} --target {target}"))
+        return datasets.synthetic(data.n_train, data.n_test, data.in_features, **words)
+    words |= {"target": target, "flatten": flatten, "image_size": data.image_size or None}
+    source = {"digits": datasets.digits, "mnist": datasets.mnist, "cifar10": datasets.cifar10}[data.data]
+    return source(data.n_train, data.n_test, **words)
+
+
+def build_network(
+    options: NetworkOptions, examples: datasets.Dataset, compute: ComputeOptions, device: torch.device
+) -> networks.Network:
+    words: dict[str, Any] = {
+        "depth": options.depth,
+        "activation": options.activation,
+        "parametrization": options.parametrization,
+        "sigma_w": options.sigma_w,
+        "sigma_b": options.sigma_b,
+        "dtype": getattr(torch, compute.dtype),
+        "device": device,
+        "generator": torch.Generator().manual_seed(compute.seed),
+    }
+    if options.network == "cnn":
+        channels, size = examples.x_train.shape[1:3]
+        return networks.CNN(channels, size, options.width, examples.out_features, **words)
+    kind = networks.MLP if options.network == "mlp" else networks.ResNet
+    return kind(examples.in_features, options.width, examples.out_features, **words)
+
+
+def build_sgd(options: TrainingOptions, lr: float = 1.0) -> sgdsde.SGD:
+    """The SGD; without ``lr`` to have every other word checked before anything is computed."""
+    return sgdsde.SGD(
+        lr,
+        options.batch_size,
+        momentum=options.momentum,
+        dampening=options.dampening,
+        nesterov=options.nesterov,
+        weight_decay=options.weight_decay,
+        sampling=options.sampling,
+        drop_last=options.drop_last,
+        label_noise_std=options.label_noise_std,
+    )
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """A number, or a part of the mean-square limit."""
+
+    number: float
+    is_part: bool
+
+    def resolved(self, options: TrainingOptions, linearization: sgdsde.Linearization) -> tuple[float, str]:
+        """The learning rate as a number and in words."""
+        if not self.is_part:
+            return self.number, f"lr = {self.number:.6g}"
+        sampling: Any = "without_replacement" if options.sampling == "shuffled" else options.sampling
+        limit = stability.max_lr(linearization, options.batch_size, momentum=options.momentum, sampling=sampling)
+        of = " of batches drawn without replacement" if options.sampling == "shuffled" else ""
+        lr = self.number * limit
+        return lr, f"lr = {lr:.6g}, {self.number:g} of the mean-square limit {limit:.6g}{of}"
+
+
+def parse_lr(options: TrainingOptions) -> LearningRate:
+    """What ``--lr`` says: "half" and "0.8x" are parts of the limit."""
+    text = options.lr.strip().lower()
+    part = "0.5" if text == "half" else text[:-1] if text.endswith("x") else None
+    remedy = "write 0.1, half or 0.8x"
+    try:
+        number = positive_number("--lr", float(text if part is None else part), remedy)
+    except ValueError:
+        raise ValueError(complaint("--lr", "a positive number, or a part of the limit", options.lr, remedy)) from None
+    if part is not None and options.loss != "mse":
+        raise ValueError(complaint("--lr", "a number under cross-entropy, which has no limit", options.lr, "write 0.1"))
+    return LearningRate(number, part is not None)
+
+
+def build_dynamics(text: str) -> dynamics.Dynamics | None:
+    """The dynamics that a name or a call such as ``MomentEquations(order=1)`` means; None for auto."""
+    if text == "auto":
+        return None
+    known = {name: getattr(dynamics, name) for name in dynamics.__all__ if name not in ("Dynamics", "OutputLaw")}
+    choices = {name: kind for name, kind in known.items() if _is_dynamics(kind)}
+    expected = f"one of {', '.join(choices)}, perhaps with arguments"
+
+    def built(node: ast.expr) -> Any:
+        if isinstance(node, ast.Name) and node.id in known:
+            return known[node.id]()
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in known:
+            words = {word.arg: built(word.value) for word in node.keywords if word.arg}
+            return known[node.func.id](*map(built, node.args), **words)
+        return ast.literal_eval(node)
+
+    try:
+        result = built(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith("malformed"):
+            raise
+        raise ValueError(complaint("--dynamics", expected, repr(text))) from None
+    if not isinstance(result, dynamics.Dynamics):
+        raise ValueError(complaint("--dynamics", expected, repr(text)))
+    return result
+
+
+def _is_dynamics(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, dynamics.Dynamics)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        received = f"{name} ({str(error).splitlines()[0]})"
+        raise ValueError(complaint("--device", "a device that torch can use here", received, "use cpu")) from None
+    return torch.device(name)

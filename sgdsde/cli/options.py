@@ -1,0 +1,166 @@
+"""Every option of the command line: its type, its default and its line of help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from sgdsde._types import Sampling
+from sgdsde.networks.layers import Parametrization
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """what is learned"""
+
+    data: Literal["digits", "mnist", "cifar10", "synthetic"] = "digits"
+    """Data set; digits ships with scikit-learn, mnist and cifar10 are looked for in $SGDSDE_DATA."""
+    n_train: int = 256
+    """Training examples."""
+    n_test: int = 128
+    """Test examples."""
+    target: Literal["auto", "sign", "onehot", "class"] = "auto"
+    """What the network must say: +1/-1, ten numbers, or the class; auto is sign for mse and class for ce."""
+    image_size: int = 0
+    """Average images down to this size; 0 leaves them as they are."""
+    in_features: int = 32
+    """Features of an example, for synthetic data only."""
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """what learns it"""
+
+    network: Literal["mlp", "cnn", "resnet"] = "mlp"
+    """Kind of network; resnet is fully connected."""
+    width: int = 512
+    """Neurons, or channels, of every hidden layer; predictions get better as it grows."""
+    depth: int = 1
+    """Hidden layers."""
+    activation: Annotated[str, arg(metavar="NAME")] = "relu"
+    """Activation: relu, tanh, erf, gelu, ..."""
+    parametrization: Parametrization = "ntk"
+    """Whether the scale of a layer stands in front of its weights or inside them."""
+    sigma_w: float = 2**0.5
+    """Standard deviation of the weights, times sqrt(fan_in)."""
+    sigma_b: float = 0.0
+    """Standard deviation of the biases; 0 leaves them out."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """how it is trained: torch.optim.SGD"""
+
+    lr: Annotated[str, arg(metavar="LR")] = "half"
+    """Learning rate: a number, or half or 0.8x for that part of the largest stable one."""
+    batch_size: int = 8
+    """Examples a step."""
+    steps: int = 400
+    """Updates."""
+    momentum: float = 0.0
+    """Momentum."""
+    dampening: float = 0.0
+    """Dampening of the momentum."""
+    nesterov: bool = False
+    """Use Nesterov momentum."""
+    weight_decay: float = 0.0
+    """Weight decay."""
+    sampling: Sampling = "with_replacement"
+    """How batches are drawn; shuffled means epochs, as a DataLoader makes them."""
+    drop_last: bool = False
+    """Skip the smaller last batch of an epoch (shuffled only)."""
+    label_noise_std: float = 0.0
+    """Fresh Gaussian noise on the targets of every batch."""
+    loss: Literal["mse", "ce"] = "mse"
+    """Loss: nn.MSELoss or nn.CrossEntropyLoss."""
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """where and how it is computed"""
+
+    seed: int = 0
+    """Decides examples, initial weights and batches."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Number format of the network; the theory is computed in float64."""
+    device: Annotated[str, arg(metavar="DEVICE")] = "cpu"
+    """Device of torch: cpu, cuda, cuda:1, ..."""
+    quiet: bool = False
+    """Show no progress bars."""
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """what is written"""
+
+    out: Annotated[str, arg(metavar="DIR")] = "auto"
+    """Folder for the results; auto names it after the settings."""
+    overwrite: bool = False
+    """Replace results that are there."""
+
+
+@dataclass(frozen=True)
+class DynamicsOptions:
+    """the theory"""
+
+    dynamics: Annotated[str, arg(metavar="NAME")] = "auto"
+    """Predictor of sgdsde.dynamics, such as MomentRecursion or "OrnsteinUhlenbeck(freeze='init')"."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Predict the loss curve of SGD without training."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    theory: DynamicsOptions = field(default_factory=DynamicsOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Predict the loss curve of SGD, train many times, and compare."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    theory: DynamicsOptions = field(default_factory=DynamicsOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    runs: int = 64
+    """Training runs to compare with."""
+
+
+@dataclass(frozen=True)
+class Ntk:
+    """Compute the neural tangent kernel, its spectrum and the largest stable learning rates."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    batch_size: int = 8
+    """Batch size of the stable learning rates."""
+    sampling: Literal["with_replacement", "without_replacement"] = "with_replacement"
+    """How these batches are drawn."""
+    loss: Literal["mse", "ce"] = "mse"
+    """Loss; the learning rates are those of mse."""
+    top: int = 10
+    """Eigenvalues to print."""
+
+
+@dataclass(frozen=True)
+class Eoc:
+    """Print the initialization on the edge of chaos, where signals reach the deepest layers."""
+
+    activation: Annotated[str, arg(metavar="NAME")] = "tanh"
+    """Activation: relu, tanh, erf, gelu, ..."""
+    sigma_b: float = 0.1
+    """Standard deviation of the biases."""
+
+
+Command = Predict | Compare | Ntk | Eoc

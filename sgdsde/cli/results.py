@@ -1,0 +1,98 @@
+"""The folder of results: checked before the work, written whole after it, the manifest last."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import platform
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+
+from sgdsde._checks import complaint
+from sgdsde._version import __version__
+from sgdsde.cli.options import OutputOptions
+
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultFolder:
+    """A folder that will hold the named files and a manifest.
+
+    Raises:
+        FileExistsError: one of them is there and may not be replaced. NotADirectoryError, PermissionError.
+    """
+
+    path: Path
+    names: Sequence[str]
+
+    @classmethod
+    def prepared(cls, options: OutputOptions, default: str, names: Sequence[str]) -> ResultFolder:
+        path = Path(default if options.out == "auto" else options.out).expanduser()
+        there = [name for name in (*names, MANIFEST) if (path / name).exists()]
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(complaint("--out", "a folder", f"the file {path}"))
+        if there and not options.overwrite:
+            received = f"{path} with {there[0]}"
+            raise FileExistsError(complaint("--out", "a folder without results", received, "add --overwrite"))
+        parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        if not os.access(parent, os.W_OK):
+            raise PermissionError(complaint("--out", "in a folder that can be written", parent))
+        return cls(path, names)
+
+    @contextmanager
+    def writing(self) -> Iterator[Path]:
+        """A temporary folder to write the files to; moved into place if the block ends without an error."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        temporary.mkdir()
+        try:
+            yield temporary
+            if not self.path.exists():
+                temporary.rename(self.path)
+                return
+            # An old manifest must never stand beside new results.
+            (self.path / MANIFEST).unlink(missing_ok=True)
+            for name in (*self.names, MANIFEST):
+                os.replace(temporary / name, self.path / name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_manifest(folder: Path, names: Sequence[str], facts: dict[str, Any]) -> None:
+    """``facts`` with versions, time and the hash of every file, as JSON."""
+    content = {
+        "format_version": 1,
+        **facts,
+        "versions": {
+            "sgdsde": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+        "platform": platform.platform(),
+        "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "files": {name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()} for name in names},
+    }
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_table(path: Path, columns: dict[str, Any]) -> None:
+    """A CSV file of equally long columns, in full precision."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*(values.tolist() for values in columns.values())))
