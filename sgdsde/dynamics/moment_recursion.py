@@ -133,7 +133,11 @@ class GradientNoise:
         if noise_factor == 0:
             return None
         blocks = self.moment_blocks(covariance, mean)
-        noise = self._scaled.mT @ (blocks @ self._scaled.view(self._shape)).view_as(self._scaled)
+        if self._modes.n_outputs == 1:
+            weighted = blocks.view(-1, 1) * self._scaled
+        else:
+            weighted = (blocks @ self._scaled.view(self._shape)).view_as(self._scaled)
+        noise = self._scaled.mT @ weighted
         moment = torch.outer(mean, mean) if covariance is None else torch.addr(covariance, mean, mean)
         values = self._modes.values
         noise.sub_(moment.mul_(values[:, None]).mul_(values), alpha=1 / self._modes.n_train)

@@ -14,8 +14,8 @@ from sgdsde._types import Params
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD, StepPlan
 
-CPU_RUNS_AT_ONCE = 16
-"""Runs stepped together on a CPU: beyond, weights fall out of the cache and nothing is gained."""
+CPU_GROUP_BYTES = 2**22
+"""Weights stepped together on a CPU: beyond, they fall out of the cache; below, the overhead of a call dominates."""
 
 CPU_CACHE_BYTES = 2**20
 """Activations of one piece of an evaluation pass on a CPU: twice as fast as the whole set at once (width 1024)."""
@@ -83,7 +83,8 @@ class RealLearner:
         evaluated = (self.problem.n_train + self.problem.n_test) * self.problem.n_outputs
         numbers = copies * self.functional.n_params + 3 * batch * self._activations + 2 * evaluated
         per_run = numbers * self.dtype.itemsize
-        most = n_runs if self.device.type == "cuda" else CPU_RUNS_AT_ONCE
+        in_cache = max(4, CPU_GROUP_BYTES // (self.functional.n_params * self.dtype.itemsize))
+        most = n_runs if self.device.type == "cuda" else in_cache
         what = "one run (weights, gradients, activations)"
         return _memory.rows_within(_memory.budget(memory, self.device), per_run, min(n_runs, most), what)
 

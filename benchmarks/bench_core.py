@@ -1,0 +1,158 @@
+"""Ratios of the main stages against the plain way to do the same, interleaved in one process.
+
+Each case is a pair of functions with equal results (checked). They run alternately; reported are median seconds with
+the smallest and largest, their ratio, and where matrix products are the floor, the fraction of the machine's measured
+matrix-product rate that the library reaches. Results with their environment go to benchmarks/results/core.json.
+
+    .venv/bin/python benchmarks/bench_core.py            # one thread, as the committed numbers
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+import sgdsde
+
+RESULT = Path(__file__).parent / "results" / "core.json"
+REPEATS = 5
+
+
+def interleaved(ours: Callable[[], Tensor], plain: Callable[[], Tensor], tolerance: float) -> dict[str, object]:
+    """Median, min and max seconds of both, alternating; refuses to time two things that differ."""
+    first, second = ours(), plain()
+    error = float((first - second).abs().max() / second.abs().max())
+    if error > tolerance:
+        raise SystemExit(f"the two sides differ by {error:.1e}, more than {tolerance:.0e}: nothing to compare")
+    seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+    for _ in range(REPEATS):
+        for name, function in (("ours", ours), ("plain", plain)):
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    summary = {name: [statistics.median(values), min(values), max(values)] for name, values in seconds.items()}
+    return {**summary, "ratio": summary["plain"][0] / summary["ours"][0], "relative_difference": error}
+
+
+def matrix_product_rate(dtype: torch.dtype, size: int = 1024) -> float:
+    """Operations a second of a square product, the best of several."""
+    left, right = torch.randn(2, size, size, dtype=dtype)
+    best = float("inf")
+    for _ in range(REPEATS + 2):
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def problem(n: int, width: int) -> sgdsde.Problem:
+    data = sgdsde.datasets.digits(n, 64)
+    model = sgdsde.networks.MLP(64, width, 1, generator=torch.Generator().manual_seed(0))
+    return sgdsde.Problem(model, **data.tensors(), loss=nn.MSELoss())
+
+
+def kernel(case: sgdsde.Problem) -> dict[str, object]:
+    """Against torch.func's own recipe: all Jacobians by vmap(jacrev), joined, one product in float64."""
+    model, x = case.model, case.x_train
+
+    def plain() -> Tensor:
+        def output(params: dict[str, Tensor], example: Tensor) -> Tensor:
+            return functional_call(model, params, (example[None],))[0]
+
+        params = {name: value.detach() for name, value in model.named_parameters()}
+        stacked = vmap(jacrev(output), in_dims=(None, 0))(params, x)
+        joined = torch.cat([value.flatten(2).flatten(0, 1) for value in stacked.values()], dim=1).double()
+        return joined @ joined.mT
+
+    return interleaved(lambda: sgdsde.empirical_ntk(model, x), plain, 1e-9)
+
+
+def recursion(case: sgdsde.Problem, n_steps: int) -> dict[str, object]:
+    """Against the recursion as it is written, in output space: M' = A M A^T + (1/B) lr^2 K N(M) K."""
+    linearization = sgdsde.linearize(case)
+    _ = linearization.eigenbasis
+    lr, batch_size, n = 0.3, 8, case.n_train
+    sgd = sgdsde.SGD(lr, batch_size)
+    K, e = linearization.kernel, linearization.residual.flatten()
+
+    def ours() -> Tensor:
+        return sgdsde.predict(linearization, sgd, n_steps, record=[n_steps]).train_loss.mean
+
+    def plain() -> Tensor:
+        A = torch.eye(n, dtype=K.dtype) - lr * 2 / n * K
+        M = torch.outer(e, e)
+        for _ in range(n_steps):
+            N = 4 / n * M.diagonal().diag() - 4 / n**2 * M
+            M = A @ M @ A.mT + lr**2 / batch_size * K @ N @ K
+        return M.trace()[None] / n
+
+    result = interleaved(ours, plain, 1e-8)
+    operations = n_steps * 4 * n**3
+    result["fraction_of_product_rate"] = operations / result["ours"][0] / matrix_product_rate(torch.float64)  # type: ignore[index]
+    return result
+
+
+def ensemble(case: sgdsde.Problem, n_runs: int, n_steps: int) -> dict[str, object]:
+    """Against one torch.optim loop after the other on the same batches."""
+    sgd = sgdsde.SGD(0.3, 8)
+    batches = [sgdsde.sampling.batch_indices(sgd, case.n_train, n_steps, seed=0, run=run) for run in range(n_runs)]
+
+    def ours() -> Tensor:
+        return sgdsde.run_ensemble(case, sgd, n_steps, n_runs, record=[0, n_steps]).train_loss.mean[1:]
+
+    def plain() -> Tensor:
+        losses = []
+        for rows in batches:
+            model = copy.deepcopy(case.model)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+            for row in rows:
+                optimizer.zero_grad()
+                nn.functional.mse_loss(model(case.x_train[row]), case.y_train[row]).backward()
+                optimizer.step()
+            with torch.no_grad():
+                losses.append(nn.functional.mse_loss(model(case.x_train), case.y_train))
+        return torch.stack(losses).double().mean()[None]
+
+    return interleaved(ours, plain, 1e-3)
+
+
+def environment() -> dict[str, object]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "float64_products_per_second": matrix_product_rate(torch.float64),
+        "float32_products_per_second": matrix_product_rate(torch.float32),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    cases = {
+        "kernel, MLP 64-1024-1, n = 512": kernel(problem(512, 1024)),
+        "moment recursion, n = 512, 50 steps": recursion(problem(512, 256), 50),
+        "ensemble, MLP 64-1024-1, 16 runs, 100 steps": ensemble(problem(512, 1024), 16, 100),
+        "ensemble, MLP 64-64-1, 64 runs, 100 steps": ensemble(problem(256, 64), 64, 100),
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps({"environment": environment(), "cases": cases}, indent=1) + "\n")
+    for name, case in cases.items():
+        ours, plain = case["ours"], case["plain"]
+        print(f"{name}: {ours[0]:.3f} s against {plain[0]:.3f} s, ratio {case['ratio']:.2f}")  # type: ignore[index]
+
+
+if __name__ == "__main__":
+    main()
