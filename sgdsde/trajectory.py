@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from sgdsde._checks import complaint, fraction
+from sgdsde._files import replacing
 
 if TYPE_CHECKING:
     import pandas
@@ -193,18 +192,9 @@ class Trajectory:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one ``.npz`` (arrays, a JSON header, no pickle) to a temporary file and renames it: all or nothing."""
-        target = Path(path)
         header = np.frombuffer(json.dumps(self._header()).encode(), dtype=np.uint8)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, **{"header": header, **self._arrays()})  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **{"header": header, **self._arrays()})  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
