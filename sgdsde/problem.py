@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from sgdsde._checks import complaint, finite_entries, nonempty
 from sgdsde._functional import FunctionalModel, as_functional, probe
 from sgdsde._types import Params
+from sgdsde.adapters import examples_of_loaders
 from sgdsde.losses import Loss, as_loss
 
 
@@ -66,6 +68,23 @@ class Problem:
             derived["y_test"] = criterion.check_targets("y_test", self.y_test, outputs)
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_loader(
+        cls, model: Any, train_loader: DataLoader, test_loader: DataLoader | None = None, loss: Any = None
+    ) -> Problem:
+        """The problem of a training script: all examples of the loaders' data sets, in the data sets' order.
+
+        Collated by the loader's own ``collate_fn``, moved to the model's device, floating-point arrays in its dtype and
+        integer targets as int64.
+
+        Raises:
+            ValueError: a data set that returns an example differently the second time (augmentation), or without
+                a length; a sampler that leaves examples out or weighs them; a collate function that mixes examples.
+            TypeError: batches that are no pairs of tensors; and all that ``Problem`` refuses.
+        Cost: every example is fetched twice, in this process, and held in memory.
+        """
+        return cls(model, **examples_of_loaders(model, train_loader, test_loader), loss=loss)
 
     def __repr__(self) -> str:
         return (
