@@ -83,6 +83,15 @@ def test_some_on_other_networks_and_losses(
     assert gap(problem_of(kind), words_of(optimizer, decay, sampling, lr, batch)) < 1e-10
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["conv", "classification"])
+@pytest.mark.parametrize(("optimizer", "decay", "sampling", "lr", "batch"), ALL)
+def test_every_combination_on_other_networks_and_losses(
+    kind: str, optimizer: str, decay: float, sampling: str, lr: str, batch: str
+) -> None:
+    assert gap(problem_of(kind), words_of(optimizer, decay, sampling, lr, batch)) < 1e-10
+
+
 @pytest.mark.parametrize("kind", ["mlp", "conv", "classification"])
 @pytest.mark.parametrize(("optimizer", "decay", "sampling", "lr", "batch"), ALL[::23])
 def test_some_in_single_precision(kind: str, optimizer: str, decay: float, sampling: str, lr: str, batch: str) -> None:
