@@ -6,6 +6,14 @@ y^l = sigma_w / sqrt(fan_in) W phi(y^{l-1}) + sigma_b b with N(0, 1) entries. An
 """
 
 from sgdsde.meanfield.activation import Activation
+from sgdsde.meanfield.asymptotics import (
+    DepthSequence,
+    Slope,
+    depth_sequence,
+    log_slope,
+    power_law,
+    second_derivative_at_one,
+)
 from sgdsde.meanfield.edge import (
     EdgeOfChaos,
     EdgeOfChaosCurve,
@@ -24,6 +32,7 @@ from sgdsde.meanfield.fixed_points import (
     phase_diagram,
     variance_fixed_points,
 )
+from sgdsde.meanfield.initialization import EdgeInitialization, init_edge_of_chaos_
 from sgdsde.meanfield.kernels import Kernels, analytic_kernels, analytic_nngp, analytic_ntk, per_output
 from sgdsde.meanfield.maps import (
     chi,
@@ -33,14 +42,19 @@ from sgdsde.meanfield.maps import (
     variance_map,
     variance_slope,
 )
+from sgdsde.meanfield.propagation import Propagation, propagate
 
 __all__ = [
     "Activation",
     "DepthScales",
+    "DepthSequence",
+    "EdgeInitialization",
     "EdgeOfChaos",
     "EdgeOfChaosCurve",
     "FixedPoint",
     "Kernels",
+    "Propagation",
+    "Slope",
     "UnstableEdgeWarning",
     "analytic_kernels",
     "analytic_nngp",
@@ -50,14 +64,20 @@ __all__ = [
     "correlation_map",
     "correlation_slope",
     "depth_scales",
+    "depth_sequence",
     "edge_of_chaos",
     "edge_of_chaos_curve",
+    "init_edge_of_chaos_",
     "limit_chi",
     "limit_correlation",
     "limit_variance",
+    "log_slope",
     "per_output",
     "phase",
     "phase_diagram",
+    "power_law",
+    "propagate",
+    "second_derivative_at_one",
     "variance_fixed_points",
     "variance_map",
     "variance_slope",

@@ -23,7 +23,7 @@ from sgdsde.meanfield.panels import nodes_and_weights
 
 ACCURACY = 1e-9  # of sqrt(E phi(u)^2 E phi(v)^2), at most this much worse than quadrature at any tested point
 SIZES = ((4, 32), (7, 36), (10, 40), (18, 80), (26, 128))  # nodes in s, nodes in theta
-POLAR_ORDERS = (14, 8), (20, 13), (28, 20), (48, 32)  # nodes per panel in angle and in radius
+POLAR_ORDERS = (6, 8), (9, 11), (14, 15), (20, 22), (32, 34)  # nodes per panel in angle and in radius
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,12 @@ def dual_at(activation: Activation, low: float, high: float) -> Dual:
     orders = next(
         (orders for orders in POLAR_ORDERS if check.error_of_polar(activation, orders) <= ACCURACY / 10), None
     )
+    if orders is None and len(activation.kinks(high * quadrature.REACH)) == 1:
+        received = f"{activation.name} at standard deviations up to {high:.4g}"
+        remedy = (
+            "a variance this large usually means that sigma_w lets it grow with depth: see meanfield.limit_variance"
+        )
+        raise ValueError(complaint("activation", f"tabulated to {ACCURACY:.0e}", received, remedy))
     # The number of nodes that a ratio of scales needs was measured for tanh and ELU; a wrong guess only costs time.
     skip = sum(high > ratio * low for ratio in (1.05, 1.3))
     for scales, angles in SIZES[skip:]:
@@ -160,18 +166,19 @@ def polar_moments(activation: Activation, s1: Tensor, s2: Tensor, theta: Tensor,
 
         1/(2 pi) int dalpha int r exp(-r^2/2) phi(s1 r cos(alpha)) phi(s2 r cos(alpha - theta)) dr
 
-    with panels in alpha between the rays cos(alpha) = 0 and cos(alpha - theta) = 0.
+    with panels in alpha between the rays cos(alpha) = 0 and cos(alpha - theta) = 0, near which phi bends over an angle
+    1/(s r): short panels lie along the rays, and radial panels grow from 1/s.
     """
-    radii = torch.tensor([0.0, 0.8, 1.8, 3.0, 5.0, 9.0], dtype=torch.float64)
-    r, radial_weight = nodes_and_weights(radii, orders[1])
+    r, radial_weight = nodes_and_weights(_radii(float(torch.maximum(s1, s2).max())), orders[1])
     live = radial_weight * r * torch.exp(-r * r / 2)
-    quarter = math.pi / 2
-    rays = torch.stack([-quarter + 0 * theta, theta - quarter, quarter + 0 * theta, theta + quarter], -1)
-    rays = torch.cat([rays, (rays[:, 1:2] + rays[:, 2:3]) / 2, rays[:, :1] + 2 * math.pi], -1)
-    rays = torch.cat([rays, (rays[:, 3:4] + rays[:, 5:6]) / 2], -1).sort(-1).values
+    quarter = torch.full_like(theta, math.pi / 2)
+    rays = torch.stack([-quarter, theta - quarter, quarter, theta + quarter, 3 * quarter], -1)
+    sector = (rays[:, 1:] - rays[:, :-1])[..., None]
+    splits = rays[:, :-1, None] + sector * torch.tensor([0.0, 0.12, 0.5, 0.88], dtype=torch.float64)
+    edges = torch.cat([splits.flatten(1), rays[:, -1:]], -1)
     results = torch.empty(2, len(theta), dtype=torch.float64)
-    for part in torch.arange(len(theta)).split(40):
-        alpha, weight = nodes_and_weights(rays[part], orders[0])
+    for part in torch.arange(len(theta)).split(max(1, 400_000 // (16 * orders[0] * len(r)))):
+        alpha, weight = nodes_and_weights(edges[part], orders[0])
         u = s1[part, None, None] * alpha.cos()[..., None] * r
         v = s2[part, None, None] * (alpha - theta[part, None]).cos()[..., None] * r
         value_u, slope_u = activation.value_and_slope(u)
@@ -179,6 +186,14 @@ def polar_moments(activation: Activation, s1: Tensor, s2: Tensor, theta: Tensor,
         for row, integrand in enumerate((value_u * value_v, slope_u * slope_v)):
             results[row, part] = ((integrand @ live) * weight).sum(-1) / (2 * math.pi)
     return results
+
+
+def _radii(s: float) -> Tensor:
+    """Radial edges from 0 to 9 standard deviations, growing by factors of 2.2 from 1.5/s to the density's scale."""
+    edges = [0.0]
+    while (nearest := 1.5 / s * 2.2 ** (len(edges) - 1)) < 0.8:
+        edges.append(nearest)
+    return torch.tensor([*edges, *([0.8, 1.8] if len(edges) == 1 else [1.4]), 3.0, 5.0, 9.0], dtype=torch.float64)
 
 
 def _chebyshev_nodes(count: int) -> Tensor:
