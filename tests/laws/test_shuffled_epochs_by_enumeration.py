@@ -1,0 +1,201 @@
+"""Claim: over shuffled epochs ``MomentRecursion`` has the mean of torch's SGD and its loss within a stated error.
+
+Oracle: every order in which an epoch's batches can come, epoch after epoch. The recursion closes the moments by a
+regression on which examples remain; its error grows like the cube of the learning rate. In every case below that of the
+i.i.d. recursion is more than twice the bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import sgdsde
+from sgdsde.dynamics import MomentRecursion
+from sgdsde.dynamics.base import Modes
+from sgdsde.dynamics.shuffled import EpochMoments
+from tests.epochs import EpochLaw, enumerate_epochs, every_order, step_map
+from tests.oracles import torch_optimizer
+from tests.problems import Case
+
+SIX = Case("six examples, null space", 6, 1, 4)
+SIX_WIDE = Case("six examples, two outputs, null space", 6, 2, 8)
+SEVEN = Case("seven examples, null space", 7, 1, 4)
+FIVE = Case("five examples, two outputs, null space", 5, 2, 7)
+FIVE_WIDE = Case("five examples, three outputs, duplicated input", 5, 3, 9, duplicated=True)
+
+N_STEPS = 12
+FRACTION_OF_LIMIT = 0.3
+WORDS = {
+    "plain": {},
+    "decay": {"weight_decay": 0.3},
+    "momentum": {"momentum": 0.9},
+    "momentum, dampening": {"momentum": 0.8, "dampening": 0.35},
+    "nesterov": {"momentum": 0.7, "nesterov": True},
+    "momentum, dampening, decay": {"momentum": 0.6, "dampening": 0.2, "weight_decay": 0.3},
+    "nesterov, decay": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.2},
+}
+
+
+def shuffled(case: Case, fraction: float, batch_size: object = 2, **words: object) -> sgdsde.SGD:
+    """lr as a fraction of the mean-square limit of fresh, smallest batches without replacement; lr_shape varies it."""
+    shape = words.pop("lr_shape", None)
+    iid = {key: words[key] for key in ("momentum", "nesterov", "weight_decay") if key in words}
+    smallest = min(batch_size(k) for k in range(N_STEPS)) if callable(batch_size) else batch_size
+    limit = sgdsde.stability.max_lr(case.problem(), smallest, sampling="without_replacement", **iid)
+    lr = (lambda k: fraction * limit * shape(k)) if shape else fraction * limit
+    return sgdsde.SGD(lr, batch_size, sampling="shuffled", **words)
+
+
+def fresh(sgd: sgdsde.SGD, n: int) -> sgdsde.SGD:
+    """The same batch sizes, each batch fresh."""
+    sizes = sgd.plan(n, N_STEPS).batch_size.tolist()
+    return dataclasses.replace(sgd, sampling="without_replacement", drop_last=False, batch_size=lambda k: sizes[k])
+
+
+def loss_errors(case: Case, sgd: sgdsde.SGD, oracle: list[EpochLaw]) -> np.ndarray:
+    predicted = sgdsde.predict(case.problem(), sgd, N_STEPS, record=range(N_STEPS + 1))
+    return np.abs(predicted.train_loss.mean.numpy() / [law.train_loss for law in oracle] - 1)
+
+
+def assert_close(case: Case, sgd: sgdsde.SGD, *, bound: float) -> None:
+    """The mean exactly, the loss of train and test set within ``bound``, and the i.i.d. recursion well outside."""
+    problem = case.problem()
+    oracle = enumerate_epochs(problem, sgd, N_STEPS)
+    predicted = sgdsde.predict(problem, sgd, N_STEPS, record=range(N_STEPS + 1), observe=("loss", "outputs"))
+    d = problem.n_train * problem.n_outputs
+    mean = torch.cat([predicted.train_outputs.mean.flatten(1), predicted.test_outputs.mean.flatten(1)], dim=1)
+    np.testing.assert_allclose(mean, [law.mean for law in oracle], rtol=1e-12, atol=1e-12)
+    first = torch.cat([predicted.train_outputs.std[1].flatten(), predicted.test_outputs.std[1].flatten()]) ** 2
+    np.testing.assert_allclose(first, oracle[1].covariance.diagonal(), rtol=1e-10, atol=1e-14)
+    assert d < len(oracle[0].mean)
+    error = loss_errors(case, sgd, oracle)
+    assert error[:2].max() < 1e-12, "the first step is exact"
+    assert error.max() < bound
+    test = np.abs(predicted.test_loss.mean.numpy() / [law.test_loss for law in oracle] - 1)
+    assert test.max() < 4 * bound, "a test loss far below its start amplifies relative errors"
+    assert loss_errors(case, fresh(sgd, problem.n_train), oracle).max() > 2 * bound
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+@pytest.mark.parametrize(("case", "bound"), [(SIX, 0.02), (SIX_WIDE, 0.01)], ids=lambda x: getattr(x, "name", ""))
+def test_every_word(case: Case, bound: float, words: dict) -> None:
+    assert_close(case, shuffled(case, FRACTION_OF_LIMIT, **words), bound=bound)
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_small_steps_are_nearly_exact(words: dict) -> None:
+    assert_close(SIX, shuffled(SIX, FRACTION_OF_LIMIT / 3, **words), bound=0.002)
+
+
+@pytest.mark.parametrize(("case", "words", "bound"), [
+    (FIVE, {"momentum": 0.9}, 0.01),
+    (FIVE_WIDE, {"batch_size": 3}, 0.01),
+    (SEVEN, {"batch_size": 3, "drop_last": True}, 0.03),
+    (FIVE, {"drop_last": True, "momentum": 0.9}, 0.01),
+    (SIX, {"momentum": 0.9, "lr_shape": lambda k: (1.0, 0.5, 0.8, 1.2, 0.6)[k % 5]}, 0.01),
+    (SIX, {"batch_size": lambda k: (1, 2, 3)[k % 3], "momentum": 0.9}, 0.01),
+    (SIX, {"batch_size": lambda k: (1, 2, 3, 1, 4)[k % 5]}, 0.02),
+], ids=[
+    "smaller last batch, momentum", "smaller last batch, three outputs", "last batch dropped",
+    "last batch dropped, momentum", "learning-rate schedule", "batch-size schedule", "batch sizes across epochs",
+])  # fmt: skip
+def test_epochs_of_every_shape(case: Case, words: dict, bound: float) -> None:
+    assert_close(case, shuffled(case, FRACTION_OF_LIMIT, **words), bound=bound)
+
+
+def test_the_error_falls_like_the_cube_of_the_learning_rate() -> None:
+    errors = []
+    for fraction in (0.2, 0.1, 0.05):
+        sgd = shuffled(SIX, fraction)
+        errors.append(loss_errors(SIX, sgd, enumerate_epochs(SIX.problem(), sgd, N_STEPS))[3])
+    orders = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert orders[-1] == pytest.approx(3, abs=0.3)
+
+
+def test_single_examples_close_less_well() -> None:
+    """Six steps an epoch: here the mean too depends on the closure."""
+    sgd = shuffled(SIX, 0.1, batch_size=1)
+    oracle = enumerate_epochs(SIX.problem(), sgd, N_STEPS)
+    error = loss_errors(SIX, sgd, oracle)
+    assert error.max() < 0.02
+    assert loss_errors(SIX, fresh(sgd, 6), oracle).max() > 0.04
+
+
+@pytest.mark.parametrize("words", ["plain", "momentum, dampening, decay", "nesterov, decay"])
+@pytest.mark.parametrize("case", [SIX, FIVE_WIDE], ids=lambda case: case.name)
+def test_the_mean_equation_is_exact_given_the_usage_covariance(case: Case, words: str) -> None:
+    """m' = G m + a + (lr s/R) K (rho m - P_own), with the P of the enumeration in place of the closure's."""
+    problem, sgd = case.problem(), shuffled(case, 0.6, batch_size=1, **WORDS[words])
+    oracle, plan = enumerate_epochs(problem, sgd, N_STEPS), sgd.plan(problem.n_train, N_STEPS)
+    moments = EpochMoments(Modes(sgdsde.linearize(problem)), sgd)
+    targets, d = problem.y_train.flatten(), problem.n_train * problem.n_outputs
+    corrected = uncorrected = 0.0
+    for k in range(N_STEPS):
+        moments.usage[:d] = torch.from_numpy(oracle[k].usage)
+        moments.mean[:d] = torch.from_numpy(oracle[k].mean[:d]) - targets
+        moments.advance(plan, k)
+        exact = torch.from_numpy(oracle[k + 1].mean[:d]) - targets
+        corrected = max(corrected, float((moments.residual_mean - exact).abs().max()))
+    free = EpochMoments(Modes(sgdsde.linearize(problem)), sgd)
+    for k in range(N_STEPS):
+        free.advance(plan, k)
+        exact = torch.from_numpy(oracle[k + 1].mean[:d]) - targets
+        uncorrected = max(uncorrected, float((free.residual_mean - exact).abs().max()))
+    assert corrected < 1e-11
+    assert uncorrected > 1e-6, "otherwise this shows nothing"
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_the_oracle_steps_as_torch_does(words: dict) -> None:
+    problem, sgd = FIVE.problem(), shuffled(FIVE, 0.5, **words)
+    order = every_order(5, [2, 2, 1])[17]
+    theta = problem.params["theta"].clone().requires_grad_()
+    state = np.concatenate([theta.detach(), np.zeros(len(theta)), [1.0]])
+    optimizer = torch_optimizer([theta], sgd)
+    for k in range(2 * len(order)):
+        batch = order[k % len(order)]
+        optimizer.zero_grad()
+        outputs = problem.x_train[list(batch)] @ theta
+        problem.loss(outputs, problem.y_train[list(batch)]).backward()
+        optimizer.step()
+        state = step_map(problem, sgd, k, batch) @ state
+        np.testing.assert_allclose(state[: len(theta)], theta.detach(), rtol=1e-12, atol=1e-13)
+    assert len(every_order(6, [2, 2, 2])) == 90
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_the_whole_set_as_a_batch_is_gradient_descent(words: dict) -> None:
+    problem, sgd = SIX_WIDE.problem(), shuffled(SIX_WIDE, 0.9, batch_size=6, **words)
+    asked = {"record": range(N_STEPS + 1), "observe": ("loss", "outputs")}
+    epochs = sgdsde.predict(problem, sgd, N_STEPS, **asked)
+    descent = sgdsde.predict(problem, sgd, N_STEPS, dynamics=sgdsde.dynamics.GradientDescent(), **asked)
+    torch.testing.assert_close(epochs.train_loss.mean, descent.train_loss.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(epochs.train_outputs.mean, descent.train_outputs.mean, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(epochs.test_outputs.mean, descent.test_outputs.mean, rtol=1e-11, atol=1e-11)
+    assert float(epochs.train_outputs.std.max()) == 0 == float(epochs.train_loss.std.max())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(("n", "batch_size"), [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2)])
+def test_the_smallest_sets_do_not_divide_by_zero(n: int, batch_size: int, momentum: float) -> None:
+    """Two steps an epoch at most, or one example at a time: exact up to n = 2."""
+    case = Case("smallest", n, 1, 3)
+    problem, sgd = case.problem(), shuffled(case, 0.1, batch_size, momentum=momentum)
+    oracle = enumerate_epochs(problem, sgd, N_STEPS)
+    laws = list(MomentRecursion().evolve(sgdsde.linearize(problem), sgd, range(N_STEPS + 1)))
+    for law, exact in zip(laws, oracle):
+        assert torch.isfinite(law.covariance.to_dense()).all()
+        np.testing.assert_allclose(law.mean.flatten(), exact.mean[:n], rtol=1e-3 if n == 3 else 1e-12)
+    assert loss_errors(case, sgd, oracle).max() < (1e-12 if n == 1 or batch_size == n else 1e-2)
+
+
+def test_label_noise_is_refused_by_name() -> None:
+    sgd = sgdsde.SGD(0.1, 2, sampling="shuffled", label_noise_std=0.3)
+    with pytest.raises(
+        ValueError, match=r"MomentRecursion cannot represent label noise in shuffled epochs.*run_ensemble"
+    ):
+        sgdsde.predict(SIX.problem(), sgd, 3)
