@@ -108,9 +108,21 @@ class EpochMoments:
         shift = torch.zeros_like(self.mean)
         if self._offset is not None:
             shift = torch.kron(self._kernel.new_tensor(gains), self._offset)
-        self._advance(draw, transition, response, shift)
+        if draw.batch_size == draw.n:
+            self._descend(transition, response, shift)
+        else:
+            self._advance(draw, transition, response, shift)
         if draw.remaining == draw.batch_size:
             self.usage.zero_()
+
+    def _descend(self, transition: Tensor, response: Tensor, shift: Tensor) -> None:
+        """A step on the whole set, without rounding errors that would look like a spread."""
+
+        def step(state: Tensor) -> Tensor:
+            return self._apply(transition, state) + response @ state[: self._d]
+
+        self.mean = step(self.mean) + shift
+        self.covariance = step(step(self.covariance).mT)
 
     def _advance(self, draw: Draw, transition: Tensor, response: Tensor, shift: Tensor) -> None:
         m, S, P, d = self.mean, self.covariance, self.usage, self._d
