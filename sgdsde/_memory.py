@@ -31,16 +31,15 @@ def budget(memory: int | None, device: torch.device) -> int:
     return whole_number("memory", memory, minimum=1, remedy="give a number of bytes")
 
 
-def rows_within(available: int, bytes_per_row: int, n_rows: int, what: str) -> int:
-    """How many rows fit at once, at least one.
+def rows_within(allowed: int, bytes_per_row: int, n_rows: int, what: str, *, fixed: int = 0) -> int:
+    """How many rows fit at once beside ``fixed`` bytes, at least one.
 
     Raises:
         MemoryError: not even one row fits; names the bytes.
     """
-    rows = min(n_rows, available // max(bytes_per_row, 1))
+    rows = min(n_rows, (allowed - fixed) // max(bytes_per_row, 1))
     if rows < 1:
-        remedy = f"{what} needs {bytes_per_row:,} bytes beside its result; raise memory or shrink the problem"
-        raise MemoryError(
-            complaint("memory", "enough for one example at a time", f"{max(available, 0):,} bytes", remedy)
-        )
+        remedy = f"{what} needs {bytes_per_row:,} bytes" + (f" beside {fixed:,}" if fixed else "")
+        expected = f"at least {fixed + bytes_per_row:,} bytes"
+        raise MemoryError(complaint("memory", expected, f"{allowed:,}", f"{remedy}; raise it or shrink the problem"))
     return int(rows)

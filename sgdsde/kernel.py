@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from sgdsde import _memory
 from sgdsde._checks import complaint, finite_entries, nonempty
-from sgdsde._functional import FunctionalModel, as_functional, probe
+from sgdsde._functional import FunctionalModel, as_functional
+from sgdsde._probe import probe
 from sgdsde._progress import ticker
 from sgdsde._types import Params, Progress
-from sgdsde.jacobian import Blocks, bytes_per_example, jacobian
+from sgdsde.jacobian import Blocks, ExampleBytes, column_pieces, jacobian
 
 
 def empirical_ntk(
@@ -37,13 +38,13 @@ def empirical_ntk(
         x1: [n1, ...]. x2: [n2, ...]; None means x1, and only half of the kernel is computed.
         params: values by name in place of the model's own, all or some of them.
         where: keeps the parameters whose name satisfies it, e.g. ``lambda name: "weight" in name``.
-        memory: bytes allowed, the result included; default a quarter of what is free.
+        memory: bytes allowed for tensors, the result included; default a quarter of what is free.
         dtype: of products and result; default float64 whatever the model's dtype.
     Returns:
         [n1*c, n2*c], rows and columns sample-major; no factor 1/n or 1/c.
     Raises:
         ValueError, TypeError: a model whose output is no deterministic function of one example (named by layer), bad
-            inputs, unknown parameter names. MemoryError: the budget is too small; names the bytes, before allocating.
+            inputs, unknown parameter names. MemoryError: the budget is too small; names the bytes, before taking them.
     Exactness: equal to one backward pass per output, to rounding; Jacobians in the model's dtype.
     Cost: 2 d1 d2 p operations (half when symmetric) and the Jacobians: those of a block of rows are made once, those of
         the columns once per block.
@@ -56,25 +57,28 @@ def empirical_ntk(
         raise ValueError(complaint("where", "a predicate that keeps at least one parameter", f"none of {names}"))
     for name, x in (("x1", x1), ("x2", x2)):
         _check_inputs(name, x, functional)
-    functional, outputs = probe(functional, x1)
+    if x2 is not None and x2.shape[1:] != x1.shape[1:]:
+        raise ValueError(complaint("x2", f"examples of shape {list(x1.shape[1:])} like x1", list(x2.shape[1:])))
+    functional, outputs = probe(functional, x1, "x1")
     plan = KernelPlan.make(functional, chosen, x1, x2, outputs.shape[1], memory=memory, dtype=dtype)
     return gram(functional, x1, x2, plan=plan, params=chosen, progress=progress)
 
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """What a kernel will take, known before anything is allocated.
+    """What a kernel will take, known before it is allocated.
 
     Attributes:
         rows: examples a block; two blocks of Jacobians are held at once.
-        result_bytes, block_bytes: of the result, and of one block at its peak.
+        n_outputs, dtype: c, and the dtype of the result.
+        result_bytes, example_bytes: of the result, and of two blocks at their peak for each of their rows.
     """
 
     rows: int
     n_outputs: int
     dtype: torch.dtype
     result_bytes: int
-    block_bytes: int
+    example_bytes: int
 
     @classmethod
     def make(
@@ -91,12 +95,14 @@ class KernelPlan:
         """The largest blocks that the budget allows; MemoryError when one example does not fit."""
         dtype = _kernel_dtype(dtype)
         result = len(x1) * len(x1 if x2 is None else x2) * n_outputs**2 * dtype.itemsize
-        example = bytes_per_example(functional, params, n_outputs) + 4 * x1[:1].numel() * functional.dtype.itemsize
-        available = _memory.budget(memory, functional.device) - result
+        allowed = _memory.budget(memory, functional.device)
+        example = ExampleBytes.of(functional, params, x1[:1], n_outputs)
+        copies = 0 if functional.dtype == dtype else 2 * example.copying
+        peak = 2 * example.held + max(example.making, copies)
         most = len(x1) if x2 is None else max(len(x1), len(x2))
-        what = f"an example with {n_outputs} outputs (kernel {result:,} bytes)"
-        rows = _memory.rows_within(available, 2 * example, most, what)
-        return cls(rows, n_outputs, dtype, result, rows * example)
+        what = f"the Jacobian of an example with {n_outputs} outputs"
+        rows = _memory.rows_within(allowed, peak, most, what, fixed=result)
+        return cls(rows, n_outputs, dtype, result, peak)
 
 
 def gram(
@@ -122,22 +128,26 @@ def gram(
                 continue
             same = x2 is None and i == j
             left = right if same else jacobian(functional, x1[i : i + plan.rows], params=params)
-            block = _contract(left, right, plan.dtype)
-            kernel[i * c : i * c + block.shape[0], j * c : j * c + block.shape[1]] = block
+            block = kernel[i * c : (i + plan.rows) * c, j * c : (j + plan.rows) * c]
+            _contract(left, right, out=block)
             if x2 is None and not same:
-                kernel[j * c : j * c + block.shape[1], i * c : i * c + block.shape[0]] = block.mT
+                kernel[j * c : (j + plan.rows) * c, i * c : (i + plan.rows) * c] = block.mT
+            del left  # before the next is made: the plan counts two blocks, not three
+        del right
     ticks.close()
     return kernel
 
 
-def _contract(left: Blocks, right: Blocks, dtype: torch.dtype) -> Tensor:
-    total: Tensor | None = None
-    for name, columns in left.items():
-        first = columns.to(dtype)
-        second = first if right[name] is columns else right[name].to(dtype)
-        total = first @ second.mT if total is None else total.addmm_(first, second.mT)
-    assert total is not None
-    return total
+def _contract(left: Blocks, right: Blocks, *, out: Tensor) -> None:
+    """Writes left right^T, in place: a copy of a block may be as large as the result."""
+    keep = 0.0
+    for name, first in left.items():
+        second = right[name]
+        for columns in column_pieces(first.shape[1]):
+            row_piece = first[:, columns].to(out.dtype)
+            column_piece = row_piece if second is first else second[:, columns].to(out.dtype)
+            out.addmm_(row_piece, column_piece.mT, beta=keep)
+            keep = 1.0
 
 
 def _kernel_dtype(dtype: torch.dtype | None) -> torch.dtype:
@@ -157,8 +167,11 @@ def _with_params(functional: FunctionalModel, params: Params | None) -> Function
         if value.shape != functional.params[name].shape:
             expected = f"of shape {list(functional.params[name].shape)}"
             raise ValueError(complaint(f"params[{name!r}]", expected, list(value.shape)))
+        if value.dtype != functional.dtype or value.device != functional.device:
+            expected = f"of {functional.dtype} on {functional.device}, like the model"
+            raise ValueError(complaint(f"params[{name!r}]", expected, f"{value.dtype} on {value.device}"))
     values = {name: params.get(name, value).detach() for name, value in functional.params.items()}
-    return FunctionalModel(functional.call, values, functional.constants, functional.module, functional.vectorizes)
+    return replace(functional, params=values)
 
 
 def _check_inputs(name: str, x: Tensor | None, functional: FunctionalModel) -> None:

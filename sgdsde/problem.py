@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sgdsde._checks import complaint, finite_entries, nonempty
-from sgdsde._functional import FunctionalModel, as_functional, probe
+from sgdsde._functional import FunctionalModel, as_functional
+from sgdsde._probe import probe
 from sgdsde._types import Params
 from sgdsde.adapters import examples_of_loaders
 from sgdsde.losses import Loss, as_loss
@@ -56,7 +57,7 @@ class Problem:
         if (self.x_test is None) != (self.y_test is None):
             given, missing = ("x_test", "y_test") if self.y_test is None else ("y_test", "x_test")
             raise ValueError(complaint(missing, f"given together with {given}", "None", "pass both or neither"))
-        functional, outputs = probe(functional, self.x_train)
+        functional, outputs = probe(functional, self.x_train, "x_train")
         criterion = as_loss(self.loss, outputs.shape[1])
         derived: dict[str, Any] = {"functional": functional, "criterion": criterion, "n_outputs": outputs.shape[1]}
         derived["y_train"] = criterion.check_targets("y_train", self.y_train, outputs)

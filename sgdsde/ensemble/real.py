@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import grad_and_value
 
 from sgdsde import _memory
-from sgdsde._functional import FunctionalModel
+from sgdsde._functional import FunctionalModel, vectorize
 from sgdsde._types import Params
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD, StepPlan
@@ -36,7 +36,7 @@ class RealLearner:
         self._activations = _activation_numbers(problem.functional, problem.x_train[:1])
         self._gradient = grad_and_value(self._batch_loss)
         if self.functional.vectorizes:
-            self._gradient = vmap(self._gradient)
+            self._gradient = vectorize(self._gradient)
 
     def start(self, n_runs: int) -> Params:
         return {name: value.expand(n_runs, *value.shape).clone() for name, value in self.problem.params.items()}
