@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sgdsde._checks import complaint, whole_number, word
 from sgdsde._types import Observable, Progress
-from sgdsde.dynamics import Dynamics, MomentRecursion
+from sgdsde.dynamics import Dynamics, MomentRecursion, SDEPaths
 from sgdsde.linearization import Linearization, as_linearization
+from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
 from sgdsde.reduction import Reducer
 from sgdsde.sgd import SGD
@@ -37,7 +38,8 @@ def predict(
     Args:
         problem_or_linearization: a ``Problem`` is linearized first; a ``Linearization`` is used as it is.
         sgd: how it is trained. n_steps: number of updates.
-        dynamics: the theory; default ``MomentRecursion()``, the exact second moments of the linearized model.
+        dynamics: the theory; default ``MomentRecursion()``, the exact second moments of the linearized model, under
+            squared error, and ``SDEPaths()``, 1000 sample paths of SGD with Gaussian noise, under cross-entropy.
         record: steps to report; default about 50, geometric, with 0, 1 and n_steps.
         observe: ``"loss"``; ``"accuracy"`` for the fraction of examples on the right side (sign or argmax);
             ``"outputs"`` for mean and std of every output.
@@ -54,7 +56,8 @@ def predict(
     linearization = as_linearization(problem_or_linearization, progress=progress)
     problem = linearization.problem
     sgd.plan(problem.n_train, n_steps)
-    dynamics = dynamics or MomentRecursion()
+    if dynamics is None:
+        dynamics = MomentRecursion() if isinstance(problem.criterion, SquaredError) else SDEPaths()
     if not isinstance(dynamics, Dynamics):
         remedy = "use dynamics.MomentRecursion() or another of sgdsde.dynamics"
         raise TypeError(complaint("dynamics", "an instance of sgdsde.dynamics.Dynamics", repr(dynamics), remedy))

@@ -3,17 +3,24 @@
 from sgdsde.dynamics.base import Covariance, Dynamics, OutputLaw
 from sgdsde.dynamics.gradient_descent import GradientDescent
 from sgdsde.dynamics.gradient_flow import GradientFlow
+from sgdsde.dynamics.integrators import EulerMaruyama, ExponentialEuler, Integrator, SDEInt
 from sgdsde.dynamics.moment_equations import MomentEquations
 from sgdsde.dynamics.moment_recursion import MomentRecursion
 from sgdsde.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
+from sgdsde.dynamics.paths import SDEPaths
 
 __all__ = [
     "Covariance",
     "Dynamics",
+    "EulerMaruyama",
+    "ExponentialEuler",
     "GradientDescent",
     "GradientFlow",
+    "Integrator",
     "MomentEquations",
     "MomentRecursion",
     "OrnsteinUhlenbeck",
     "OutputLaw",
+    "SDEInt",
+    "SDEPaths",
 ]

@@ -34,11 +34,13 @@ class OrnsteinUhlenbeck(Dynamics):
 
     Args:
         freeze: ``"mean_path"``: C(s) = C(r(m(s))), the noise that full-batch training would meet. It falls with the
-            mean residual, and is too small once the spread carries much of the loss. ``"init"``: C = C(r_0), the noise at
-            initialization: S_ij = (phi lr / B) (K C K)_ij (1 - exp(-(h_i + h_j) t)) / (h_i + h_j). Noise of SGD
-            shrinks with the residual, so the late loss is over-predicted, several-fold where the data are interpolated.
+            mean residual, and is too small once the spread carries much of the loss.
+            ``"init"``: C = C(r_0), the noise at initialization, and with it
+            S_ij = (phi lr / B) (K C K)_ij (1 - exp(-(h_i + h_j) t)) / (h_i + h_j). Noise of SGD shrinks with the
+            residual, so the late loss is over-predicted, several-fold where the data are interpolated.
         rtol: estimated error of each panel of the quadrature, relative to the covariance that it adds ("mean_path").
-    Exactness: the exact law of the stated process, to rounding ("init") or rtol; the process approximates SGD. Weight decay, label noise and schedules (piecewise constant in time) are included.
+    Exactness: the exact law of the stated process, to rounding ("init") or rtol; the process approximates SGD.
+        Weight decay, label noise and schedules (piecewise constant in time) are included.
     Cost: "init": one product d^3 for the noise, then r^2 numbers a recorded step. "mean_path": such a product for each
         of 10 nodes a panel; panels grow with the time. A schedule starts a panel at each change.
     Source: Hayou, Doucet, Rousseau, arXiv:1905.13654.

@@ -1,0 +1,119 @@
+"""Euler's method for the SDE of the outputs: one matrix product a step, any loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgdsde._checks import whole_number
+from sgdsde.dynamics.integrators.base import Draws, Integrator, Outputs, PathGroup, PathSetup
+from sgdsde.dynamics.update import torch_step
+from sgdsde.losses import SquaredError
+from sgdsde.noise import noise_direction
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Integrator):
+    """Sample paths of df = -(1/n) K r dt + sqrt(phi lr / B) K C(r)^{1/2} dW, with k = ``substeps`` to a step of SGD:
+
+        w' = w - (lr/k) r(f)/n - lr sqrt(phi / (B k)) v,      f = f_0 + K w,      v_i = r_i (xi_i - mean xi) / sqrt(n)
+
+    The state w is the displacement of the weights, J^T w, so test outputs are f_test,0 + K(test, train) w, under the
+    same noise.
+
+    Args:
+        substeps: k. 1 is minibatch SGD with Gaussian noise in place of that of batches: it has SGD's first two moments
+            exactly under squared error, and also carries momentum and weight decay as torch does. As k grows it becomes
+            the SDE, which is off from SGD by O(lr).
+    Exactness: weak order 1 in lr / k for the SDE; any loss.
+    Cost: one product [P, d] x [d, d] a substep; one [P, d] x [d, m c] a recorded step.
+    """
+
+    substeps: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "substeps", whole_number("substeps", self.substeps, minimum=1))
+
+    def check(self, setup: PathSetup) -> None:
+        sgd = setup.sgd
+        if sgd.momentum and self.substeps > 1:
+            reason = f"momentum={sgd.momentum} with substeps={self.substeps}, a scheme of SGD's own steps"
+            raise self.refuse(reason, "EulerMaruyama(substeps=1)")
+        if sgd.weight_decay and setup.linearization.weight_outputs is None:
+            raise self.refuse("weight decay without weight_outputs", "linearize(problem), or weight_decay=0")
+
+    def group(self, setup: PathSetup, paths: range, draws: Draws) -> PathGroup:
+        return _EulerPaths(self.substeps, setup, len(paths), draws)
+
+
+class _EulerPaths(PathGroup):
+    """theta = g theta_0 + J^T w with a buffer for each; g is the same number for all paths."""
+
+    def __init__(self, substeps: int, setup: PathSetup, n_paths: int, draws: Draws) -> None:
+        self._substeps, self._setup, self._draws = substeps, setup, draws
+        linearization = setup.linearization
+        shape = (n_paths, *linearization.outputs.shape)
+        self._w = linearization.kernel.new_zeros(shape)
+        self._buffer = torch.zeros_like(self._w) if setup.sgd.momentum else self._w
+        self._weight_factor = torch.ones(1, dtype=torch.float64)
+        self._weight_buffer = torch.zeros(1, dtype=torch.float64)
+
+    def advance(self, start: int, stop: int) -> None:
+        sgd, plan = self._setup.sgd, self._setup.plan
+        for k in range(start, stop):
+            lr = float(plan.lr[k]) / self._substeps
+            for part in range(self._substeps):
+                gradient = self.gradient(k, (k + part / self._substeps)) + sgd.weight_decay * self._w
+                self._buffer, move = torch_step(sgd, gradient, self._buffer, first=k == 0)
+                self._w = self._w - lr * move
+                if sgd.weight_decay:
+                    slope = sgd.weight_decay * self._weight_factor
+                    self._weight_buffer, move = torch_step(sgd, slope, self._weight_buffer, first=k == 0)
+                    self._weight_factor = self._weight_factor - lr * move
+
+    def gradient(self, k: int, place: float) -> Tensor:
+        """r/n and its noise at the present outputs, [P, n, c]; a substep is shorter, so its noise is larger."""
+        setup, n = self._setup, self._setup.linearization.problem.n_train
+        criterion = setup.linearization.problem.criterion
+        slope = criterion.gradient(self._train(place), setup.linearization.targets)
+        gradient = slope / n
+        factor = setup.plan.noise_factor(k) * self._substeps
+        if factor:
+            xi = self._draws.normal("sde paths", n)
+            gradient = gradient + math.sqrt(factor) * noise_direction(slope, xi)
+        if setup.sgd.label_noise_std:
+            assert isinstance(criterion, SquaredError)
+            std = criterion.curvature * setup.sgd.label_noise_std
+            scale = std * math.sqrt(self._substeps / (n * int(setup.plan.batch_size[k])))
+            gradient = gradient + scale * self._draws.normal("sde labels", *slope.shape[1:])
+        return gradient
+
+    def outputs(self, step: int) -> Outputs:
+        linearization = self._setup.linearization
+        test = linearization.test_outputs
+        if test is None or linearization.cross_kernel is None:
+            return self._train(step), None
+        moved = test + (self._w.flatten(1) @ linearization.cross_kernel.mT).view(len(self._w), *test.shape)
+        return self._train(step), self._decayed(moved, linearization.test_weight_outputs) + self._drift(step, test=True)
+
+    def _train(self, place: float) -> Tensor:
+        linearization = self._setup.linearization
+        moved = linearization.outputs + (self._w.flatten(1) @ linearization.kernel.mT).view_as(self._w)
+        return self._decayed(moved, linearization.weight_outputs) + self._drift(place, test=False)
+
+    def _decayed(self, outputs: Tensor, weight_outputs: Tensor | None) -> Tensor:
+        if not self._setup.sgd.weight_decay or weight_outputs is None:
+            return outputs
+        return outputs + float(self._weight_factor - 1) * weight_outputs
+
+    def _drift(self, place: float, *, test: bool) -> Tensor | float:
+        """The Ito term's displacement at a step, linear between steps."""
+        shift, n = self._setup.drift_outputs, self._setup.linearization.problem.n_train
+        if shift is None:
+            return 0.0
+        k = int(place)
+        rows = slice(n, None) if test else slice(n)
+        return shift[k, rows] if k == place else torch.lerp(shift[k, rows], shift[k + 1, rows], place - k)
