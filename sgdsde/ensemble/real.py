@@ -65,7 +65,7 @@ class RealLearner:
         runs = min(n_runs, examples // n) if self.functional.vectorizes else 1
         with torch.no_grad():
             if runs > 1:
-                forward = vmap(self.problem.forward, in_dims=(0, None))
+                forward = vectorize(self.problem.forward, in_dims=(0, None))
                 groups = [{name: value[i : i + runs] for name, value in state.items()} for i in range(0, n_runs, runs)]
                 return torch.cat([forward(group, x) for group in groups])
             alone = [{name: value[i] for name, value in state.items()} for i in range(n_runs)]
