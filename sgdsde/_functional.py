@@ -75,8 +75,10 @@ def as_functional(model: Any) -> FunctionalModel:
     elif isinstance(model, tuple) and len(model) == 2 and callable(model[0]) and isinstance(model[1], dict):
         functional = FunctionalModel(model[0], {name: _copied(name, value) for name, value in model[1].items()}, {})
     else:
-        remedy = "pass the module, or (f, params) with f(params, x)"
-        raise TypeError(complaint("model", "an nn.Module or a pair (f, params)", type(model).__name__, remedy))
+        is_class = isinstance(model, type)
+        received = f"the class {model.__name__}" if is_class else type(model).__name__
+        remedy = "create an instance" if is_class else "pass the module, or (f, params) with f(params, x)"
+        raise TypeError(complaint("model", "an nn.Module or a pair (f, params)", received, remedy))
     _check_parameters(functional)
     return functional
 
@@ -159,10 +161,11 @@ def _check_parameters(functional: FunctionalModel) -> None:
     for name, value in params.items():
         if not value.is_floating_point():
             raise TypeError(complaint(f"parameter {name!r}", "a real floating-point tensor", value.dtype))
-        finite_entries(f"parameter {name!r}", value)
     dtypes = sorted({str(value.dtype) for value in params.values()})
     devices = sorted({str(value.device) for value in [*params.values(), *functional.constants.values()]})
     if len(dtypes) > 1:
         raise ValueError(complaint("model", "of one dtype", " and ".join(dtypes), f"use model.to({dtypes[0]})"))
     if len(devices) > 1:
         raise ValueError(complaint("model", "on one device", " and ".join(devices), f"use model.to({devices[0]!r})"))
+    for name, value in params.items():
+        finite_entries(f"parameter {name!r}", value)

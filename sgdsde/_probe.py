@@ -49,24 +49,25 @@ def _two_examples(x: Tensor) -> Tensor:
 
 
 def _unchanging(functional: FunctionalModel, x: Tensor, name: str) -> Tensor:
-    """Outputs at x, with every buffer and the inputs as they were."""
-    before, inputs = {key: value.clone() for key, value in functional.constants.items()}, x.clone()
-    after = dict(functional.constants)
+    """Outputs at x, of a forward pass that writes to no buffer and not to x."""
+    versions = {key: value._version for key, value in functional.constants.items()}
+    written, after = x._version, dict(functional.constants)
     try:
         outputs = functional.forward(functional.params, x)
-        if functional.module is not None:
+        if functional.module is not None:  # once more, to see which buffers forward puts others in place of
             everything = {**functional.params, **functional.constants}
-            functional_call(functional.module, everything, (inputs.clone(),))
+            functional_call(functional.module, everything, (x.clone(),))
             after = {key: everything[key] for key in after}
     except Exception as error:
         where = layer_of(error.__traceback__, functional.module)
         received = f"shape {list(x.shape)} of {x.dtype}, on which {where} raised {type(error).__name__}: {error}"
         raise ValueError(complaint(name, "a batch that the model accepts", received)) from error
-    changed = [key for key, value in after.items() if not torch.equal(value, before[key])]
+    constants = functional.constants
+    changed = [key for key, v in constants.items() if after[key] is not v or v._version != versions[key]]
     if changed:
         remedy = "call model.eval(), or remove the update of the buffer from forward"
         raise ValueError(complaint(f"buffer {changed[0]!r}", "constant", "changed by a forward pass", remedy))
-    if not torch.equal(x, inputs):
+    if x._version != written:
         remedy = "use inplace=False in its first layer"
         raise ValueError(complaint("model", "a function that leaves its input as it is", "a changed input", remedy))
     _check_output(outputs, x)

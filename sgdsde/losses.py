@@ -129,7 +129,7 @@ def as_loss(loss: object, n_outputs: int) -> Loss:
             than the number of examples). TypeError: any other loss.
     """
     if not isinstance(loss, nn.MSELoss | nn.CrossEntropyLoss):
-        received = loss.__name__ if isinstance(loss, type) else type(loss).__name__
+        received = repr(loss) if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
         remedy = "create the module, nn.MSELoss()" if isinstance(loss, type) else "other losses are not supported"
         raise TypeError(complaint("loss", "nn.MSELoss() or nn.CrossEntropyLoss()", received, remedy))
     if loss.reduction != "mean":

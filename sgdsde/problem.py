@@ -53,6 +53,9 @@ class Problem:
 
     def __post_init__(self) -> None:
         functional = as_functional(self.model)
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            if isinstance(getattr(self, name), Tensor):
+                object.__setattr__(self, name, getattr(self, name).detach())
         _check_pair("x_train", self.x_train, "y_train", self.y_train, functional)
         if (self.x_test is None) != (self.y_test is None):
             given, missing = ("x_test", "y_test") if self.y_test is None else ("y_test", "x_test")

@@ -99,7 +99,7 @@ def _plain_gradient(
     with torch.enable_grad():
         value = loss(leaves, x, y)
     gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, gradients)), value.detach()
+    return {name: gradient.to_dense() for name, gradient in zip(leaves, gradients)}, value.detach()
 
 
 def _activation_numbers(functional: FunctionalModel, x: Tensor) -> int:
