@@ -1,7 +1,7 @@
 """Shuffled epochs by enumeration: every order in which an epoch's batches can come, without the library's theory.
 
 The step of ``torch.optim.SGD`` on a model linear in its weights is an affine map of z = (theta, buffer, 1), so over an
-epoch each order is one matrix T, and moments pass through any number of epochs exactly: E z z^T <- mean of T E z z^T T^T.
+epoch each order is one matrix T, and moments pass through any number of epochs exactly: E zz^T <- mean of T E zz^T T^T.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Claim: ``mean_square_radius`` and ``max_lr`` are those of the dense map of second moments, with every torch word.
 
-Oracle: the average of T_b (x) T_b over every batch b, T_b the update of ``torch.optim.SGD`` on weights and buffer inside
+Oracle: the average of T_b (x) T_b over every batch b, T_b the update of ``torch.optim.SGD`` on weights and buffer in
 the row space of the features. Nothing of the theory of covariances enters.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -94,7 +96,7 @@ def test_the_comparison_notices_every_wrong_word(wrong: dict) -> None:
 def test_the_limit_grows_with_the_batch(problem: sgdsde.Problem, sampling: str, words: str) -> None:
     linearization = sgdsde.linearize(problem)
     limits = [max_lr(linearization, b, sampling=sampling, **WORDS[words]) for b in (1, 2, 3, 5, 8, 12, 16)]
-    assert all(low < high for low, high in zip(limits, limits[1:]))
+    assert all(low < high for low, high in itertools.pairwise(limits))
     full = max_lr_full_batch(linearization, **WORDS[words])
     whole = max_lr(linearization, problem.n_train, sampling="without_replacement", **WORDS[words])
     assert limits[-1] <= whole * (1 + 1e-9)
