@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import get_args
+from collections.abc import Sequence
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from sgdsde._checks import complaint, whole_number, word
+from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Observable, Progress
 from sgdsde.dynamics import Dynamics, MomentRecursion, SDEPaths
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
+from sgdsde.recording import check_observables, recorded_steps
 from sgdsde.reduction import Reducer
 from sgdsde.sgd import SGD
 from sgdsde.stability import warn_if_unstable
 from sgdsde.trajectory import Trajectory
-
-N_RECORDED = 50
 
 
 def predict(
@@ -66,23 +60,3 @@ def predict(
     for law in dynamics.evolve(linearization, sgd, steps.tolist(), progress=progress):
         reducer.add(law)
     return reducer.trajectory(steps, repr(dynamics), n_steps, limit)
-
-
-def recorded_steps(n_steps: int, record: Sequence[int] | None = None) -> Tensor:
-    """The steps to record, sorted and without repetition, int64; by default about 50, geometric, with 0, 1, n_steps."""
-    if record is None:
-        spaced = np.geomspace(1, max(n_steps, 1), num=min(N_RECORDED, max(n_steps, 1)))
-        return torch.from_numpy(np.unique(np.concatenate([[0], np.rint(spaced)])).astype(np.int64)[: n_steps + 1])
-    steps = sorted({whole_number("record", step) for step in record})
-    if not steps:
-        raise ValueError(complaint("record", "at least one step", "none", "omit it for about 50 geometric steps"))
-    if steps[-1] > n_steps:
-        raise ValueError(complaint("record", f"within 0 ... n_steps={n_steps}", f"step {steps[-1]}", "raise n_steps"))
-    return torch.tensor(steps, dtype=torch.int64)
-
-
-def check_observables(observe: Iterable[str]) -> None:
-    if isinstance(observe, str):
-        raise TypeError(complaint("observe", "a tuple of words", repr(observe), f"use observe=({observe!r},)"))
-    for name in observe:
-        word("observe", name, get_args(Observable))

@@ -38,6 +38,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "sampling",
         "sgd",
         "trajectory",
+        "recording",
     ),
     # The kernel knows models only and a Linearization holds it, so it stands here and not beside the noise.
     "linearize": ("jacobian", "kernel", "linearization"),

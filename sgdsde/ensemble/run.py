@@ -18,8 +18,8 @@ from sgdsde.ensemble.real import RealLearner
 from sgdsde.ensemble.recorder import Recorder
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
-from sgdsde.prediction import check_observables, recorded_steps
 from sgdsde.problem import Problem
+from sgdsde.recording import check_observables, recorded_steps
 from sgdsde.sampling import block_batches
 from sgdsde.sgd import SGD, StepPlan
 from sgdsde.trajectory import Trajectory
