@@ -76,7 +76,7 @@ def enumerate_runs(
         if sgd.label_noise_std:
             signs = torch.tensor([sign for _, sign, _ in step], dtype=torch.float64)[place]
             y = y + sgd.label_noise_std * signs.view_as(y)
-        outputs = torch.einsum("rbcp,rp->rbc", problem.x_train[batches], theta)
+        outputs = torch.einsum("rbcp,rp->rbc", problem.x_train[batches], theta) + constant_part(problem)[batches]
         optimizer.param_groups[0]["lr"] = sgd.lr_at(k)
         optimizer.zero_grad()
         (len(chances) * problem.loss(outputs, y)).backward()
@@ -88,13 +88,20 @@ def enumerate_runs(
 def _moments(problem: sgdsde.Problem, theta: Tensor, chances: Tensor) -> Moments:
     stacked = problem.x_train if problem.x_test is None else torch.cat([problem.x_train, problem.x_test])
     targets = problem.y_train if problem.y_test is None else torch.cat([problem.y_train, problem.y_test])
-    outputs = torch.einsum("icp,rp->ric", stacked, theta)
+    outputs = torch.einsum("icp,rp->ric", stacked, theta) + constant_part(problem)
     mean = torch.einsum("r,ric->ic", chances, outputs)
     deviation = (outputs - mean).flatten(1)
     losses = chances @ (outputs - targets).square().mean(2)
     n = problem.n_train
     test = float(losses[n:].mean()) if len(losses) > n else math.nan
     return Moments(mean, deviation.mT @ (deviation * chances[:, None]), float(losses[:n].mean()), test)
+
+
+def constant_part(problem: sgdsde.Problem) -> Tensor:
+    """What no weight moves, [n + m, c]: the outputs at theta = 0. Zero for ``tests.problems.LINEAR``."""
+    origin = {"theta": torch.zeros_like(problem.params["theta"])}
+    parts = [problem.forward(origin, x) for x in (problem.x_train, problem.x_test) if x is not None]
+    return torch.cat(parts)
 
 
 def torch_optimizer(parameters: list[Tensor], sgd: sgdsde.SGD) -> torch.optim.SGD:
@@ -142,7 +149,8 @@ def weight_drift(problem: sgdsde.Problem, weight_decay: float = 0.0) -> tuple[np
     jacobian, _ = features(problem)
     scale = 2 / len(jacobian)
     drift = scale * jacobian.T @ jacobian + weight_decay * np.eye(jacobian.shape[1])
-    return drift, scale * jacobian.T @ problem.y_train.numpy().ravel()
+    targets = problem.y_train - constant_part(problem)[: problem.n_train]
+    return drift, scale * jacobian.T @ targets.numpy().ravel()
 
 
 def flow_weights(problem: sgdsde.Problem, time: float, weight_decay: float = 0.0) -> np.ndarray:
@@ -158,7 +166,8 @@ def flow_weights(problem: sgdsde.Problem, time: float, weight_decay: float = 0.0
 def gradient_covariance(problem: sgdsde.Problem, theta: np.ndarray) -> np.ndarray:
     """Sigma: the covariance of the per-example gradients (divisor n), one example after the other."""
     gradients = []
-    for x, y in zip(problem.x_train.numpy(), problem.y_train.numpy()):
+    targets = (problem.y_train - constant_part(problem)[: problem.n_train]).numpy()
+    for x, y in zip(problem.x_train.numpy(), targets):
         gradients.append(2 / len(y) * x.T @ (x @ theta - y))
     deviation = np.array(gradients) - np.mean(gradients, axis=0)
     return deviation.T @ deviation / len(deviation)

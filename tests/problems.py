@@ -1,11 +1,13 @@
 """Small problems, one catalogue for all laws.
 
 ``LINEAR`` holds models linear in their weights, where the theory is exact: one, two and three outputs, kernels of full
-rank, kernels with a null space, and an input that is there twice. ``NETWORKS`` holds nonlinear ones. All in float64.
+rank, kernels with a null space, and an input that is there twice. ``AFFINE`` adds a part that no weight moves, so that
+J theta_0 is not f_0. Below them nonlinear networks. All in float64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,11 @@ def linear_outputs(params: dict[str, Tensor], x: Tensor) -> Tensor:
     return x @ params["theta"]
 
 
+def affine_outputs(params: dict[str, Tensor], x: Tensor) -> Tensor:
+    """x theta and a constant part, different for every example and output."""
+    return x @ params["theta"] + torch.cos(3 * x.sum(-1))
+
+
 @dataclass(frozen=True)
 class Case:
     """A linear problem and what is known of it: the number of weights p, and the rank of its kernel."""
@@ -30,6 +37,7 @@ class Case:
     n_weights: int
     duplicated: bool = False
     n_test: int = 3
+    affine: bool = False
 
     @property
     def rank(self) -> int:
@@ -44,17 +52,23 @@ class Case:
         if self.duplicated:
             features[1] = features[0]
         targets = rng.normal(size=(self.n_train + self.n_test, c))
-        return linear_problem(features, targets, rng.normal(size=p), n_train=self.n_train)
+        model = affine_outputs if self.affine else linear_outputs
+        return linear_problem(features, targets, rng.normal(size=p), n_train=self.n_train, model=model)
 
 
 def linear_problem(
-    features: np.ndarray | list, targets: np.ndarray | list, start: np.ndarray | list, *, n_train: int | None = None
+    features: np.ndarray | list,
+    targets: np.ndarray | list,
+    start: np.ndarray | list,
+    *,
+    n_train: int | None = None,
+    model: Callable[[dict[str, Tensor], Tensor], Tensor] = linear_outputs,
 ) -> sgdsde.Problem:
     """Features [n + m, c, p], targets [n + m, c], initial weights [p]; the first n rows are the training set."""
     x, y, theta = (torch.as_tensor(np.array(value, dtype=np.float64)) for value in (features, targets, start))
     n = len(x) if n_train is None else n_train
     test = {"x_test": x[n:], "y_test": y[n:]} if n < len(x) else {}
-    return sgdsde.Problem((linear_outputs, {"theta": theta}), x[:n], y[:n], loss=nn.MSELoss(), **test)
+    return sgdsde.Problem((model, {"theta": theta}), x[:n], y[:n], loss=nn.MSELoss(), **test)
 
 
 LINEAR = (
@@ -68,7 +82,13 @@ LINEAR = (
 )
 """Four examples each: every batch, and every sequence of three batches, can be enumerated."""
 
-BY_NAME = {case.name: case for case in LINEAR}
+AFFINE = (
+    Case("one output, constant part, null space", 4, 1, 2, affine=True),
+    Case("two outputs, constant part", 4, 2, 9, affine=True),
+    Case("two outputs, constant part, null space", 4, 2, 5, affine=True),
+)
+
+BY_NAME = {case.name: case for case in LINEAR + AFFINE}
 
 LARGER = Case("24 examples, two outputs, null space", 24, 2, 30, n_test=8)
 """For statistics over thousands of runs."""

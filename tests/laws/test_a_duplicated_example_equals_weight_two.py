@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import sgdsde
 from sgdsde.dynamics import Dynamics, GradientDescent, GradientFlow, MomentRecursion
 from tests.oracles import enumerate_runs
-from tests.problems import BY_NAME, linear_outputs
+from tests.problems import BY_NAME
 
 
 def with_examples(problem: sgdsde.Problem, rows: list[int], factors: list[float] | None = None) -> sgdsde.Problem:
@@ -19,7 +19,7 @@ def with_examples(problem: sgdsde.Problem, rows: list[int], factors: list[float]
     scale = torch.tensor(factors or [1.0] * len(rows), dtype=torch.float64)
     x, y = problem.x_train[rows] * scale[:, None, None], problem.y_train[rows] * scale[:, None]
     test = {"x_test": problem.x_test, "y_test": problem.y_test}
-    return sgdsde.Problem((linear_outputs, dict(problem.params)), x, y, loss=nn.MSELoss(), **test)
+    return sgdsde.Problem(problem.model, x, y, loss=nn.MSELoss(), **test)
 
 
 CASES = ("one output, null space", "two outputs", "three outputs, null space")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sgdsde
 from sgdsde.dynamics import GradientDescent, MomentRecursion
 from tests.oracles import torch_optimizer
-from tests.problems import LINEAR, Case, linear_outputs
+from tests.problems import AFFINE, LINEAR, Case
 
 N_STEPS = 12
 WORDS = {
@@ -33,8 +33,9 @@ def classes_of(case: Case, *, probabilities: bool = False, label_smoothing: floa
     if probabilities:
         targets = [torch.from_numpy(rng.dirichlet(np.ones(case.n_outputs), size=len(y))) for y in targets]
     loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-    model = (linear_outputs, dict(problem.params))
-    return sgdsde.Problem(model, problem.x_train, targets[0], loss=loss, x_test=problem.x_test, y_test=targets[1])
+    return sgdsde.Problem(
+        problem.model, problem.x_train, targets[0], loss=loss, x_test=problem.x_test, y_test=targets[1]
+    )
 
 
 def loop(problem: sgdsde.Problem, sgd: sgdsde.SGD) -> dict[str, Tensor]:
@@ -43,7 +44,7 @@ def loop(problem: sgdsde.Problem, sgd: sgdsde.SGD) -> dict[str, Tensor]:
     optimizer = torch_optimizer([theta], sgd)
     kept: dict[str, list[Tensor]] = {name: [] for name in ("train", "test", "train_loss", "test_loss")}
     for k in range(N_STEPS + 1):
-        train, test = problem.x_train @ theta, problem.x_test @ theta
+        train, test = (problem.forward({"theta": theta}, x) for x in (problem.x_train, problem.x_test))
         loss = problem.loss(train, problem.y_train)
         values = (train, test, loss, problem.loss(test, problem.y_test))
         for name, value in zip(kept, values):
@@ -68,7 +69,7 @@ def assert_is_the_loop(problem: sgdsde.Problem, sgd: sgdsde.SGD) -> None:
 
 
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
-@pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LINEAR + AFFINE, ids=lambda case: case.name)
 def test_squared_error(case: Case, words: dict) -> None:
     assert_is_the_loop(case.problem(), sgdsde.SGD(**{"lr": 0.1, "batch_size": 2, **words}))
 
@@ -77,14 +78,14 @@ def test_squared_error(case: Case, words: dict) -> None:
 @pytest.mark.parametrize(
     "targets", [{}, {"label_smoothing": 0.1}, {"probabilities": True, "label_smoothing": 0.2}], ids=str
 )
-@pytest.mark.parametrize("case", [case for case in LINEAR if case.n_outputs > 1], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in LINEAR + AFFINE if case.n_outputs > 1], ids=lambda case: case.name)
 def test_cross_entropy(case: Case, targets: dict, words: dict) -> None:
     assert_is_the_loop(classes_of(case, **targets), sgdsde.SGD(**{"lr": 0.3, "batch_size": 2, **words}))
 
 
 @pytest.mark.filterwarnings("ignore::sgdsde.UnstableWarning")
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
-@pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LINEAR + AFFINE, ids=lambda case: case.name)
 def test_it_is_the_mean_of_sgd(case: Case, words: dict) -> None:
     linearization = sgdsde.linearize(case.problem())
     sgd = sgdsde.SGD(**{"lr": 0.1, "batch_size": 1, "label_noise_std": 0.3, **words})

@@ -11,14 +11,14 @@ import torch
 
 import sgdsde
 from sgdsde.dynamics import GradientDescent, GradientFlow
-from tests.oracles import features, flow_weights
-from tests.problems import LINEAR, Case
+from tests.oracles import constant_part, features, flow_weights
+from tests.problems import AFFINE, LINEAR, Case
 
 RECORD = (0, 1, 2, 7, 40, 300)
 
 
 @pytest.mark.parametrize("words", [{}, {"weight_decay": 0.3}, {"lr": lambda step: 0.2 / (1 + step)}], ids=str)
-@pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LINEAR + AFFINE, ids=lambda case: case.name)
 def test_outputs_equal_expm(case: Case, words: dict) -> None:
     problem = case.problem()
     sgd = sgdsde.SGD(**{"lr": 0.15, "batch_size": 2, **words})
@@ -27,8 +27,9 @@ def test_outputs_equal_expm(case: Case, words: dict) -> None:
     for law in GradientFlow().evolve(sgdsde.linearize(problem), sgd, RECORD):
         assert law.time == pytest.approx(times[law.step], rel=1e-13)
         theta = flow_weights(problem, times[law.step], sgd.weight_decay)
-        for mean, rows in ((law.mean, train), (law.test_mean, test)):
-            oracle = torch.from_numpy(rows @ theta).view_as(mean)
+        constants = constant_part(problem).split([case.n_train, case.n_test])
+        for mean, rows, constant in zip((law.mean, law.test_mean), (train, test), constants):
+            oracle = torch.from_numpy(rows @ theta).view_as(mean) + constant
             torch.testing.assert_close(mean, oracle, rtol=1e-10, atol=1e-10)
 
 

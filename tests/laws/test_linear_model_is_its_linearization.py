@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sgdsde
-from tests.problems import LINEAR, Case
+from tests.problems import AFFINE, LINEAR, Case
 
 WORDS = {
     "plain": {},
@@ -22,7 +22,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
-@pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LINEAR[:5] + AFFINE, ids=lambda case: case.name)
 def test_same_runs(case: Case, words: dict) -> None:
     problem = case.problem()
     sgd = sgdsde.SGD(**{"lr": 0.08, "batch_size": 3, **words})

@@ -11,7 +11,7 @@ import torch
 import sgdsde
 from sgdsde.dynamics import MomentRecursion
 from tests.oracles import Moments, enumerate_runs
-from tests.problems import BY_NAME, LINEAR, Case
+from tests.problems import AFFINE, BY_NAME, LINEAR, Case
 
 SAMPLINGS = ("with_replacement", "without_replacement")
 WORDS = {
@@ -59,7 +59,7 @@ def assert_exact(problem: sgdsde.Problem, sgd: sgdsde.SGD, oracle: list[Moments]
 
 @pytest.mark.filterwarnings("ignore::sgdsde.UnstableWarning")
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LINEAR + AFFINE, ids=lambda case: case.name)
 def test_plain_sgd_in_every_problem(case: Case, sampling: str) -> None:
     problem, sgd = case.problem(), sgdsde.SGD(0.4, 2, sampling=sampling)
     assert_exact(problem, sgd, enumerate_runs(problem, sgd, 3))
@@ -68,7 +68,9 @@ def test_plain_sgd_in_every_problem(case: Case, sampling: str) -> None:
 @pytest.mark.filterwarnings("ignore::sgdsde.UnstableWarning")
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("case", ["one output, null space", "two outputs, null space", "two outputs"])
+@pytest.mark.parametrize(
+    "case", ["one output, null space", "two outputs, null space", "two outputs", *(case.name for case in AFFINE)]
+)
 def test_every_word_under_a_changing_learning_rate(case: str, sampling: str, words: dict) -> None:
     problem, sgd = BY_NAME[case].problem(), sgdsde.SGD(falling, 2, sampling=sampling, **words)
     assert_exact(problem, sgd, enumerate_runs(problem, sgd, 3))

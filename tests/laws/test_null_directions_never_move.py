@@ -10,9 +10,9 @@ from torch import Tensor
 import sgdsde
 from sgdsde.dynamics import Dynamics, GradientDescent, GradientFlow, MomentRecursion, OrnsteinUhlenbeck
 from tests.oracles import features
-from tests.problems import LINEAR, Case, mlp_problem
+from tests.problems import AFFINE, LINEAR, Case, mlp_problem
 
-SINGULAR = [case for case in LINEAR if case.rank < case.n_train * case.n_outputs]
+SINGULAR = [case for case in LINEAR + AFFINE if case.rank < case.n_train * case.n_outputs]
 RECORD = (0, 1, 3, 50)
 DYNAMICS = (GradientFlow(), GradientDescent(), MomentRecursion(), OrnsteinUhlenbeck(freeze="init"))
 

@@ -13,7 +13,7 @@ from scipy import linalg
 import sgdsde
 from sgdsde.dynamics import GradientFlow, OrnsteinUhlenbeck
 from tests.oracles import features, frozen_noise_covariance, gradient_covariance, weight_drift
-from tests.problems import BY_NAME, LINEAR, Case
+from tests.problems import AFFINE, BY_NAME, LINEAR, Case
 
 FROZEN = OrnsteinUhlenbeck(freeze="init")
 
@@ -31,7 +31,7 @@ def assert_covariance(law: sgdsde.dynamics.OutputLaw, problem: sgdsde.Problem, w
 
 
 @pytest.mark.parametrize(("sampling", "factor"), [("with_replacement", 1 / 3), ("without_replacement", 1 / 9)])
-@pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LINEAR + AFFINE, ids=lambda case: case.name)
 def test_covariance_equals_quadrature(case: Case, sampling: str, factor: float) -> None:
     """n = 4, B = 3: phi/B is 1/3, or (1/3)/3 without replacement."""
     problem, lr = case.problem(), 0.2

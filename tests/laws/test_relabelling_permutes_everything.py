@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import sgdsde
 from sgdsde.dynamics import Dynamics, GradientFlow, MomentRecursion, OrnsteinUhlenbeck
-from tests.problems import LINEAR, Case, linear_outputs
+from tests.problems import AFFINE, LINEAR, Case
 
 WORDS = {
     "plain": {},
@@ -20,7 +20,7 @@ WORDS = {
 
 def relabelled(problem: sgdsde.Problem, examples: Tensor, outputs: Tensor) -> sgdsde.Problem:
     return sgdsde.Problem(
-        (linear_outputs, dict(problem.params)),
+        problem.model,
         problem.x_train[examples][:, outputs],
         problem.y_train[examples][:, outputs],
         loss=nn.MSELoss(),
@@ -39,7 +39,7 @@ def laws(problem: sgdsde.Problem, sgd: sgdsde.SGD, dynamics: Dynamics) -> list[s
 
 
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
-@pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LINEAR + AFFINE, ids=lambda case: case.name)
 def test_moments_are_relabelled(case: Case, words: dict) -> None:
     problem, sgd = case.problem(), sgdsde.SGD(0.1, 3, **words)
     examples, outputs = orders(case)
