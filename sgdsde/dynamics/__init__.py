@@ -6,6 +6,7 @@ from sgdsde.dynamics.gradient_flow import GradientFlow
 from sgdsde.dynamics.integrators import EulerMaruyama, ExponentialEuler, Integrator, SDEInt
 from sgdsde.dynamics.moment_equations import MomentEquations
 from sgdsde.dynamics.moment_recursion import MomentRecursion
+from sgdsde.dynamics.moving_kernel import MovingKernel
 from sgdsde.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from sgdsde.dynamics.paths import SDEPaths
 
@@ -19,6 +20,7 @@ __all__ = [
     "Integrator",
     "MomentEquations",
     "MomentRecursion",
+    "MovingKernel",
     "OrnsteinUhlenbeck",
     "OutputLaw",
     "SDEInt",
