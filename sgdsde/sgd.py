@@ -12,7 +12,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from sgdsde._checks import complaint, finite_number, fraction_below_one, nonnegative_number, whole_number, word
+from sgdsde._checks import (
+    complaint,
+    finite_number,
+    fraction_below_one,
+    nonnegative_number,
+    positive_number,
+    whole_number,
+    word,
+)
 from sgdsde._types import Sampling, Schedule
 from sgdsde.adapters import SchedulerInterval, words_of_optimizer
 
@@ -22,7 +30,8 @@ class SGD:
     """Minibatch SGD. Every torch word means what ``torch.optim.SGD`` means (the first buffer is the undamped gradient).
 
     Args:
-        lr: learning rate, positive, or a function of the step k = 0, 1, ... for the update k -> k + 1.
+        lr: learning rate, positive, or a function of the step k = 0, 1, ... for the update k -> k + 1 (a warm-up may
+            start from 0).
         batch_size: examples a step, a positive integer, or a function of the step.
         momentum, dampening, nesterov, weight_decay: as in torch.
         sampling: ``"with_replacement"``: i.i.d. indices. ``"without_replacement"``: a fresh subset at each step.
@@ -43,7 +52,7 @@ class SGD:
 
     def __post_init__(self) -> None:
         if not callable(self.lr):
-            _lr("lr", self.lr)
+            positive_number("lr", self.lr)
         if not callable(self.batch_size):
             object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, minimum=1))
         fraction_below_one("momentum", self.momentum)
@@ -95,7 +104,7 @@ class SGD:
 
     def lr_at(self, step: int) -> float:
         """The learning rate of the update step -> step + 1."""
-        return _lr(f"lr({step})", self.lr(step)) if callable(self.lr) else float(self.lr)
+        return nonnegative_number(f"lr({step})", self.lr(step)) if callable(self.lr) else float(self.lr)
 
     def batch_size_at(self, step: int) -> int:
         """The batch size asked for at a step; an epoch's last batch may be smaller (see ``plan``)."""
@@ -165,13 +174,6 @@ def sampling_factor(n_train: int, batch_size: int, sampling: Sampling) -> float:
     if sampling == "with_replacement":
         return 1.0
     return 0.0 if batch_size == n_train else (n_train - batch_size) / (n_train - 1)
-
-
-def _lr(name: str, value: object) -> float:
-    number = finite_number(name, value)
-    if number <= 0:
-        raise ValueError(complaint(name, "positive", value))
-    return number
 
 
 def _epochs(asked: np.ndarray, n_train: int, drop_last: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,8 @@ SMALL = 8.0
 """Below, the recurrence of I_k loses digits and Gauss quadrature has them all; above, the other way round."""
 QUADRATURE_POINTS = 24
 MAX_SWEEPS = 30
+HUGE = 1e200
+"""A solution that has grown to this is taken for infinite; a panel that overflows from below it was too long."""
 GROWTH = 2.0
 """Of a panel over the last; the first guess of the forcing is extrapolated that far."""
 
@@ -70,19 +72,24 @@ class Collocation:
         self.evaluations = 0
 
     def run(self, start: Tensor, times: Sequence[float], width: float) -> Iterator[Tensor]:
-        """u at each of ``times`` (ascending and positive), from u(0) = ``start``.
+        """u at each of ``times`` (ascending, zero or positive), from u(0) = ``start``.
 
         ``width`` is the first panel tried, and must not be longer than the fastest transient: a panel that is much
         longer could miss it between its nodes.
         """
         now, span, u = 0.0, times[-1], start
         width, waiting = min(width, span), list(times)
+        while waiting and waiting[0] == 0:
+            waiting.pop(0)
+            yield start
         last: Panel | None = None
         while waiting:
             panel, error, added = self._panel(now, width, u, last)
             if not np.isfinite(added):
-                yield from (torch.full_like(u, torch.inf) for _ in waiting)
-                return
+                if float(u.norm()) > HUGE:
+                    yield from (torch.full_like(u, torch.inf) for _ in waiting)
+                    return
+                added, error = 1.0, np.inf
             factor = GROWTH if error == 0 else 0.9 * (self._rtol * added / error) ** (1 / self._n_nodes)
             if error > self._rtol * added:
                 width *= min(max(factor, 0.1), 0.8)

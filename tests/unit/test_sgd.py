@@ -55,8 +55,8 @@ def test_bad_words_are_refused_by_name(words, error, message):
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
-        ({"lr": lambda k: 0.3 - 0.1 * k}, ValueError, "lr(3) must be positive, got "),
-        ({"lr": lambda k: -1.0}, ValueError, "lr(0) must be positive, got -1.0"),
+        ({"lr": lambda k: 0.3 - 0.1 * k}, ValueError, "lr(3) must be zero or positive, got "),
+        ({"lr": lambda k: -1.0}, ValueError, "lr(0) must be zero or positive, got -1.0"),
         ({"lr": lambda k: math.nan}, ValueError, "lr(0) must be finite, got nan"),
         ({"lr": lambda k: None}, TypeError, "lr(0) must be a real number, got None"),
         ({"batch_size": lambda k: 2 + k / 2}, ValueError, "batch_size(1) must be a whole number, got 2.5"),
@@ -85,7 +85,7 @@ def test_predict_and_measure_refuse_a_bad_schedule(words):
     problem = sgdsde.Problem(nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 1), loss=nn.MSELoss())
     sgd = SGD(**({"lr": 0.1, "batch_size": 4} | words))
     for run in (lambda: sgdsde.predict(problem, sgd, 3), lambda: sgdsde.run_ensemble(problem, sgd, 3, 2)):
-        with pytest.raises(ValueError, match=r"(lr|batch_size)\([01]\) must be (positive|a whole number)"):
+        with pytest.raises(ValueError, match=r"(lr|batch_size)\([01]\) must be (zero or positive|a whole number)"):
             run()
 
 
