@@ -11,7 +11,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from sgdsde._checks import complaint, whole_number, word
 from sgdsde._streams import numpy_stream
@@ -136,7 +135,10 @@ class WeightSystem:
         if isinstance(self._criterion, SquaredError):
             change = self._criterion.curvature * own
         else:
-            change = jvp(self._gradient, (outputs,), (own,))[1]
+            leaf = outputs.detach().requires_grad_()
+            with torch.enable_grad():
+                # dr/df is a Hessian, so its transpose, which backward gives, is the same.
+                change = torch.autograd.grad((self._gradient(leaf) * own).sum(), leaf)[0]
         return -change * float(self._centering[0, 0] - self._centering[0, -1])
 
     def _outputs(self, w: np.ndarray) -> Tensor:
