@@ -66,6 +66,26 @@ def test_batches_are_what_their_name_says(sampling: str) -> None:
         assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_runs_and_seeds_are_all_different(sampling: str) -> None:
+    """Also across the blocks of runs that share a stream, and the last step as well as the first."""
+    sgd = sgdsde.SGD(0.1, 4, sampling=sampling)
+    runs = [batch_indices(sgd, 40, 20, seed=seed, run=run) for seed in (0, 1) for run in (0, 1, 63, 64, 65, 128, 640)]
+    for rows in (slice(0, 5), slice(15, 20)):
+        assert len({tuple(batches[rows].flatten().tolist()) for batches in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("linearized", [False, True], ids=["real", "linearized"])
+def test_label_noise_differs_between_all_runs_and_seeds(linearized: bool) -> None:
+    """Full batches: the labels' noise is all that tells runs apart."""
+    problem = BY_NAME["two outputs"].problem()
+    source = sgdsde.linearize(problem) if linearized else problem
+    sgd = sgdsde.SGD(0.1, 4, sampling="without_replacement", label_noise_std=0.4)
+    losses = [sgdsde.run_ensemble(source, sgd, 3, 150, seed=seed, record=[1, 3]).train_loss.samples for seed in (0, 1)]
+    for column in torch.cat(losses).mT:
+        assert len(torch.unique(column)) == 300
+
+
 def test_drop_last_skips_the_smaller_batch_and_reshuffles() -> None:
     sgd = sgdsde.SGD(0.1, 4, sampling="shuffled", drop_last=True)
     batches = batch_indices(sgd, 10, 60, seed=0, run=0)

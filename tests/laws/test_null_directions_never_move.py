@@ -29,6 +29,14 @@ def test_the_catalogue_has_singular_kernels() -> None:
     assert any(case.duplicated for case in SINGULAR)
 
 
+@pytest.mark.parametrize("case", LINEAR + AFFINE, ids=lambda case: case.name)
+def test_the_rank_is_found(case: Case) -> None:
+    """Eigenvalues of the size of rounding are no directions: they would be divided by."""
+    basis = sgdsde.linearize(case.problem()).eigenbasis
+    assert len(basis.values) == case.rank
+    assert basis.vectors.shape == (case.n_train * case.n_outputs, case.rank)
+
+
 @pytest.mark.parametrize("dynamics", DYNAMICS, ids=repr)
 @pytest.mark.parametrize("case", SINGULAR, ids=lambda case: case.name)
 def test_predicted(case: Case, dynamics: Dynamics) -> None:
