@@ -61,7 +61,7 @@ class CurveComparison:
 
     @property
     def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.relative_error).all())
+        return bool((torch.isfinite(self.predicted) & torch.isfinite(self.measured)).all())
 
     def exceeding(self) -> Tensor:
         """Steps where the error is beyond both 3 % and chance."""
@@ -161,7 +161,7 @@ def compare(predicted: Trajectory, measured: Trajectory) -> Comparison:
         raise ValueError(complaint("predicted and measured", "recorded at two common steps at least", common, remedy))
     steps = torch.tensor(common)
     rows = torch.searchsorted(predicted.steps, steps), torch.searchsorted(measured.steps, steps)
-    if not torch.allclose(predicted.times[rows[0]], measured.times[rows[1]], rtol=1e-9):
+    if not torch.allclose(predicted.times[rows[0]], measured.times[rows[1]], rtol=1e-9, atol=0):
         remedy = "predict and measure with the same SGD"
         raise ValueError(complaint("predicted and measured", "of the same learning rates", "different times", remedy))
     train = _curve(steps, rows, predicted.train_loss, measured.train_loss, measured.n_runs)

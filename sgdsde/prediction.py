@@ -12,7 +12,7 @@ from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
 from sgdsde.recording import check_observables, recorded_steps
 from sgdsde.reduction import Reducer
-from sgdsde.sgd import SGD
+from sgdsde.sgd import SGD, check_sgd
 from sgdsde.stability import warn_if_unstable
 from sgdsde.trajectory import Trajectory
 
@@ -46,6 +46,7 @@ def predict(
     """
     n_steps = whole_number("n_steps", n_steps)
     steps = recorded_steps(n_steps, record)
+    check_sgd(sgd)
     check_observables(observe)
     linearization = as_linearization(problem_or_linearization, progress=progress)
     problem = linearization.problem

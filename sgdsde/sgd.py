@@ -131,6 +131,13 @@ class SGD:
         return StepPlan(n_train, self.sampling, lr, asked, used)
 
 
+def check_sgd(sgd: object) -> None:
+    """Raises TypeError unless it is an ``SGD``."""
+    if not isinstance(sgd, SGD):
+        received, remedy = type(sgd).__name__, "use sgdsde.SGD(lr=..., batch_size=...)"
+        raise TypeError(complaint("sgd", "an SGD", received, remedy))
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """The numbers of each step k -> k + 1.

@@ -21,7 +21,7 @@ from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
 from sgdsde.recording import check_observables, recorded_steps
 from sgdsde.sampling import block_batches
-from sgdsde.sgd import SGD, StepPlan
+from sgdsde.sgd import SGD, StepPlan, check_sgd
 from sgdsde.trajectory import Trajectory
 
 
@@ -56,6 +56,7 @@ def run_ensemble(
     n_steps, n_runs = whole_number("n_steps", n_steps), whole_number("n_runs", n_runs, minimum=1)
     seed = whole_number("seed", seed)
     steps = recorded_steps(n_steps, record)
+    check_sgd(sgd)
     check_observables(observe)
     learner = _learner(problem_or_linearization)
     problem = learner.problem
