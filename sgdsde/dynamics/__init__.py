@@ -4,6 +4,7 @@ from sgdsde.dynamics.base import Covariance, Dynamics, OutputLaw
 from sgdsde.dynamics.gradient_descent import GradientDescent
 from sgdsde.dynamics.gradient_flow import GradientFlow
 from sgdsde.dynamics.integrators import EulerMaruyama, ExponentialEuler, Integrator, SDEInt
+from sgdsde.dynamics.ito_term import ItoTerm
 from sgdsde.dynamics.moment_equations import MomentEquations
 from sgdsde.dynamics.moment_recursion import MomentRecursion
 from sgdsde.dynamics.moving_kernel import MovingKernel
@@ -18,6 +19,7 @@ __all__ = [
     "GradientDescent",
     "GradientFlow",
     "Integrator",
+    "ItoTerm",
     "MomentEquations",
     "MomentRecursion",
     "MovingKernel",

@@ -14,6 +14,7 @@ from sgdsde._streams import BLOCK
 from sgdsde._types import Progress
 from sgdsde.dynamics.base import Dynamics, OutputLaw
 from sgdsde.dynamics.integrators import BlockDraws, EulerMaruyama, Integrator, PathGroup, PathSetup
+from sgdsde.dynamics.ito_term import ItoTerm
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD
@@ -33,6 +34,8 @@ class SDEPaths(Dynamics):
         n_paths: number of paths. seed: path j is the same path whatever ``n_paths``.
         integrator: ``EulerMaruyama(substeps=1)``, the default, is minibatch SGD with Gaussian noise and takes momentum,
             weight decay and label noise; with more substeps, or by ``ExponentialEuler`` or ``SDEInt``, it is the SDE.
+        ito_term: ``ItoTerm(...)`` adds the drift that noise gives to outputs curved in the weights; None, the default,
+            is the linearized model. ``EulerMaruyama`` only.
         paths_at_once: paths stepped together; default what fits the memory, 512 on a CPU. Never changes a draw.
     Exactness: that of the integrator, for a model linear in its parameters, and the error of a sample. Spreads of the
         loss are those of Gaussian noise; the batches of SGD are not Gaussian.
@@ -43,6 +46,7 @@ class SDEPaths(Dynamics):
     n_paths: int = 1000
     integrator: Integrator = field(default_factory=EulerMaruyama)
     seed: int = 0
+    ito_term: ItoTerm | None = None
     paths_at_once: int | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +57,8 @@ class SDEPaths(Dynamics):
         if not isinstance(self.integrator, Integrator):
             expected, remedy = "an integrator", "use dynamics.EulerMaruyama(), ExponentialEuler() or SDEInt()"
             raise TypeError(complaint("integrator", expected, repr(self.integrator), remedy))
+        if self.ito_term is not None and not isinstance(self.ito_term, ItoTerm):
+            raise TypeError(complaint("ito_term", "an ItoTerm or None", repr(self.ito_term), "use dynamics.ItoTerm()"))
 
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
@@ -64,7 +70,8 @@ class SDEPaths(Dynamics):
         if sgd.label_noise_std and not isinstance(linearization.problem.criterion, SquaredError):
             raise self.refuse("label noise without squared error", "label_noise_std=0")
         plan = sgd.plan(linearization.problem.n_train, record[-1])
-        setup = PathSetup(linearization, sgd, plan, self.seed)
+        displacement = None if self.ito_term is None else self.ito_term.displacement(linearization, sgd, plan)
+        setup = PathSetup(linearization, sgd, plan, self.seed, displacement)
         self.integrator.check(setup)
         return self._evolve(setup, record, progress)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sgdsde._streams import BLOCK, torch_stream
+from sgdsde.dynamics.ito_term import Displacement
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD, StepPlan
 
@@ -46,15 +47,14 @@ class PathSetup:
     """What all groups of paths share.
 
     Attributes:
-        drift_outputs: a known displacement of all outputs, [n_steps + 1, n + m, c], that the noise of the weights adds
-            beyond the linearization; None without an Ito term.
+        displacement: what the Ito term adds to all outputs; None without one.
     """
 
     linearization: Linearization
     sgd: SGD
     plan: StepPlan
     seed: int
-    drift_outputs: Tensor | None = None
+    displacement: Displacement | None = None
 
 
 class PathGroup(ABC):

@@ -110,10 +110,8 @@ class _EulerPaths(PathGroup):
         return outputs + float(self._weight_factor - 1) * weight_outputs
 
     def _drift(self, place: float, *, test: bool) -> Tensor | float:
-        """The Ito term's displacement at a step, linear between steps."""
-        shift, n = self._setup.drift_outputs, self._setup.linearization.problem.n_train
-        if shift is None:
+        """The Ito term's displacement at a step."""
+        displacement, n = self._setup.displacement, self._setup.linearization.problem.n_train
+        if displacement is None:
             return 0.0
-        k = int(place)
-        rows = slice(n, None) if test else slice(n)
-        return shift[k, rows] if k == place else torch.lerp(shift[k, rows], shift[k + 1, rows], place - k)
+        return displacement.at(place)[n:] if test else displacement.at(place)[:n]

@@ -41,7 +41,7 @@ class ExponentialEuler(Integrator):
         sgd = setup.sgd
         if sgd.momentum or sgd.weight_decay or sgd.label_noise_std:
             raise self.refuse("momentum, weight decay or label noise", alternative)
-        if setup.drift_outputs is not None:
+        if setup.displacement is not None:
             raise self.refuse("an Ito term", alternative)
 
     def group(self, setup: PathSetup, paths: range, draws: Draws) -> PathGroup:

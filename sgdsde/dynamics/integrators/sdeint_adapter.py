@@ -61,7 +61,7 @@ class SDEInt(Integrator):
             raise ValueError(complaint("n_train * n_outputs", f"at most {MAX_OUTPUTS} for SDEInt", received, remedy))
         if sgd.momentum or sgd.weight_decay or sgd.label_noise_std:
             raise self.refuse("momentum, weight decay or label noise", "EulerMaruyama()")
-        if setup.drift_outputs is not None:
+        if setup.displacement is not None:
             raise self.refuse("an Ito term", alternative)
         _sdeint()
 
