@@ -32,7 +32,8 @@ class MomentEquations(Dynamics):
 
     Args:
         order: of the weak error against SGD. 1: the usual equation, off by O(lr) at a given time. 2: the drift modified
-            by (lr/2) grad (grad L . grad L) / 2, off by O(lr^2).
+            by (lr/2) grad (grad L . grad L) / 2, off by O(lr^2). Of E e e^T, at a fixed time: a noise floor is itself
+            O(lr), and there order 2 has a larger relative error O(lr) than order 1 (docs/derivations.md).
         rtol: estimated error of each adaptive panel, relative to the covariance that it adds.
     Exactness: exact moments of the stated equation to rtol, for a model linear in its parameters; i.i.d. batches,
         weight decay, label noise, schedules (piecewise constant in time).
