@@ -16,7 +16,7 @@ Conventions, the same everywhere:
                     phi = 1 with replacement and (n - B)/(n - 1) without
 """
 
-from sgdsde import datasets, dynamics, networks, sampling, stability
+from sgdsde import datasets, dynamics, meanfield, networks, sampling, stability
 from sgdsde._version import __version__
 from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
 from sgdsde.ensemble import run_ensemble
@@ -46,6 +46,7 @@ __all__ = [
     "dynamics",
     "empirical_ntk",
     "linearize",
+    "meanfield",
     "networks",
     "predict",
     "run_ensemble",

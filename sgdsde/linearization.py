@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from sgdsde.jacobian import jacobian_product
 from sgdsde.kernel import KernelPlan, gram
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
+
+if TYPE_CHECKING:
+    from sgdsde.networks import Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,35 @@ class Linearization:
     test_outputs: Tensor | None
     weight_outputs: Tensor | None = None
     test_weight_outputs: Tensor | None = None
+
+    @classmethod
+    def from_analytic(
+        cls, problem: Problem, network: Network | None = None, *, memory: int | None = None
+    ) -> Linearization:
+        """The linearization with the kernel of the infinitely wide network in place of the empirical one.
+
+        Outputs at initialization are those of the problem's own model; J theta_0 is unknown: weight decay is refused.
+
+        Args:
+            network: a ``networks.*`` instance in NTK parametrization; default the problem's model. Its width and its
+                weights do not enter.
+            memory: bytes for temporaries beside the kernels.
+        Raises:
+            TypeError: no such network. ValueError: see ``meanfield.analytic_kernels``.
+        Exactness: K_0 (x) I_c with the deterministic limit K_0; the empirical kernel differs by O(width^-1/2).
+        Cost: see ``meanfield.analytic_kernels``.
+        """
+        from sgdsde import meanfield
+
+        network = problem.model if network is None else network
+        x, x_test, c = problem.x_train, problem.x_test, problem.n_outputs
+        kernel = meanfield.per_output(meanfield.analytic_ntk(x, None, network, memory=memory), c)
+        outputs = initial_outputs(problem, x, len(x)).to(kernel.dtype)
+        if x_test is None:
+            return cls(problem, kernel, cross_kernel=None, outputs=outputs, test_outputs=None)
+        cross = meanfield.per_output(meanfield.analytic_ntk(x_test, x, network, memory=memory), c)
+        test_outputs = initial_outputs(problem, x_test, len(x_test)).to(kernel.dtype)
+        return cls(problem, kernel, cross_kernel=cross, outputs=outputs, test_outputs=test_outputs)
 
     def __post_init__(self) -> None:
         d, m = self.problem.n_train * self.problem.n_outputs, self.problem.n_test * self.problem.n_outputs
