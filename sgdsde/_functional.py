@@ -70,6 +70,10 @@ def as_functional(model: Any) -> FunctionalModel:
         TypeError: neither of the two. ValueError: a layer that couples examples, draws random numbers or changes its
             buffers; no trainable parameter; parameters of several dtypes or devices, or complex ones.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            complaint("torch.inference_mode", "off where derivatives are needed", "on", "use torch.no_grad()")
+        )
     if isinstance(model, nn.Module):
         functional = _from_module(model)
     elif isinstance(model, tuple) and len(model) == 2 and callable(model[0]) and isinstance(model[1], dict):
@@ -114,7 +118,7 @@ def _copied(name: Any, value: Any) -> Tensor:
 def _from_module(model: nn.Module) -> FunctionalModel:
     _refuse_layers(model)
     try:
-        module = copy.deepcopy(model)
+        module = copy.deepcopy(model, _intermediate_results(model))
     except Exception as error:
         message = complaint("model", "copyable by copy.deepcopy", f"{type(model).__name__}: {error}")
         raise ValueError(f"{message}; pass a pair (f, params) with f(params, x) instead") from error
@@ -130,8 +134,17 @@ def _from_module(model: nn.Module) -> FunctionalModel:
     return FunctionalModel(call, params, constants, module)
 
 
+def _intermediate_results(model: nn.Module) -> dict[int, Any]:
+    """What deepcopy cannot copy, copied: tensors that hooks (pruning, the older weight norm) leave on their layers."""
+    left = (value for layer in model.modules() for value in vars(layer).values() if isinstance(value, Tensor))
+    return {id(value): value.detach().clone() for value in left if not value.is_leaf}
+
+
 def _refuse_layers(model: nn.Module) -> None:
     for name, layer in model.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule | nn.DataParallel) or hasattr(layer, "_orig_mod"):
+            remedy = "pass the module that was scripted, compiled or wrapped"
+            raise ValueError(complaint("model", "plain nn.Modules", type(layer).__name__, remedy))
         label = f"layer {name!r} ({type(layer).__name__})" if name else f"model ({type(layer).__name__})"
         if any(isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer) for value in _own(layer)):
             raise ValueError(complaint(label, "initialized", "a lazy layer", "run the model once on an example"))
@@ -167,5 +180,7 @@ def _check_parameters(functional: FunctionalModel) -> None:
         raise ValueError(complaint("model", "of one dtype", " and ".join(dtypes), f"use model.to({dtypes[0]})"))
     if len(devices) > 1:
         raise ValueError(complaint("model", "on one device", " and ".join(devices), f"use model.to({devices[0]!r})"))
+    if devices == ["meta"]:
+        raise ValueError(complaint("model", "on a device that holds numbers", "meta", "use model.to_empty(device=...)"))
     for name, value in params.items():
         finite_entries(f"parameter {name!r}", value)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.utils import checkpoint
 
 import sgdsde
 from sgdsde._functional import as_functional
 from sgdsde._probe import probe
 from tests.architectures import Cube, Wrapped
+from tests.catalogue import kernel_by_backward
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 
@@ -181,6 +183,46 @@ def test_the_probe_leaves_the_random_state_alone():
     with pytest.raises(ValueError, match="deterministic"):
         probe(as_functional(LSTM_WITH_NOISE), X)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.trace(nn.Linear(4, 2), X)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: scripted()])
+def test_wrapped_models_are_refused(wrap):
+    model = nn.Sequential(wrap(nn.Linear(4, 2)))
+    message = r"model must be plain nn.Modules, got .*; pass the module that was scripted, compiled or wrapped"
+    with pytest.raises(ValueError, match=message):
+        sgdsde.empirical_ntk(model, X)
+
+
+def test_inference_mode_is_refused_and_no_grad_is_not():
+    model = nn.Linear(4, 2)
+    with (
+        torch.inference_mode(),
+        pytest.raises(ValueError, match="inference_mode must be off where derivatives are need"),
+    ):
+        sgdsde.empirical_ntk(model, X)
+    with torch.no_grad():
+        kernel = sgdsde.empirical_ntk(model, X)
+    torch.testing.assert_close(kernel, kernel_by_backward(model, X), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_tensors_that_hooks_leave_on_a_layer_are_recomputed():
+    def pruned() -> nn.Module:
+        layer = nn.Linear(4, 4, dtype=torch.float64)
+        prune.random_unstructured(layer, "weight", amount=0.5)
+        return layer
+
+    x = X.double()
+    for first in (pruned(), nn.utils.weight_norm(nn.Linear(4, 4, dtype=torch.float64))):
+        model = nn.Sequential(first, nn.Tanh(), nn.Linear(4, 2, dtype=torch.float64))
+        model(x)  # leaves a weight with a history behind
+        torch.testing.assert_close(sgdsde.empirical_ntk(model, x), kernel_by_backward(model, x), rtol=1e-9, atol=1e-11)
 
 
 def test_a_model_that_cannot_be_copied_says_what_to_do():
