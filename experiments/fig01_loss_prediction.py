@@ -18,78 +18,107 @@ FRACTION_OF_LIMIT = 0.5
 """Learning rate in units of the largest one that is stable in mean square."""
 
 
+N_LINEARIZED = 1000
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What a scale decides."""
 
-    n_train: int
-    width: int
-    n_steps: int
     n_runs: int
-    n_mnist: int
+    digits: int
+    digits_width: int
+    digits_steps: int
+    mnist: int
+    mnist_width: int
+    mnist_steps: int
     channels: int
     image_size: int
 
+
+@dataclass(frozen=True)
+class Course:
+    """How an ensemble is trained."""
+
+    batch_size: int
+    n_steps: int
+    n_runs: int
+    n_recorded: int
+
     @property
-    def n_linearized(self) -> int:
-        return 1000
+    def record(self) -> list[int]:
+        """Step 0, and geometric steps up to the last."""
+        spaced = np.geomspace(1, self.n_steps, self.n_recorded)
+        return [0, *np.unique(np.rint(spaced).astype(int)).tolist()]
 
 
 def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
     sizes = by_scale(
         scale,
-        smoke=Sizes(n_train=64, width=256, n_steps=60, n_runs=16, n_mnist=48, channels=16, image_size=7),
-        laptop=Sizes(n_train=512, width=1024, n_steps=400, n_runs=64, n_mnist=256, channels=64, image_size=14),
-        paper=Sizes(n_train=512, width=4096, n_steps=4000, n_runs=1000, n_mnist=256, channels=256, image_size=28),
+        smoke=Sizes(16, 48, 256, 40, mnist=32, mnist_width=256, mnist_steps=20, channels=32, image_size=7),
+        laptop=Sizes(64, 512, 1024, 400, mnist=256, mnist_width=2048, mnist_steps=250, channels=192, image_size=14),
+        paper=Sizes(1000, 512, 4096, 4000, mnist=256, mnist_width=4096, mnist_steps=4000, channels=512, image_size=28),
     )
-    arrays: dict[str, np.ndarray] = {"dynamics": np.array(list(predictors()))}
-    digits = sgdsde.linearize(digits_mlp(sizes.n_train, 256, sizes.width), progress=progress("kernel, digits"))
-    for batch_size in (8, 2):
-        arrays |= panel(f"digits_{batch_size}", digits, batch_size, sizes, progress)
-    arrays["panels"] = np.array(["digits_8", "digits_2"])
+    digits = sgdsde.linearize(digits_mlp(sizes.digits, 256, sizes.digits_width), progress=progress("kernel, digits"))
+    arrays = {"dynamics": np.array(list(predictors())), "panels": np.array(["digits_8", "digits_2"])}
+    for name, batch_size in (("digits_8", 8), ("digits_2", 2)):
+        course = Course(batch_size, sizes.digits_steps, sizes.n_runs, n_recorded=50)
+        arrays |= panel(name, digits, course, progress)
     if not mnist_is_there():
         return arrays
     makers: dict[str, Callable[[], sgdsde.Problem]] = {
-        "mnist_cnn": lambda: mnist_cnn(sizes.n_mnist, 256, sizes.channels, image_size=sizes.image_size, depth=1),
-        "mnist_mlp": lambda: mnist_mlp(sizes.n_mnist, 256, sizes.width, image_size=sizes.image_size),
+        "mnist_cnn": lambda: mnist_cnn(sizes.mnist, 128, sizes.channels, image_size=sizes.image_size, depth=1),
+        "mnist_mlp": lambda: mnist_mlp(sizes.mnist, 128, sizes.mnist_width, image_size=sizes.image_size),
     }
     for name, make in makers.items():
         linearization = sgdsde.linearize(make(), progress=progress(f"kernel, {name}"))
-        arrays |= panel(name, linearization, 4, sizes, progress)
+        arrays |= panel(name, linearization, Course(4, sizes.mnist_steps, sizes.n_runs, n_recorded=32), progress)
     return arrays | {"panels": np.array(["digits_8", "digits_2", *makers])}
 
 
-def panel(
-    name: str, linearization: sgdsde.Linearization, batch_size: int, sizes: Sizes, progress: Progress
-) -> dict[str, np.ndarray]:
+def panel(name: str, linearization: sgdsde.Linearization, course: Course, progress: Progress) -> dict[str, np.ndarray]:
     """Everything that is drawn for one problem and batch size, by names that start with ``name``."""
-    limit = sgdsde.stability.max_lr(linearization, batch_size)
-    sgd = sgdsde.SGD(lr=FRACTION_OF_LIMIT * limit, batch_size=batch_size)
-    measured = sgdsde.run_ensemble(
-        linearization.problem, sgd, sizes.n_steps, sizes.n_runs, seed=SEED, progress=progress(f"{name}, real runs")
+    limit = sgdsde.stability.max_lr(linearization, course.batch_size)
+    sgd = sgdsde.SGD(FRACTION_OF_LIMIT * limit, course.batch_size)
+    measured, linearized = (
+        sgdsde.run_ensemble(
+            start,
+            sgd,
+            course.n_steps,
+            n_runs,
+            seed=SEED,  # so the first linearized runs see the very batches of the real ones
+            record=course.record,
+            progress=progress(f"{name}, {kind} runs"),
+        )
+        for kind, start, n_runs in (
+            ("real", linearization.problem, course.n_runs),
+            ("linearized", linearization, max(N_LINEARIZED, course.n_runs)),
+        )
     )
-    # The first of these runs see the very batches of the real ones.
-    linearized = sgdsde.run_ensemble(
-        linearization, sgd, sizes.n_steps, sizes.n_linearized, seed=SEED, progress=progress(f"{name}, linearized runs")
-    )
-    predicted = {
-        key: sgdsde.predict(linearization, sgd, sizes.n_steps, dynamics=dynamics, progress=progress(f"{name}, {key}"))
+    predicted = [
+        sgdsde.predict(
+            linearization,
+            sgd,
+            course.n_steps,
+            dynamics=dynamics,
+            record=course.record,
+            progress=progress(f"{name}, {key}"),
+        )
         for key, dynamics in predictors().items()
-    }
+    ]
     arrays: dict[str, np.ndarray] = {
-        "steps": measured.steps.numpy(),
-        "times": measured.times.numpy(),
+        "steps": np.array(course.record),
+        "batch_size": np.array(course.batch_size),
         "lr": np.array(sgd.lr),
-        "batch_size": np.array(batch_size),
         "limit": np.array(limit),
         "limit_full_batch": np.array(sgdsde.stability.max_lr_full_batch(linearization)),
         "first_step": first_step(linearization, sgd),
-        "descent": descent(linearization, sgd, sizes.n_steps),
+        "descent": descent(linearization, sgd, course.n_steps),
     }
     for side in ("train", "test"):
-        arrays[f"{side}_measured"] = _band(measured, side).samples.numpy()
-        arrays[f"{side}_linearized"] = _band(linearized, side).samples.numpy()
-        arrays[f"{side}_predicted"] = np.stack([_band(each, side).mean.numpy() for each in predicted.values()])
+        arrays[f"{side}_measured"] = samples(measured, side)
+        arrays[f"{side}_linearized"] = samples(linearized, side)
+        arrays[f"{side}_predicted"] = np.stack([band(each, side).mean.numpy() for each in predicted])
     return {f"{name}_{key}": value for key, value in arrays.items()}
 
 
@@ -112,10 +141,17 @@ def descent(linearization: sgdsde.Linearization, sgd: sgdsde.SGD, n_steps: int) 
     return np.array(float((torch.linalg.matrix_power(step, n_steps) @ residual).square().mean()))
 
 
-def _band(trajectory: sgdsde.Trajectory, side: str) -> sgdsde.LossBand:
-    band = trajectory.train_loss if side == "train" else trajectory.test_loss
-    assert band is not None
-    return band
+def band(trajectory: sgdsde.Trajectory, side: str) -> sgdsde.LossBand:
+    loss = trajectory.train_loss if side == "train" else trajectory.test_loss
+    assert loss is not None
+    return loss
+
+
+def samples(trajectory: sgdsde.Trajectory, side: str) -> np.ndarray:
+    """[n_runs, T]."""
+    losses = band(trajectory, side).samples
+    assert losses is not None
+    return np.asarray(losses.numpy())
 
 
 if __name__ == "__main__":

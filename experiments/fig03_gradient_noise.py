@@ -42,7 +42,11 @@ def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
     sgd = sgdsde.SGD(lr=0.5 * sgdsde.stability.max_lr(problem, 8), batch_size=8)
     start, trained = plain_sgd(problem, sgd, [0, n_steps], seed=SEED)
     cases = [Case(8, "with_replacement"), Case(n_train // 8, "without_replacement")]
-    arrays = {"cases": np.array([case.name for case in cases]), "n_steps": np.array(n_steps), "draws": np.array(n_draws)}
+    arrays = {
+        "cases": np.array([case.name for case in cases]),
+        "n_steps": np.array(n_steps),
+        "draws": np.array(n_draws),
+    }
     for point, params in (("start", start), ("trained", trained)):
         gradients = Gradients(problem, params)
         arrays[f"{point}_loss"] = gradients.loss

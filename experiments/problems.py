@@ -14,13 +14,11 @@ from sgdsde.datasets.files import find_file
 from sgdsde.datasets.images import MNIST_FILES
 
 
-def digits_mlp(
-    n_train: int, n_test: int, width: int, *, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> sgdsde.Problem:
-    """Digits, pixels centered, target +1 for 0 to 4 and -1 for 5 to 9; one hidden ReLU layer; ``seed`` draws weights."""
-    data = _digits(n_train, n_test, dtype)
+def digits_mlp(n_train: int, n_test: int, width: int, *, seed: int = 0, activation: str = "relu") -> sgdsde.Problem:
+    """Digits, pixels centered, target +1 for 0 to 4 and -1 for 5 to 9; one hidden layer; ``seed`` draws the weights."""
+    data = _digits(n_train, n_test)
     generator = torch.Generator().manual_seed(seed)
-    model = sgdsde.networks.MLP(data.in_features, width, 1, dtype=dtype, generator=generator)
+    model = sgdsde.networks.MLP(data.in_features, width, 1, activation=activation, generator=generator)
     return _problem(model, data)
 
 
@@ -45,8 +43,8 @@ def mnist_is_there() -> bool:
 
 
 @cache
-def _digits(n_train: int, n_test: int, dtype: torch.dtype) -> sgdsde.datasets.Dataset:
-    return sgdsde.datasets.digits(n_train, n_test, dtype=dtype)
+def _digits(n_train: int, n_test: int) -> sgdsde.datasets.Dataset:
+    return sgdsde.datasets.digits(n_train, n_test)
 
 
 def _problem(model: torch.nn.Module, data: sgdsde.datasets.Dataset) -> sgdsde.Problem:

@@ -5,14 +5,14 @@ Figure: none of theirs.
 Claim: the covariance of a minibatch gradient, pushed forward to the outputs, is (phi/B) K (diag(r^2)/n - r r^T/n^2) K
 with the network's kernel K and output gradient r at the same weights: at the start, and along training, of a real ReLU
 network on digits. Real minibatches are drawn, each gradient is a backward pass; nothing of the formula enters. First
-row: its eigenvalues, and those of the covariance of the draws; the band is the range of 20 covariances of as many
-Gaussian draws from the formula, the error of sampling alone (the least eigenvalues of any sample covariance are too
-small). Second row: 200 entries chosen at random, in units of the mean variance, with 2 standard errors. Third row: in
-the coordinates that the formula makes independent with variance 1, every entry of the leading modes' measured
-covariance minus the identity, in standard errors, beside the normal density; dotted: the same for a formula with a batch
-twice as large. Fourth row: quantiles along the leading mode against normal ones: at small batches the noise is not
-Gaussian, its excess kurtosis is that of single examples over B, but its covariance is all that mean and variance of a
-linear network see.
+row: its eigenvalues, and those of the covariance of the draws; inset: their ratio, the band being the range of 20
+covariances of as many Gaussian draws from the formula, the error of sampling alone. Second row: 200 entries chosen at
+random, in units of the mean variance, with 2 standard errors. Third row: in the coordinates that the formula makes
+independent with variance 1, every entry of the leading modes' measured covariance minus the identity, in standard
+errors, beside the normal density; a formula with a batch twice as large would be off by the printed number of standard
+errors on the diagonal. Fourth row: quantiles along the leading mode against normal ones: at small batches the noise is
+not Gaussian, its excess kurtosis is that of single examples over B, but its covariance is all that mean and variance of
+a linear network see.
 Refuted by: deviations in the third row that are wider than the normal density; eigenvalues outside the band beyond
 what the non-Gaussian draws explain; an excess kurtosis that differs from that of single examples over B.
 """
@@ -68,14 +68,25 @@ def draw(result: Result) -> Figure:
 
 
 def draw_spectrum(axis: Axes, result: Result, key: str) -> None:
-    rank = np.arange(1, len(result[f"{key}_formula_values"]) + 1)
-    axis.fill_between(rank, *result[f"{key}_sampled_values"], color=FORMULA, alpha=0.3, linewidth=0)
-    axis.plot(rank, result[f"{key}_formula_values"], color=FORMULA, label="formula")
-    axis.plot(
-        rank, result[f"{key}_measured_values"], ".", color=MEASURED, markersize=2.5, label=f"{result['draws']} batches"
-    )
+    values = result[f"{key}_formula_values"]
+    # The batch mean of all examples has no noise: that direction is rounding.
+    positive = values > 1e-10 * values[0]
+    rank = np.arange(1, positive.sum() + 1)
+    low, high = result[f"{key}_sampled_values"][:, positive]
+    axis.fill_between(rank, low, high, color=FORMULA, alpha=0.35, linewidth=0, label="its sampling error")
+    axis.plot(rank, values[positive], color=FORMULA, label="formula")
+    measured = result[f"{key}_measured_values"][positive]
+    axis.plot(rank, measured, ".", color=MEASURED, markersize=2.5, label=f"{result['draws']} batches")
     axis.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue")
-    axis.legend(loc="lower left")
+    axis.legend(loc="upper right", fontsize="x-small")
+    inset = axis.inset_axes((0.08, 0.12, 0.5, 0.42))
+    inset.fill_between(rank, low / values[positive], high / values[positive], color=FORMULA, alpha=0.35, linewidth=0)
+    inset.plot(rank, measured / values[positive], ".", color=MEASURED, markersize=2)
+    inset.axhline(1, color=FORMULA, linewidth=0.8)
+    inset.set(xscale="log", xticklabels=[])
+    inset.set_title("measured / formula", fontsize="x-small", pad=2)
+    inset.tick_params(labelsize="xx-small", pad=1)
+    inset.yaxis.tick_right()
 
 
 def draw_entries(axis: Axes, result: Result, key: str) -> None:
@@ -99,12 +110,12 @@ def draw_deviations(axis: Axes, result: Result, key: str) -> None:
     z, wrong = result[f"{key}_z"], result[f"{key}_z_of_doubled_batch"]
     edges, grid = np.linspace(-5, 5, 41), np.linspace(-5, 5, 201)
     axis.hist(z, edges, density=True, color=MEASURED, alpha=0.35, label=f"{len(z)} entries")
-    axis.plot(grid, stats.norm.pdf(grid), color=FORMULA, label="normal density")
+    axis.plot(grid, stats.norm.pdf(grid), color=FORMULA, label="normal")
     off = np.sort(wrong)[::-1][: int(np.sqrt(2 * len(wrong)))]
-    text = f"with twice the batch the diagonal\nwould be {off.min():.0f} to {off.max():.0f} standard errors off"
-    axis.annotate(text, (0.02, 0.95), xycoords="axes fraction", va="top", fontsize="x-small")
-    axis.set(xlabel="deviation in standard errors", ylabel="density", ylim=(0, 0.62))
-    axis.legend(loc="upper right")
+    text = f"with twice the batch\nthe diagonal is off\nby {off.min():.0f} to {off.max():.0f}"
+    axis.annotate(text, (0.02, 0.97), xycoords="axes fraction", va="top", fontsize="x-small")
+    axis.set(xlabel="deviation in standard errors", ylabel="density", xlim=(-5, 5))
+    axis.legend(loc="upper right", fontsize="x-small")
 
 
 def draw_quantiles(axis: Axes, result: Result, point: str) -> None:
@@ -113,9 +124,11 @@ def draw_quantiles(axis: Axes, result: Result, point: str) -> None:
         normal = stats.norm.ppf(result[f"{key}_probabilities"])
         batch_size, sampling = str(case).split("_", 1)
         kurtosis = float(result[f"{key}_kurtosis"][0])
-        label = f"B = {batch_size} {sampling.replace('_', ' ')}, kurtosis {kurtosis:+.2f}"
+        label = f"B = {batch_size} {sampling.replace('_', ' ')},\nexcess kurtosis {kurtosis:+.2f}"
         face = MEASURED if marker == "o" else "none"
-        axis.plot(normal, result[f"{key}_quantiles"], marker, color=MEASURED, markerfacecolor=face, markersize=3, label=label)
+        axis.plot(
+            normal, result[f"{key}_quantiles"], marker, color=MEASURED, markerfacecolor=face, markersize=3, label=label
+        )
     axis.plot(normal, normal, color=FORMULA, linewidth=1)
     axis.set(xlabel="normal quantile", ylabel="quantile, leading mode")
     axis.legend(loc="upper left", fontsize="x-small")
