@@ -38,7 +38,9 @@ class Activation:
         resolved = resolve_activation(function)
         self.function = copy.deepcopy(resolved).double().eval() if isinstance(resolved, nn.Module) else resolved
         self.name = function if isinstance(function, str) else getattr(function, "__name__", str(function))
-        self._kinks: dict[float, Tensor] = {}  # a memo: bisection costs milliseconds, root finders ask often
+        # Memos, in which quadrature looks before it bisects: that costs milliseconds, and root finders ask often.
+        self._kinks: dict[float, Tensor] = {}
+        self.edges: dict[tuple[float, float], Tensor] = {}
         self._check()
 
     def __repr__(self) -> str:

@@ -138,11 +138,11 @@ def _roots(activation: Activation, sigma_b: float) -> list[float]:
 
 def _scan(activation: Activation, sigma_b: float) -> tuple[Tensor, Tensor]:
     """A grid of q and g on it, as far as phi can be integrated."""
-    q = torch.logspace(math.log10(SMALLEST_Q), 2, 181, dtype=torch.float64)
+    q = torch.logspace(math.log10(SMALLEST_Q), 2, 64, dtype=torch.float64)
     g = _bias_variance(activation, q)
     if bool(g[-1] > sigma_b**2):
         return q, g
-    above = torch.logspace(2, math.log10(LARGEST_Q), 41, dtype=torch.float64)[1:]
+    above = torch.logspace(2, math.log10(LARGEST_Q), 15, dtype=torch.float64)[1:]
     return torch.cat([q, above]), torch.cat([g, _bias_variance(activation, above)])
 
 

@@ -159,12 +159,40 @@ def limit_chi(activation: ActivationLike, sigma_w: float, sigma_b: float) -> flo
 def phase_diagram(activation: ActivationLike, sigma_w: Tensor, sigma_b: Tensor) -> tuple[Tensor, Tensor]:
     """chi and the limit of the variance on a grid, each [len(sigma_b), len(sigma_w)]; infinite variances included."""
     activation = as_activation(activation)
-    table = torch.empty(2, len(sigma_b), len(sigma_w), dtype=torch.float64)
-    for i, bias in enumerate(sigma_b.tolist()):
-        for j, weight in enumerate(sigma_w.tolist()):
-            table[0, i, j] = limit_chi(activation, weight, bias)
-            table[1, i, j] = limit_variance(activation, weight, bias)
-    return table[0], table[1]
+    for weight, bias in ((float(sigma_w.min()), 0.0), (float(sigma_w.max()), float(sigma_b.min()))):
+        check_sigmas(weight, bias)
+    sw2, sb2 = torch.meshgrid(sigma_w.double() ** 2, sigma_b.double() ** 2, indexing="xy")
+    q = torch.full_like(sw2, math.inf)
+    grid = torch.logspace(-8, 6, 85, dtype=torch.float64)
+    square = second_moments(activation, grid)[0]
+    excess = (sb2[..., None] + sw2[..., None] * square) / grid - 1  # [b, w, grid]
+    middle = int((grid - 1).abs().argmin())
+    rising = excess[..., middle] > 0
+    # The first sign change in the direction in which the variance moves from about 1.
+    crossed = (excess > 0) != rising[..., None]
+    upward, downward = crossed[..., middle:], crossed[..., : middle + 1].flip(-1)
+    ahead = torch.where(rising, middle + upward.long().argmax(-1), middle - downward.long().argmax(-1))
+    exists = torch.where(rising, upward.any(-1), downward.any(-1))
+    q[exists] = _polished(activation, grid[ahead[exists]], sw2[exists], sb2[exists])
+    if sigma_b.min() == 0 and float(activation.value(torch.zeros(1, dtype=torch.float64))) == 0:
+        q[~rising & ~exists & (sb2 == 0)] = 0.0
+    finite = torch.isfinite(q)
+    _, slopes = activation.value_and_slope(torch.tensor([-1e8, 1e8], dtype=torch.float64))
+    chi = sw2 * (slopes * slopes).mean()
+    chi[finite] = sw2[finite] * second_moments(activation, q[finite])[1]
+    return chi, q
+
+
+def _polished(activation: Activation, q: Tensor, sw2: Tensor, sb2: Tensor) -> Tensor:
+    """Newton's iteration for log F(q) = log q, from a neighbor on the grid; steps of at most a factor of 2."""
+    for _ in range(12):
+        square, _, cross = second_moments(activation, q)
+        value = sb2 + sw2 * square
+        step = (value / q).log() / (1 - q * sw2 * cross / value)
+        q = q * step.clamp(-0.7, 0.7).exp()
+        if bool(step.abs().max() < 1e-12):
+            break
+    return q
 
 
 def _scale(rate: float) -> float:
@@ -185,10 +213,10 @@ def _homogeneous_fixed_points(gain: float, sigma_b: float) -> list[FixedPoint]:
 
 def _sign_changes(activation: Activation, sigma_w: float, sigma_b: float) -> list[tuple[float, float]]:
     """Brackets [low, high] of q on which F(q) - q changes sign."""
-    q = torch.logspace(-8, 2, 121, dtype=torch.float64)
+    q = torch.logspace(-8, 2, 61, dtype=torch.float64)
     excess = _excess(activation, sigma_w, sigma_b, q)
     if bool(excess[-1] > 0):  # more to be found above, or nothing at all
-        above = torch.logspace(2, math.log10(LARGEST), 33, dtype=torch.float64)[1:]
+        above = torch.logspace(2, math.log10(LARGEST), 17, dtype=torch.float64)[1:]
         q, excess = torch.cat([q, above]), torch.cat([excess, _excess(activation, sigma_w, sigma_b, above)])
     changes = (excess[1:] > 0) != (excess[:-1] > 0)
     # Below the grid, F(q) = q + rounding may flicker where phi(0) = 0 and sigma_w |phi'(0)| = 1: no root of its own.

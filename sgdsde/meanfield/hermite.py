@@ -29,7 +29,7 @@ TAIL = 1e-10  # of E phi^2: what a certified series may leave out; rounding is a
 
 @dataclass(frozen=True)
 class HermiteSeries:
-    """Mehler's series of one activation for standard deviations up to ``high``, at fixed quadrature nodes.
+    """Mehler's series of one activation for standard deviations in [low, high], at fixed quadrature nodes.
 
     Attributes:
         nodes: z [p]; rows: weight * h_k(z), [p, k].
@@ -41,6 +41,8 @@ class HermiteSeries:
     rows: Tensor
     terms: int
     slope_terms: int
+    low: float
+    high: float
 
     def pair_(self, covariance: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
         """E phi phi and E phi' phi' for covariances [..., n1, n2] (overwritten) and s [..., n1], [..., n2].
@@ -73,7 +75,7 @@ def hermite_series(activation: Activation, low: float, high: float) -> HermiteSe
     z, weight = nodes_and_weights(torch.unique(edges))
     root = quadrature.density(z).sqrt()
     functions = _hermite_functions(z, root, MOST_TERMS)
-    series = HermiteSeries(activation, z, functions * (weight * root)[:, None], MOST_TERMS, MOST_TERMS)
+    series = HermiteSeries(activation, z, functions * (weight * root)[:, None], MOST_TERMS, MOST_TERMS, low, high)
     s = torch.linspace(low, high, 5, dtype=torch.float64)
     needed = []
     for coefficients, values in zip(series.coefficients(s), activation.value_and_slope(s[:, None] * z)):
@@ -83,7 +85,7 @@ def hermite_series(activation: Activation, low: float, high: float) -> HermiteSe
         if not bool(enough.any()):
             return None
         needed.append(int(enough.nonzero()[0]) + 1)
-    return HermiteSeries(activation, z, series.rows, *needed)
+    return HermiteSeries(activation, z, series.rows, needed[0], needed[1], low, high)
 
 
 def _hermite_functions(z: Tensor, first: Tensor, count: int) -> Tensor:

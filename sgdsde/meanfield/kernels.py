@@ -133,10 +133,11 @@ def _steps(network: Network, layout: Layout, x1: Tensor, x2: Tensor) -> list[_St
     is_residual = isinstance(network, ResNet | ConvResNet)
     sw2, sb2 = network.sigma_w**2, network.sigma_b**2
     variances = [sb2 + sw2 * layout.first_variance(x) for x in ((x1,) if x2 is x1 else (x1, x2))]
-    steps = []
+    steps: list[_Step] = []
     for scale, residual in [(scale, is_residual) for scale in scales] + [(1.0, False)]:
         deviations = [q.sqrt() for q in variances]
-        dual = dual_at(activation, min(float(s.min()) for s in deviations), max(float(s.max()) for s in deviations))
+        low, high = min(float(s.min()) for s in deviations), max(float(s.max()) for s in deviations)
+        dual = dual_at(activation, low, high, steps[-1].dual if steps else None)
         steps.append(_Step(dual, deviations[0], deviations[-1], scale, residual))
         grown = [sb2 + sw2 * layout.spread_variance(second_moments(activation, q)[0]) for q in variances]
         variances = [q + scale**2 * new if residual else new for q, new in zip(variances, grown)]

@@ -113,8 +113,9 @@ def find_kinks(value_and_slope: Callable[[Tensor], tuple[Tensor, Tensor]], radiu
             )
     kinks, widths = _merge(torch.cat(deepest))
     distance = 1e-9 * (1 + kinks.abs())
-    ahead, behind = value_and_slope(kinks + distance), value_and_slope(kinks - distance)
-    jump = torch.maximum(*((a - b).abs() for a, b in zip(ahead, behind)))
+    (value, slope), (value_behind, slope_behind) = (value_and_slope(kinks + s * distance) for s in (1, -1))
+    value_jump = value - value_behind - distance * (slope + slope_behind)
+    jump = torch.maximum(value_jump.abs(), (slope - slope_behind).abs())
     # torch's softplus turns linear at 20 with a jump of 2e-9: not worth an edge, and it would spoil tables.
     strong = (widths > 1e-13 * (1 + kinks.abs())) | (jump > 1e-8 * reference)
     return torch.unique(torch.cat([torch.zeros(1, dtype=torch.float64), kinks[strong]]))

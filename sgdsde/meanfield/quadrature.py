@@ -67,6 +67,12 @@ def reach(activation: Activation, s: float) -> float:
 
 def smooth_edges(activation: Activation, s: float, span: float) -> Tensor:
     """Edges in z on which phi(s z) and phi'(s z), each times sqrt(p(z)), are resolved; kinks are not among them."""
+    if (s, span) not in activation.edges:
+        activation.edges[s, span] = _refined_edges(activation, s, span)
+    return activation.edges[s, span]
+
+
+def _refined_edges(activation: Activation, s: float, span: float) -> Tensor:
     kinks = activation.kinks(s * span) / s
     start = torch.cat([torch.tensor([-span, span], dtype=torch.float64), kinks[kinks.abs() < span]])
 
@@ -94,7 +100,7 @@ def moments(activation: Activation, s: Tensor) -> Moments:
     bins = torch.where(flat > 0, (flat.clamp_min(1e-300).log2() * 14).ceil(), torch.full_like(flat, -1e9))
     for label in bins.unique():
         members = (bins == label).nonzero()[:, 0]
-        top = float(flat[members].max())
+        top = 2.0 ** (float(label) / 14) if float(label) > -1e9 else 0.0  # not the largest member: edges are kept
         for part in members.split(1000):
             results[:, part] = _moments_in_bin(activation, flat[part], top)
     return Moments(*(row.reshape(s.shape).to(s.device) for row in results))
@@ -154,7 +160,8 @@ def pair_moments(
     bins = (top.clamp_min(1e-300).log2() * 4).ceil() * 2 + (columns[2] < 0)
     for label in bins.unique():
         members = (bins == label).nonzero()[:, 0]
-        plane = _Plane.cut(activation, float(top[members].max()), flipped=bool(columns[2, members[0]] < 0))
+        ceiling = 2.0 ** (float(label // 2) / 4)
+        plane = _Plane.cut(activation, ceiling, flipped=bool(columns[2, members[0]] < 0))
         for part in members.split(128):
             results[:, part] = plane.certified(columns[:, part])
     return PairMoments(*(row.reshape(c.shape).to(c.device) for row in results))

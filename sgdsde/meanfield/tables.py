@@ -23,6 +23,7 @@ from sgdsde.meanfield.panels import nodes_and_weights
 
 ACCURACY = 1e-9  # of sqrt(E phi(u)^2 E phi(v)^2), at most this much worse than quadrature at any tested point
 SIZES = ((4, 32), (7, 36), (10, 40), (18, 80), (26, 128))  # nodes in s, nodes in theta
+SLACK = 1e-10  # relative: on the edge of chaos rounding moves a fixed scale by less, from layer to layer
 POLAR_ORDERS = (6, 8), (9, 11), (14, 15), (20, 22), (32, 34)  # nodes per panel in angle and in radius
 
 
@@ -66,19 +67,25 @@ class Table:
 Dual = ClosedForm | HermiteSeries | Table
 
 
-def dual_at(activation: Activation, low: float, high: float) -> Dual:
+def dual_at(activation: Activation, low: float, high: float, previous: Dual | None = None) -> Dual:
     """What gives pair expectations for standard deviations in [low, high]: closed form, Hermite series, or table.
 
+    Args:
+        previous: the dual of the layer before, returned again if it covers [low, high].
     Raises:
         ValueError: no table of the largest size reaches 1e-9.
     """
     exact = closed_form(activation)
     if exact is not None:
         return exact
+    if previous is not None and previous.low * (1 - SLACK) <= low and high <= previous.high * (1 + SLACK):  # type: ignore[union-attr]
+        return previous
+    single = high - low <= SLACK * high
+    if not single:  # a margin, so that the next layers, whose scales converge, find themselves covered
+        low, high = low * 0.98, high * 1.02
     series = hermite_series(activation, low, high)
     if series is not None:
         return series
-    single = high - low <= 1e-12 * high
     check = _Reference.spread_over(activation, low, high)
     orders = next(
         (orders for orders in POLAR_ORDERS if check.error_of_polar(activation, orders) <= ACCURACY / 10), None

@@ -1,0 +1,88 @@
+"""Which deep networks train.
+
+Paper: Hayou, Doucet and Rousseau, arXiv:1902.06853, their table of test accuracies at depth 200 and width 300.
+Figure: the ordering of that table: ELU and tanh on the edge of chaos far above ReLU; softplus and sigmoid at chance.
+Claim: test accuracy after training, against depth (a), and during training at the largest depth, on the edge (b) and
+off it (c); one learning rate, lines: mean, bands: smallest to largest of the seeds. The kernel of infinite width
+explains it: the condition number of K^L, and the time that gradient flow on it needs to a tenth of the first loss, in
+units of the time of the fastest mode, both on a logarithmic scale (d). Softplus and sigmoid start from sigma_w = 1,
+sigma_b = 0.
+Refuted by: bands of ELU or tanh that touch those of ReLU, or of ReLU those of softplus and sigmoid, at the largest
+depth; or a predicted time that does not put tanh and ELU before ReLU there.
+"""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.result import Result
+from paper_figs import style
+from paper_figs.fig11_edge_of_chaos import COLORS
+
+NAMES = {"elu": "ELU", "tanh": "tanh", "silu": "SiLU", "relu": "ReLU", "softplus": "softplus", "sigmoid": "sigmoid"}
+OFF = {"tanh_ordered": "tanh, ordered", "tanh_chaotic": "tanh, chaotic", "relu_ordered": "ReLU, ordered"}
+LOOK = {name: COLORS.get(name, "#7f7f7f") for name in NAMES} | {"softplus": "#202020"}
+PATTERNS = {"tanh_ordered": "--", "tanh_chaotic": "-.", "relu_ordered": "--"}
+
+
+def final(result: Result, name: str) -> np.ndarray:
+    """Accuracy of each seed after training at the largest depth."""
+    return np.asarray(result[f"{name}_{result['depths'][-1]}_accuracy"][:, -1])
+
+
+def claims(result: Result) -> dict[str, float]:
+    usual = max(final(result, name).max() for name in ("softplus", "sigmoid"))
+    smooth = min(final(result, name).min() for name in ("elu", "tanh"))
+    times = {name: float(result[f"{name}_kernel"][1, -1]) for name in ("relu", "elu", "tanh")}
+    return {
+        "smooth_above_relu": float(smooth - final(result, "relu").max()),
+        "relu_above_usual": float(final(result, "relu").min() - usual),
+        "usual_accuracy": float(usual),
+        "predicted_time_relu_over_tanh": times["relu"] / times["tanh"],
+    }
+
+
+def draw(result: Result) -> Figure:
+    figure, axes = style.panels(2, 2, height=5.8)
+    depth = int(result["depths"][-1])
+    draw_depths(axes[0, 0], result)
+    for axis, names, title in ((axes[0, 1], NAMES, "on the edge"), (axes[1, 0], OFF, "off the edge")):
+        for name, label in names.items():
+            key = name.split("_")[0]
+            pattern = PATTERNS.get(name, "-")
+            banded(axis, result["steps"], result[f"{name}_{depth}_accuracy"], color=LOOK[key], label=label, ls=pattern)
+        axis.set(ylim=(0, 1), xlabel="step", ylabel="test accuracy", title=f"{title}, depth {depth}")
+    axes[1, 0].legend()
+    draw_kernels(axes[1, 1], result)
+    return figure
+
+
+def banded(axis: Axes, x: np.ndarray, samples: np.ndarray, *, color: object, label: str, ls: str = "-") -> None:
+    axis.plot(x, samples.mean(0), color=color, label=label, linestyle=ls)
+    axis.fill_between(x, samples.min(0), samples.max(0), color=color, alpha=0.2, linewidth=0)
+
+
+def draw_depths(axis: Axes, result: Result) -> None:
+    for name, label in NAMES.items():
+        samples = np.stack([result[f"{name}_{depth}_accuracy"][:, -1] for depth in result["depths"]], 1)
+        banded(axis, result["depths"], samples, color=LOOK[name], label=label)
+    data, width = {"mnist": "MNIST"}.get(str(result["dataset"]), str(result["dataset"])), int(result["width"])
+    axis.set(
+        ylim=(0, 1), xlabel="depth", ylabel="test accuracy", title=f"{data}, width {width}, {result['steps'][-1]} steps"
+    )
+    axis.set_xticks(result["depths"])
+    axis.legend(ncols=2, loc="upper right", fontsize="x-small")
+
+
+def draw_kernels(axis: Axes, result: Result) -> None:
+    depths = result["kernel_depths"]
+    for name in ("relu", "elu", "tanh"):
+        condition, time = result[f"{name}_kernel"]
+        axis.plot(depths, time, color=LOOK[name], label=f"{NAMES[name]}, time")
+        axis.plot(depths, condition, ":", color=LOOK[name], label=f"{NAMES[name]}, condition")
+    condition, time = result["tanh_ordered_kernel"]
+    finite = np.isfinite(time)
+    axis.plot(depths[finite], time[finite], "--", color=LOOK["tanh"], label="tanh ordered, time")
+    axis.set(xscale="log", yscale="log", xlabel="depth", title="predicted by the kernel of infinite width")
+    axis.set_ylabel("condition number, time")
+    axis.legend(fontsize="x-small", ncols=2)
