@@ -123,10 +123,10 @@ def test_the_noise_of_the_mean_path_is_told_apart_where_the_data_are_interpolate
 
 
 @pytest.mark.parametrize(("method", "substeps", "n_paths"), [
-    ("itoEuler", 8, 192),
-    ("itoSRI2", 2, 192),
-    ("stratHeun", 4, 192),
-    ("stratSRS2", 2, 192),
+    ("itoEuler", 8, 128),
+    ("itoSRI2", 2, 128),
+    ("stratHeun", 4, 128),
+    ("stratSRS2", 2, 128),
     ("stratKP2iS", 2, 64),
 ])  # fmt: skip
 def test_sdeint_gives_the_same_law(method: str, substeps: int, n_paths: int) -> None:

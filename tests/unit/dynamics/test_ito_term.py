@@ -110,12 +110,12 @@ def test_one_step_of_the_paths() -> None:
 def test_many_steps_follow_the_curve() -> None:
     """Few refreshes near many; and the displacement feeds back, so training counteracts it."""
     linearization, sgd = sgdsde.linearize(mlp_problem()), sgdsde.SGD(0.05, 2)
-    many = ItoTerm(7, 24).displacement(linearization, sgd, sgd.plan(7, 100))
-    few = ItoTerm(7, 12).displacement(linearization, sgd, sgd.plan(7, 100))
+    many = ItoTerm(7, 16).displacement(linearization, sgd, sgd.plan(7, 100))
+    few = ItoTerm(7, 8).displacement(linearization, sgd, sgd.plan(7, 100))
     for step in (1, 7.5, 40, 100):
         torch.testing.assert_close(few.at(step), many.at(step), rtol=0.03, atol=0.01 * float(many.at(100).abs().max()))
     added = many.at(100)[:7]
-    moved = paths(linearization, sgd, 100, ito_term=ItoTerm(7, 24)).mean - paths(linearization, sgd, 100).mean
+    moved = paths(linearization, sgd, 100, ito_term=ItoTerm(7, 16)).mean - paths(linearization, sgd, 100).mean
     assert float(moved.norm()) < 0.9 * float(added.norm())
 
 

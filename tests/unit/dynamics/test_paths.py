@@ -40,11 +40,10 @@ def test_grouping_and_the_number_of_paths_change_nothing(integrator: object) -> 
     assert float((different.samples - together.samples[:66]).abs().min()) > 0
 
 
-@pytest.mark.parametrize("integrator", INTEGRATORS, ids=repr)
+@pytest.mark.parametrize("integrator", INTEGRATORS[:3], ids=repr)
 def test_recording_more_changes_nothing(integrator: object) -> None:
+    """Not so for ``SDEInt``: sdeint draws the numbers between two recorded steps at once."""
     linearization, sgd = sgdsde.linearize(NULL.problem()), sgdsde.SGD(0.2, 2)
-    if isinstance(integrator, SDEInt):
-        pytest.skip("sdeint draws the numbers of a call at once")
     often = laws(linearization, sgd, SDEPaths(64, integrator), tuple(range(7)))
     assert torch.equal(often[-1].samples, laws(linearization, sgd, SDEPaths(64, integrator))[-1].samples)
 
