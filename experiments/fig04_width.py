@@ -57,14 +57,14 @@ def cell(problem: sgdsde.Problem, sgd: sgdsde.SGD, record: list[int], n_runs: in
     ]
     real, linear = (outputs(each) for each in ensembles)
     weights = plain_sgd(problem, sgd, record, seed=SEED)
-    by_hand = functional_call(problem.model, weights[-1], (problem.x_train,)).detach()
+    by_hand = functional_call(problem.model, weights[-1], (problem.x_train,)).detach().double().cpu()
     kernels = [sgdsde.empirical_ntk(problem.model, problem.x_train, params=each) for each in weights]
-    moved = norm(linear - linearization.outputs)
+    moved = norm(linear - linearization.outputs.double().cpu())
     return {
         "drift": np.array([float((kernel - kernels[0]).norm() / kernels[0].norm()) for kernel in kernels]),
         "gap": torch.where(moved > 0, norm(real - linear) / moved, 0.0).numpy(),
         "loss": ensembles[0].train_loss.mean.numpy(),
-        "by_hand": np.array(float((by_hand.double() - real[0, -1]).norm() / by_hand.norm())),
+        "by_hand": np.array(float((by_hand - real[0, -1]).norm() / by_hand.norm())),
     }
 
 

@@ -3,12 +3,12 @@
 Paper: Hayou, Doucet and Rousseau, arXiv:1905.13654, describe each output of a wide network under SGD as a stochastic
 process, mean-reverting where its noise is taken as constant.
 Figure: none of theirs.
-Claim: mean and two-sigma band of every output, from the network at initialization. Noise that follows the state, step by
-step (the moment recursion; 500 paths with one Euler-Maruyama step for each of SGD's), has the spread of the linearized
-network's SGD within Monte-Carlo error (1000 runs) and that of the real network (64 runs at laptop scale). At half of
-the largest stable learning rate the equations in continuous time are 10 to 20 % too narrow, and so is noise of the mean
-path, which leaves out the noise that the noise itself makes; noise frozen at the start does not die out and is too wide
-by a large factor late. Upper panels: the outputs of the first four training and the first two test
+Claim: mean and two-sigma band of every output, from the network at initialization. Noise that follows the state, step
+by step (the moment recursion; 500 paths with one Euler-Maruyama step for each of SGD's), has the spread of the
+linearized network's SGD within Monte-Carlo error (1000 runs) and that of the real network (64 runs at laptop scale).
+At half of the largest stable learning rate the equations in continuous time are 10 to 20 % too narrow, and so is noise
+of the mean path, which leaves out the noise that the noise itself makes; noise frozen at the start does not die out and
+is too wide by a large factor late. Upper panels: the outputs of the first four training and the first two test
 digits (not chosen), their targets as thin lines; five single runs (thin), mean and two-sigma band of the runs (black,
 gray band), edges of the predicted two-sigma bands and the predicted mean (one sigma is a standard deviation over runs).
 Lower panels: the standard deviation, root mean square over all outputs of a set, its gray band 2 standard errors of the

@@ -108,8 +108,8 @@ def draw_entries(axis: Axes, result: Result, key: str) -> None:
 
 def draw_deviations(axis: Axes, result: Result, key: str) -> None:
     z, wrong = result[f"{key}_z"], result[f"{key}_z_of_doubled_batch"]
-    edges, grid = np.linspace(-5, 5, 41), np.linspace(-5, 5, 201)
-    axis.hist(z, edges, density=True, color=MEASURED, alpha=0.35, label=f"{len(z)} entries")
+    grid = np.linspace(-5, 5, 201)
+    axis.hist(z, 40, range=(-5, 5), density=True, color=MEASURED, alpha=0.35, label=f"{len(z)} entries")
     axis.plot(grid, stats.norm.pdf(grid), color=FORMULA, label="normal")
     off = np.sort(wrong)[::-1][: int(np.sqrt(2 * len(wrong)))]
     text = f"with twice the batch\nthe diagonal is off\nby {off.min():.0f} to {off.max():.0f}"

@@ -8,7 +8,7 @@ of steps at every width, 8 initializations each. The kernel of a network drifts 
 |K_0| in Frobenius norm, and SGD of the real network leaves SGD of the linearized one on the same batches, |f - f_lin| /
 |f_lin - f_0| over all training outputs and runs; both fall as a power of the width. Exponents are least squares slopes
 of the logarithms, one for each initialization; printed are their mean and 95 % interval (Student, 8 initializations).
-None is presupposed. To compare with, thin dashed lines have slopes -3/4 and -1. For tanh -1 is expected at large width:
+None is presupposed. To compare with, dashed lines have slopes -3/4 and -1. For tanh -1 is expected at large width:
 the sum over neurons of small changes with random signs. For ReLU -3/4: the derivative changes only at neurons that
 cross zero, about the root of the width of them, by 1 and with random signs. Left: the drift along training of ReLU
 networks, geometric means over initializations. Middle and right: every initialization after the last step as a point,
@@ -96,5 +96,13 @@ def draw_guides(axis: Axes, result: Result, key: str) -> None:
         end = top * (widths[-1] / first) ** power
         color = LOOKS[activation][0]
         axis.plot([first, widths[-1]], [top, end], "--", color=color, linewidth=0.8)
-        place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": "x-small"}
-        axis.annotate(name, (widths[-1], end), color=color, annotation_clip=False, **place)
+        axis.annotate(
+            name,
+            (widths[-1], end),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize="x-small",
+            color=color,
+            annotation_clip=False,
+        )
