@@ -132,7 +132,7 @@ class Problem:
             named |= {"x_test": self.x_test, "y_test": self.y_test}
         for name, value in sorted(named.items()):
             hasher.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-            hasher.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         hasher.update(f"{self.criterion!r}".encode())
         return hasher.hexdigest()[:32]
 

@@ -170,6 +170,15 @@ def test_the_digest_knows_data_targets_loss_and_weights():
     assert made.digest == problem().digest
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_digest_does_not_depend_on_the_layout_in_memory(dtype):
+    x, y = X.to(dtype), Y.to(dtype)
+    made = problem(mlp(dtype), x, y)
+    assert problem(mlp(dtype), x.T.contiguous().T, y.T.contiguous().T).digest == made.digest
+    column = nn.Linear(4, 1).to(dtype)
+    assert problem(column, x, y[:, :1]).digest == problem(column, x, y[:, :1].clone()).digest
+
+
 def test_a_problem_says_what_it_is():
     made = problem(x_test=X[:3], y_test=Y[:3])
     assert (made.n_train, made.n_test, made.n_outputs, made.dtype) == (6, 3, 2, torch.float32)
