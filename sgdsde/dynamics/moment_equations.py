@@ -15,6 +15,7 @@ from sgdsde._types import Progress
 from sgdsde.dynamics.base import Dynamics, Modes, OutputLaw
 from sgdsde.dynamics.collocation import Collocation
 from sgdsde.dynamics.moment_recursion import GradientNoise
+from sgdsde.dynamics.momentum_equations import MomentumFlow
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD, StepPlan
 
@@ -28,7 +29,8 @@ class MomentEquations(Dynamics):
         Q(M)  = (phi/B) K (s^2/n D(M) - s^2/n^2 M) K + (s^2 v / (n B)) K^2,     G = H + wd
 
     with m the mean and S the covariance of e = f - y, v the variance of fresh label noise, b = J theta_0 - e_0. The
-    noise depends on the state and vanishes with it.
+    noise depends on the state and vanishes with it. With momentum the equation is one for residual and buffer
+    (``momentum_equations``).
 
     Args:
         order: of the weak error against SGD. 1: the usual equation, off by O(lr) at a given time. 2: the drift modified
@@ -55,14 +57,18 @@ class MomentEquations(Dynamics):
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
-        refuse_without_white_noise(self, sgd)
+        if sgd.sampling == "shuffled":
+            raise self.refuse("shuffled epochs", "MomentRecursion, or an i.i.d. sampling")
         modes = Modes(linearization)
-        flow = Flow(modes, sgd, sgd.plan(modes.n_train, record[-1]), self.order)
+        plan = sgd.plan(modes.n_train, record[-1])
+        if sgd.momentum:
+            return MomentumFlow(modes, sgd, plan, self.order).evolve(record, rtol=self.rtol, progress=progress)
+        flow = Flow(modes, sgd, plan, self.order)
         return flow.evolve(record, feedback=True, rtol=self.rtol, progress=progress)
 
 
 def refuse_without_white_noise(dynamics: Dynamics, sgd: SGD) -> None:
-    """Momentum and epochs correlate the noise of successive steps: no equation in e alone has that."""
+    """Momentum and epochs correlate the noise of successive steps: no process of e alone has that."""
     if sgd.momentum:
         raise dynamics.refuse(f"momentum={sgd.momentum}", "MomentRecursion, which is exact")
     if sgd.sampling == "shuffled":

@@ -12,7 +12,6 @@ from sgdsde._checks import whole_number
 from sgdsde.dynamics.integrators.base import Draws, Integrator, Outputs, PathGroup, PathSetup
 from sgdsde.dynamics.update import torch_step
 from sgdsde.losses import SquaredError
-from sgdsde.noise import noise_direction
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,11 @@ class _EulerPaths(PathGroup):
         for k in range(start, stop):
             lr = float(plan.lr[k]) / self._substeps
             for part in range(self._substeps):
-                gradient = self.gradient(k, (k + part / self._substeps)) + sgd.weight_decay * self._w
+                gradient = self.gradient(k, k + part / self._substeps)
+                if sgd.weight_decay:
+                    gradient.add_(self._w, alpha=sgd.weight_decay)
                 self._buffer, move = torch_step(sgd, gradient, self._buffer, first=k == 0)
-                self._w = self._w - lr * move
+                self._w.sub_(move, alpha=lr)
                 if sgd.weight_decay:
                     slope = sgd.weight_decay * self._weight_factor
                     self._weight_buffer, move = torch_step(sgd, slope, self._weight_buffer, first=k == 0)
@@ -78,17 +79,20 @@ class _EulerPaths(PathGroup):
         """r/n and its noise at the present outputs, [P, n, c]; a substep is shorter, so its noise is larger."""
         setup, n = self._setup, self._setup.linearization.problem.n_train
         criterion = setup.linearization.problem.criterion
-        slope = criterion.gradient(self._train(place), setup.linearization.targets)
-        gradient = slope / n
+        gradient = criterion.gradient(self._train(place), setup.linearization.targets)
         factor = setup.plan.noise_factor(k) * self._substeps
         if factor:
+            # r/n + sqrt(factor) v of noise_direction: weights of the examples that average 1/n, one number each.
             xi = self._draws.normal("sde paths", n)
-            gradient = gradient + math.sqrt(factor) * noise_direction(slope, xi)
+            shift = 1 / n - math.sqrt(factor / n) * xi.mean(1, keepdim=True)
+            gradient.mul_(torch.add(shift, xi, alpha=math.sqrt(factor / n)).unsqueeze(2))
+        else:
+            gradient.div_(n)
         if setup.sgd.label_noise_std:
             assert isinstance(criterion, SquaredError)
             std = criterion.curvature * setup.sgd.label_noise_std
             scale = std * math.sqrt(self._substeps / (n * int(setup.plan.batch_size[k])))
-            gradient = gradient + scale * self._draws.normal("sde labels", *slope.shape[1:])
+            gradient.add_(self._draws.normal("sde labels", *gradient.shape[1:]), alpha=scale)
         return gradient
 
     def outputs(self, step: int) -> Outputs:
@@ -96,22 +100,24 @@ class _EulerPaths(PathGroup):
         test = linearization.test_outputs
         if test is None or linearization.cross_kernel is None:
             return self._train(step), None
-        moved = test + (self._w.flatten(1) @ linearization.cross_kernel.mT).view(len(self._w), *test.shape)
-        return self._train(step), self._decayed(moved, linearization.test_weight_outputs) + self._drift(step, test=True)
+        base, n = self._base(test, linearization.test_weight_outputs), len(linearization.outputs)
+        if self._setup.displacement is not None:
+            base = base + self._setup.displacement.at(step)[n:]
+        return self._train(step), self._moved(base, linearization.cross_kernel)
 
     def _train(self, place: float) -> Tensor:
+        """Outputs at a step, or between two."""
         linearization = self._setup.linearization
-        moved = linearization.outputs + (self._w.flatten(1) @ linearization.kernel.mT).view_as(self._w)
-        return self._decayed(moved, linearization.weight_outputs) + self._drift(place, test=False)
+        base, n = self._base(linearization.outputs, linearization.weight_outputs), len(linearization.outputs)
+        if self._setup.displacement is not None:
+            base = base + self._setup.displacement.at(place)[:n]
+        return self._moved(base, linearization.kernel)
 
-    def _decayed(self, outputs: Tensor, weight_outputs: Tensor | None) -> Tensor:
+    def _base(self, outputs: Tensor, weight_outputs: Tensor | None) -> Tensor:
+        """Outputs of the weights g theta_0."""
         if not self._setup.sgd.weight_decay or weight_outputs is None:
             return outputs
         return outputs + float(self._weight_factor - 1) * weight_outputs
 
-    def _drift(self, place: float, *, test: bool) -> Tensor | float:
-        """The Ito term's displacement at a step."""
-        displacement, n = self._setup.displacement, self._setup.linearization.problem.n_train
-        if displacement is None:
-            return 0.0
-        return displacement.at(place)[n:] if test else displacement.at(place)[:n]
+    def _moved(self, base: Tensor, kernel: Tensor) -> Tensor:
+        return torch.addmm(base.flatten(), self._w.flatten(1), kernel.mT).view(len(self._w), *base.shape)

@@ -1,0 +1,71 @@
+"""Claim: with momentum too, the moments of SGD are met to first order in lr by the equation of order 1, to second order
+by that of order 2. Both sides are deterministic: the slope is asserted to 0.1 on the last two halvings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import sgdsde
+from sgdsde.dynamics import MomentEquations, MomentRecursion
+from sgdsde.dynamics.momentum_equations import Generator, real_logarithm, transition_matrices
+from sgdsde.dynamics.update import update
+from tests.problems import BY_NAME
+
+CASE = BY_NAME["two outputs, null space"]
+WORDS = [
+    {"momentum": 0.5},
+    {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
+    {"momentum": 0.6, "dampening": 0.3, "label_noise_std": 0.3, "sampling": "without_replacement"},
+]
+
+
+def slopes(dynamics: MomentEquations, words: dict) -> list[float]:
+    linearization = sgdsde.linearize(CASE.problem())
+    errors = []
+    for halving in range(3):
+        lr = sgdsde.stability.max_lr_full_batch(linearization) * (1 - words["momentum"]) / 256 / 2**halving
+        sgd, n_steps = sgdsde.SGD(lr, 2, **words), 200 * 2**halving
+        found, exact = (
+            sgdsde.predict(linearization, sgd, n_steps, dynamics=each, record=[0, n_steps])
+            for each in (dynamics, MomentRecursion())
+        )
+        errors.append(
+            [abs(float(getattr(found, s).mean[-1] - getattr(exact, s).mean[-1])) for s in ("train_loss", "test_loss")]
+        )
+    return [math.log2(errors[i][side] / errors[i + 1][side]) for side in (0, 1) for i in (0, 1)]
+
+
+@pytest.mark.parametrize("words", WORDS, ids=str)
+@pytest.mark.parametrize("order", [1, 2])
+def test_order(order: int, words: dict) -> None:
+    assert slopes(MomentEquations(order, rtol=1e-11), words) == pytest.approx([order] * 4, abs=0.1)
+
+
+@pytest.mark.parametrize("words", [{"momentum": 0.9}, {"momentum": 0.5, "nesterov": True}], ids=str)
+def test_one_step_of_order_two_is_the_step_of_sgd(words: dict) -> None:
+    """exp(L) = G for slow, oscillating and nearly critical modes; the noise of a step is nu nu^T."""
+    drift = torch.tensor([1e-6, 0.01, 0.3, 1.0, 5.0], dtype=torch.float64)
+    critical = (1 - words["momentum"] ** 0.5) ** 2 / 0.05
+    step = update(sgdsde.SGD(0.05, 1, **words), torch.cat([drift, drift.new_tensor([critical])]), lr=0.05, first=False)
+    transition = transition_matrices(step)
+    torch.testing.assert_close(torch.linalg.matrix_exp(real_logarithm(transition)), transition, rtol=1e-9, atol=1e-12)
+    generator = Generator.of(step, 2)
+    d_ee, d_eu, d_uu = generator.diffusion
+    nodes = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    flow = torch.linalg.matrix_exp(generator.drift[1] * nodes[:, None, None])
+    inner = torch.tensor([[d_ee[1, 1], d_eu[1, 1]], [d_eu[1, 1], d_uu[1, 1]]])
+    total = torch.trapezoid(flow @ inner @ flow.mT, nodes, dim=0)
+    source = torch.tensor([step.e_gain, step.u_gain], dtype=torch.float64)
+    torch.testing.assert_close(total, torch.outer(source, source), rtol=1e-5, atol=1e-9)
+
+
+def test_a_step_that_flips_a_mode_has_no_flow_of_second_order() -> None:
+    linearization = sgdsde.linearize(CASE.problem())
+    sgd = sgdsde.SGD(
+        1.2 * sgdsde.stability.max_lr_full_batch(linearization), 4, momentum=0.3, sampling="without_replacement"
+    )
+    with pytest.raises(ValueError, match=r"flips the sign of a mode; use MomentEquations\(order=1\)"):
+        sgdsde.predict(linearization, sgd, 3, dynamics=MomentEquations(2))
