@@ -129,7 +129,6 @@ def test_beyond_the_limit_it_grows_without_an_error(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("words", "reason"), [
-    ({"momentum": 0.9}, "MomentEquations cannot represent momentum=0.9; use MomentRecursion"),
     ({"sampling": "shuffled"}, "MomentEquations cannot represent shuffled epochs; use MomentRecursion"),
 ])  # fmt: skip
 def test_what_it_cannot_represent(words: dict, reason: str) -> None:
