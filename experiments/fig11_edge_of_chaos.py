@@ -10,7 +10,7 @@ from sgdsde import meanfield
 
 SEED = 0
 CURVES = ("tanh", "elu", "erf", "silu", "gelu", "sigmoid")
-NUMBERS = ("tanh", "elu", "erf")
+NUMBERS = ("tanh", "elu", "erf", "sigmoid")
 SIGMA_B = 0.2
 MAPS = {"relu": 0.0, "tanh": SIGMA_B, "elu": SIGMA_B}
 
@@ -20,7 +20,10 @@ def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {"curves": np.array(CURVES), "maps": np.array(list(MAPS))}
     phi = {name: meanfield.Activation(name) for name in {*CURVES, *MAPS}}  # each remembers where its panels lie
     for name in progress("curves")(CURVES):
-        curve = meanfield.edge_of_chaos_curve(phi[name], torch.logspace(-4, 2.3, n_curve, dtype=torch.float64))
+        q = torch.logspace(-4, 2.6, n_curve, dtype=torch.float64)
+        if name == "sigmoid":  # below this variance it has none, and near it sigma_b changes fast
+            q = meanfield.edge_of_chaos(phi[name], 0.0).q * (1 + torch.logspace(-5, 0.5, n_curve, dtype=torch.float64))
+        curve = meanfield.edge_of_chaos_curve(phi[name], q)
         for key in ("q", "sigma_b", "sigma_w", "is_stable"):
             arrays[f"{name}_{key}"] = getattr(curve, key).numpy()
     for name in NUMBERS:

@@ -24,9 +24,8 @@ COLORS = dict(zip([*NAMES, "sigmoid"], sns.color_palette("colorblind", 7)))
 
 def claims(result: Result) -> dict[str, float]:
     numbers = {}
-    for name in ("tanh", "elu", "erf"):
+    for name in ("tanh", "elu", "erf", "sigmoid"):
         numbers[f"{name}_sigma_w"], numbers[f"{name}_q"] = (float(value) for value in result[f"{name}_point"])
-    numbers["sigmoid_sigma_w"] = float(np.interp(0.2, result["sigmoid_sigma_b"], result["sigmoid_sigma_w"]))
     numbers["silu_stable_from"] = float(result["silu_sigma_b"][~result["silu_is_stable"]].max())
     numbers["chaotic_fixed_point"] = float(result["chaotic_fixed_point"][0])
     numbers["largest_map_on_diagonal_error"] = max(
@@ -70,7 +69,7 @@ def draw_phases(figure: Figure, axis: Axes, result: Result) -> None:
     axis.contour(result["sigma_b"], result["sigma_w"], chi.T, levels=[0], colors="#202020", linestyles="--")
     axis.plot(result["tanh_sigma_b"], result["tanh_sigma_w"], color=COLORS["tanh"], linewidth=1)
     axis.set(xlim=(0.02, 1.5), ylim=(0.5, 3), xlabel=r"$\sigma_b$", ylabel=r"$\sigma_w$", title="phases of tanh")
-    axis.text(1.1, 0.75, "ordered")
+    axis.text(1.1, 0.75, "ordered", color="white")
     axis.text(0.1, 2.7, "chaotic")
     figure.colorbar(mesh, ax=axis, label=r"$\log\ \chi$")
 

@@ -4,9 +4,9 @@ Paper: Hayou, Doucet and Rousseau, arXiv:1905.13654, propositions on the kernel 
 Figure: their rates of convergence, printed as 1/L on the edge of chaos, which is log L / L.
 Claim: on the edge of chaos 1 - c falls like 9 pi^2 / (2 l^2) for ReLU and 2 / (f''(1) l) for tanh (a, dashed); the
 ratio of off-diagonal to diagonal kernel tends to 1/4 and 1/3 at the rate log L / L, and to 1 exponentially when
-ordered (b). For ReLU K/q - L/4 grows like (3/8) log L, plain or residual, so that the next term of K/(L q) is log L /
-L and not 1/L (c). The ratio of residual networks: plain to 1/4, scaled by l^-1/2 to 1/4 like 1/log L, stable
-(depth^-1/2) to another value (d).
+ordered (b). For ReLU K/q less a quarter of its diagonal grows like (3/8) log L (half of that in a residual network
+with a = 1, whose layers count half), so that the next term of K/(L q) is log L / L and not 1/L (c). The ratio of
+residual networks: plain to 1/4, scaled by l^-1/2 to 1/4 like 1/log L, stable (depth^-1/2) to another value (d).
 Refuted by: fitted exponents of 1 - c other than -2 and -1, a slope of K/q - L/4 in log L other than 3/8, or an ordered
 kernel that keeps a ratio below 1.
 """

@@ -23,6 +23,7 @@ from sgdsde.meanfield.panels import nodes_and_weights
 
 ACCURACY = 1e-9  # of sqrt(E phi(u)^2 E phi(v)^2), at most this much worse than quadrature at any tested point
 SIZES = ((4, 32), (7, 36), (10, 40), (18, 80), (26, 128))  # nodes in s, nodes in theta
+MOST_DIRECT = 4096
 SLACK = 1e-10  # relative: on the edge of chaos rounding moves a fixed scale by less, from layer to layer
 POLAR_ORDERS = (6, 8), (9, 11), (14, 15), (20, 22), (32, 34)  # nodes per panel in angle and in radius
 
@@ -64,11 +65,8 @@ class Table:
         return torch.cos(torch.arccos(x)[..., None] * degrees) @ to_values
 
 
-Dual = ClosedForm | HermiteSeries | Table
-
-
 def dual_at(activation: Activation, low: float, high: float, previous: Dual | None = None) -> Dual:
-    """What gives pair expectations for standard deviations in [low, high]: closed form, Hermite series, or table.
+    """What gives pair expectations for standard deviations in [low, high]: closed form, series, table or quadrature.
 
     Args:
         previous: the dual of the layer before, returned again if it covers [low, high].
@@ -78,7 +76,7 @@ def dual_at(activation: Activation, low: float, high: float, previous: Dual | No
     exact = closed_form(activation)
     if exact is not None:
         return exact
-    if previous is not None and previous.low * (1 - SLACK) <= low and high <= previous.high * (1 + SLACK):  # type: ignore[union-attr]
+    if isinstance(previous, HermiteSeries | Table | Direct) and _covers(previous, low, high):
         return previous
     single = high - low <= SLACK * high
     if not single:  # a margin, so that the next layers, whose scales converge, find themselves covered
@@ -86,41 +84,64 @@ def dual_at(activation: Activation, low: float, high: float, previous: Dual | No
     series = hermite_series(activation, low, high)
     if series is not None:
         return series
+    if len(activation.kinks(high * quadrature.REACH)) > 1:
+        return Direct(activation, low, high)
     check = _Reference.spread_over(activation, low, high)
-    orders = next(
-        (orders for orders in POLAR_ORDERS if check.error_of_polar(activation, orders) <= ACCURACY / 10), None
-    )
-    if orders is None and len(activation.kinks(high * quadrature.REACH)) == 1:
-        received = f"{activation.name} at standard deviations up to {high:.4g}"
-        remedy = (
-            "a variance this large usually means that sigma_w lets it grow with depth: see meanfield.limit_variance"
-        )
-        raise ValueError(complaint("activation", f"tabulated to {ACCURACY:.0e}", received, remedy))
+    orders = [orders for orders in POLAR_ORDERS if check.error_of_polar(activation, orders) <= ACCURACY / 10][:1]
     # The number of nodes that a ratio of scales needs was measured for tanh and ELU; a wrong guess only costs time.
     skip = sum(high > ratio * low for ratio in (1.05, 1.3))
-    for scales, angles in SIZES[skip:]:
-        table = _tabulate(activation, (low, high), (1 if single else scales, angles), orders)
+    for scales, angles in SIZES[skip:] if orders else ():
+        table = _tabulate(activation, (low, high), (1 if single else scales, angles), orders[0])
         if check.error_of_table(table) <= ACCURACY:
             return table
-    expected = f"tabulated to {ACCURACY:.0e}"
     received = f"{activation.name} at standard deviations {low:.4g} to {high:.4g}"
-    remedy = "normalize the inputs to one length: kinks away from 0 cannot be tabulated across scales"
-    raise ValueError(complaint("activation", expected, received, remedy))
+    remedy = "a large variance usually means that sigma_w lets it grow with depth: see meanfield.limit_variance"
+    raise ValueError(complaint("activation", f"tabulated to {ACCURACY:.0e}", received, remedy))
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Quadrature for every entry: slow, and the only way where kinks lie away from 0 (hardtanh, ReLU6).
+
+    Two kinks at one x but at different scales nearly coincide for nearly equal inputs, which no small table follows.
+    """
+
+    activation: Activation
+    low: float
+    high: float
+
+    def pair_(self, covariance: Tensor, s1: Tensor, s2: Tensor) -> tuple[Tensor, Tensor]:
+        """E phi phi and E phi' phi' for covariances [..., n1, n2] (overwritten) and s [..., n1], [..., n2].
+
+        Raises:
+            ValueError: more than 4096 entries, each of which takes milliseconds.
+        """
+        if covariance.numel() > MOST_DIRECT:
+            name = f"a tile of a kernel of {self.activation.name}"
+            remedy = "kinks away from 0 have no table and cost milliseconds each; use fewer inputs, or memory=200_000"
+            raise ValueError(complaint(name, f"at most {MOST_DIRECT} pairs", covariance.numel(), remedy))
+        s1, s2 = s1[..., :, None].clamp_min(1e-150), s2[..., None, :].clamp_min(1e-150)
+        c = clamp_correlation_(covariance.div_(s1).div_(s2))
+        found = quadrature.pair_moments(self.activation, s1, s2, c)
+        return found.product, found.slope_product
+
+
+Dual = ClosedForm | HermiteSeries | Table | Direct
+
+
+def _covers(dual: HermiteSeries | Table | Direct, low: float, high: float) -> bool:
+    return dual.low * (1 - SLACK) <= low and high <= dual.high * (1 + SLACK)
 
 
 def _tabulate(
-    activation: Activation, bounds: tuple[float, float], sizes: tuple[int, int], orders: tuple[int, int] | None
+    activation: Activation, bounds: tuple[float, float], sizes: tuple[int, int], orders: tuple[int, int]
 ) -> Table:
     (low, high), (scales, angles) = bounds, sizes
     s = torch.tensor([high]).double() if scales == 1 else low + (high - low) * (1 + _chebyshev_nodes(scales)) / 2
     theta = math.pi * (1 + _chebyshev_nodes(angles)) / 2
     i, j = torch.triu_indices(len(s), len(s))
     s1, s2, angle = (t.flatten() for t in torch.broadcast_tensors(s[i, None], s[j, None], theta))
-    if orders is not None:
-        values = polar_moments(activation, s1, s2, angle, orders)
-    else:
-        found = quadrature.pair_moments(activation, s1, s2, angle.cos())
-        values = torch.stack([found.product, found.slope_product])
+    values = polar_moments(activation, s1, s2, angle, orders)
     degrees = torch.arange(angles, dtype=torch.float64)
     transform = torch.cos(degrees[:, None] * torch.arccos(_chebyshev_nodes(angles))) * 2 / angles
     transform[0] /= 2
