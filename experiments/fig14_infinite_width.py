@@ -35,8 +35,8 @@ class Sizes:
 def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
     sizes = by_scale(
         scale,
-        smoke=Sizes((16, 64), 2, 6, 64, 16, (16, 64)),
-        laptop=Sizes((32, 64, 128, 256, 512, 1024), 6, 12, 256, 32, (32, 64, 128, 256, 512)),
+        smoke=Sizes((16, 64), 1, 6, 64, 16, (16, 64)),
+        laptop=Sizes((32, 64, 128, 256, 512, 1024), 4, 12, 256, 32, (32, 64, 128, 256)),
         paper=Sizes((32, 64, 128, 256, 512, 1024, 2048, 4096), 20, 20, 2000, 64, (32, 64, 128, 256, 512, 1024, 2048)),
     )
     x, y = examples(sizes)

@@ -8,7 +8,7 @@ sigma_w = 1, sigma_b = 0. SiLU's point on the edge is an unstable fixed point of
 drift away. The kernel of infinite width explains on against off: the condition number of K^L, and the time that
 gradient flow needs to a tenth of the first loss in units of the fastest mode's, stay moderate on the edge and explode
 in the ordered phase (d). It does not explain why ReLU is behind tanh and ELU: at infinite width its kernel is as well
-conditioned, and the difference is one of finite width, whose fluctuations grow with depth / width.
+conditioned, so that the cause must be sought at finite width, where fluctuations grow with depth / width.
 Refuted by: bands of ELU or tanh that touch those of ReLU, or of ReLU those of softplus and sigmoid, at the largest
 depth; or an ordered kernel that is as well conditioned as one on the edge.
 """
