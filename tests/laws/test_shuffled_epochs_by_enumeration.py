@@ -193,6 +193,28 @@ def test_the_smallest_sets_do_not_divide_by_zero(n: int, batch_size: int, moment
     assert loss_errors(case, sgd, oracle).max() < (1e-12 if n == 1 or batch_size == n else 1e-2)
 
 
+def test_a_spread_at_the_start_of_an_epoch_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The closure is written for an epoch that starts without spread; unsplit, its error builds up over the epochs."""
+    sgd = shuffled(SIX, 0.8, momentum=0.9)
+    oracle = enumerate_epochs(SIX.problem(), sgd, N_STEPS)
+    split = loss_errors(SIX, sgd, oracle)
+    monkeypatch.setattr("sgdsde.dynamics.shuffled.MOST_DIRECTIONS", 0)
+    whole = loss_errors(SIX, sgd, oracle)
+    assert split[:4] == pytest.approx(whole[:4], abs=1e-12), "the first epoch starts without spread"
+    assert split[-3:].max() < 0.3 * whole[-3:].max()
+
+
+def test_splitting_keeps_the_second_moment() -> None:
+    problem, sgd = SIX.problem(), shuffled(SIX, 0.5, momentum=0.9)
+    moments, plan = EpochMoments(Modes(sgdsde.linearize(problem)), sgd), sgd.plan(6, 3)
+    for k in range(3):
+        moments.advance(plan, k)
+    before = moments.covariance
+    moments._split(sgd.lr_at(3))
+    torch.testing.assert_close(moments.covariance, before, rtol=1e-10, atol=1e-12)
+    assert float(moments._main.covariance.diagonal().sum()) < 0.5 * float(before.diagonal().sum())
+
+
 def test_label_noise_is_refused_by_name() -> None:
     sgd = sgdsde.SGD(0.1, 2, sampling="shuffled", label_noise_std=0.3)
     with pytest.raises(
