@@ -55,14 +55,16 @@ class Course:
 def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
     sizes = by_scale(
         scale,
-        smoke=Sizes(16, 48, 256, 40, mnist=32, mnist_width=256, mnist_steps=20, channels=32, image_size=7),
+        smoke=Sizes(16, 48, 256, 40, mnist=32, mnist_width=256, mnist_steps=15, channels=32, image_size=7),
         laptop=Sizes(64, 512, 1024, 400, mnist=256, mnist_width=2048, mnist_steps=250, channels=192, image_size=14),
         paper=Sizes(1000, 512, 4096, 4000, mnist=256, mnist_width=4096, mnist_steps=4000, channels=512, image_size=28),
     )
     digits = sgdsde.linearize(digits_mlp(sizes.digits, 256, sizes.digits_width), progress=progress("kernel, digits"))
     arrays = {"dynamics": np.array(list(predictors())), "panels": np.array(["digits_8", "digits_2"])}
     for name, batch_size in (("digits_8", 8), ("digits_2", 2)):
-        course = Course(batch_size, sizes.digits_steps, sizes.n_runs, n_recorded=50)
+        course = Course(
+            batch_size, sizes.digits_steps, sizes.n_runs, n_recorded=by_scale(scale, smoke=16, laptop=50, paper=50)
+        )
         arrays |= panel(name, digits, course, progress)
     if not mnist_is_there():
         return arrays
@@ -72,7 +74,12 @@ def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
     }
     for name, make in makers.items():
         linearization = sgdsde.linearize(make(), progress=progress(f"kernel, {name}"))
-        arrays |= panel(name, linearization, Course(4, sizes.mnist_steps, sizes.n_runs, n_recorded=32), progress)
+        arrays |= panel(
+            name,
+            linearization,
+            Course(4, sizes.mnist_steps, sizes.n_runs, n_recorded=by_scale(scale, smoke=12, laptop=32, paper=50)),
+            progress,
+        )
     return arrays | {"panels": np.array(["digits_8", "digits_2", *makers])}
 
 

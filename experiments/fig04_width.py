@@ -24,9 +24,9 @@ def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
     laptop = (64, 128, 256, 512, 1024)
     widths = by_scale(scale, smoke=(32, 128), laptop=laptop, paper=(*laptop, 2048, 4096))
     n_train = by_scale(scale, smoke=24, laptop=96, paper=256)
-    n_steps = by_scale(scale, smoke=20, laptop=150, paper=1000)
+    n_steps = by_scale(scale, smoke=12, laptop=150, paper=1000)
     n_runs = by_scale(scale, smoke=2, laptop=4, paper=64)
-    spaced = np.geomspace(1, n_steps, by_scale(scale, smoke=3, laptop=7, paper=12))
+    spaced = np.geomspace(1, n_steps, by_scale(scale, smoke=2, laptop=7, paper=12))
     record = [0, *np.unique(np.rint(spaced).astype(int)).tolist()]
     arrays = {"widths": np.array(widths), "steps": np.array(record), "activations": np.array(ACTIVATIONS)}
     for activation in ACTIVATIONS:
