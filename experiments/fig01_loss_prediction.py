@@ -62,10 +62,7 @@ def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
     digits = sgdsde.linearize(digits_mlp(sizes.digits, 256, sizes.digits_width), progress=progress("kernel, digits"))
     arrays = {"dynamics": np.array(list(predictors())), "panels": np.array(["digits_8", "digits_2"])}
     for name, batch_size in (("digits_8", 8), ("digits_2", 2)):
-        course = Course(
-            batch_size, sizes.digits_steps, sizes.n_runs, n_recorded=by_scale(scale, smoke=16, laptop=50, paper=50)
-        )
-        arrays |= panel(name, digits, course, progress)
+        arrays |= panel(name, digits, Course(batch_size, sizes.digits_steps, sizes.n_runs, n_recorded=50), progress)
     if not mnist_is_there():
         return arrays
     makers: dict[str, Callable[[], sgdsde.Problem]] = {
@@ -74,12 +71,7 @@ def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
     }
     for name, make in makers.items():
         linearization = sgdsde.linearize(make(), progress=progress(f"kernel, {name}"))
-        arrays |= panel(
-            name,
-            linearization,
-            Course(4, sizes.mnist_steps, sizes.n_runs, n_recorded=by_scale(scale, smoke=12, laptop=32, paper=50)),
-            progress,
-        )
+        arrays |= panel(name, linearization, Course(4, sizes.mnist_steps, sizes.n_runs, n_recorded=32), progress)
     return arrays | {"panels": np.array(["digits_8", "digits_2", *makers])}
 
 
