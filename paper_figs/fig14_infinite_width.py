@@ -33,7 +33,7 @@ def claims(result: Result) -> dict[str, float]:
 
 
 def draw(result: Result) -> Figure:
-    figure, axes = style.panels(1, 2, height=3.2)
+    figure, axes = style.panels(1, 2, height=3.6)
     for name in map(str, result["activations"]):
         banded(axes[0, 0], result["widths"], result[f"{name}_error"], color=COLORS[name], label=NAMES[name])
         for index, time in enumerate(result["times"]):
@@ -44,11 +44,14 @@ def draw(result: Result) -> Figure:
     widths = result["widths"].astype(float)
     line = result["relu_error"].mean(0)[0] * (widths / widths[0]) ** -0.5
     axes[0, 0].plot(widths, line, ":", color="#7f7f7f", label="width$^{-1/2}$")
-    axes[0, 0].set_ylabel("relative distance, empirical to analytic kernel")
-    axes[0, 1].set_ylabel("relative change of the kernel since t = 0")
+    axes[0, 0].set_ylabel("distance to the analytic kernel")
+    axes[0, 1].set_ylabel("change of the kernel since t = 0")
+    axes[0, 1].set_ylim(3e-3, None)
     for axis, title in zip(axes[0], ("at initialization", "during SGD")):
         axis.set(xscale="log", yscale="log", xlabel="width", title=title)
-        axis.legend()
+        axis.set_xticks(result["widths"], [str(width) for width in result["widths"]], minor=False)
+        axis.set_xticks([], minor=True)
+        axis.legend(loc="lower left")
     return figure
 
 

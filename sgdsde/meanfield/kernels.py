@@ -28,7 +28,7 @@ from sgdsde.networks import CNN, MLP, ConvResNet, Network, ResNet
 
 Which: TypeAlias = Literal["ntk", "nngp"]
 
-TILE_ENTRIES = 1 << 17  # 1 MB per temporary: the recursion of a tile stays in cache
+TILE_ENTRIES = 1 << 20  # 8 MB per temporary: smaller tiles lose more to the starting of threads than caches give
 TEMPORARIES = 8  # float64 arrays of a tile's size alive at once
 
 
@@ -57,7 +57,7 @@ def analytic_kernels(x1: Tensor, x2: Tensor | None, network: Network, *, memory:
         x1, x2: inputs [n, ...] as the network takes them; x2 None: x1 against itself, computed once per pair.
         network: an ``MLP``, ``ResNet``, ``CNN`` or ``ConvResNet`` in NTK parametrization; its width and its weights
             do not matter, its depth, activation, sigma_w, sigma_b and read-out do.
-        memory: bytes for temporaries beside the results; None: small tiles, which are also the fastest.
+        memory: bytes for temporaries beside the results; None: tiles of a million entries, some 64 MB.
     Raises:
         TypeError: another kind of network. ValueError: inputs of another shape, standard parametrization (its tangent
             kernel grows with the width), a tile that does not fit in ``memory``, an activation that cannot be
