@@ -31,10 +31,10 @@ class MomentRecursion(Dynamics):
     Exactness: exact for a model linear in its parameters, i.i.d. batches with and without replacement, any schedule.
         Spreads of the LOSS derived from S use a Gaussian closure; the expected loss does not.
         Shuffled epochs rest on a closure (``dynamics.shuffled``): the loss is within about 1 % from the second epoch on
-        up to 0.2 of the mean-square limit of fresh batches, 3 % up to 0.3, and worse near it.
+        up to 0.2 of the mean-square limit of fresh batches, 5 % up to 0.3 with momentum, and worse near it.
     Cost: two products [d, r] x [r, r] a step (4 d r^2 operations), d = n c and r = rank K; memory 4 to 9 r^2 numbers.
-        It grows linearly with the number of steps. Shuffled epochs: six dense products of d (2 d with momentum) a step,
-        and as much again for each direction in which an epoch starts with a large spread, 32 at most.
+        It grows linearly with the number of steps. Shuffled epochs: four dense products of d a step (five with
+        momentum), and as many for each direction in which an epoch starts with a large spread, 32 at most.
     """
 
     def evolve(

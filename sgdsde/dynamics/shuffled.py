@@ -69,6 +69,27 @@ MOST_DIRECTIONS = 32
 """Starts of one epoch, at most; each costs as much as the mean's."""
 
 
+@dataclass(frozen=True)
+class Response:
+    """N = nu (x) (s/B) K, never formed: one product with K, then copies."""
+
+    gains: Tensor
+    kernel: Tensor
+
+    def to(self, drawn: Tensor) -> Tensor:
+        """N X for X [d] or [d, .]."""
+        moved = self.kernel @ drawn
+        return torch.kron(self.gains if drawn.ndim == 1 else self.gains[:, None], moved)
+
+    def transposed(self, rows: Tensor) -> Tensor:
+        """X N^T for X [., d]."""
+        return torch.kron(self.gains, rows @ self.kernel)
+
+    def both_sides(self, moment: Tensor) -> Tensor:
+        """N X N^T for X [d, d]."""
+        return torch.kron(torch.outer(self.gains, self.gains), self.kernel @ moment @ self.kernel)
+
+
 @dataclass
 class Start:
     """What has become of one start of the epoch: mean [z], covariance [z, z], usage covariance [z, n]."""
@@ -163,10 +184,10 @@ class EpochMoments:
         gains = [step.e_gain, step.u_gain] if self._sgd.momentum else [step.e_gain]
         transition = self._kernel.new_tensor([[float(step.ee), step.eu], [float(step.ue), step.uu]])
         transition = transition[: len(gains), : len(gains)]
-        response = torch.kron(self._kernel.new_tensor(gains)[:, None], self._kernel * (self._s / draw.batch_size))
+        response = Response(self._kernel.new_tensor(gains), self._kernel * (self._s / draw.batch_size))
         shift = torch.zeros_like(self.mean)
         if self._offset is not None:
-            shift = torch.kron(self._kernel.new_tensor(gains), self._offset)
+            shift = torch.kron(response.gains, self._offset)
         for start in (self._main, *self._directions):
             change = shift if start is self._main else torch.zeros_like(shift)
             if draw.batch_size == draw.n:
@@ -174,31 +195,32 @@ class EpochMoments:
             else:
                 self._advance(start, draw, transition, response, change)
 
-    def _descend(self, start: Start, transition: Tensor, response: Tensor, shift: Tensor) -> None:
+    def _descend(self, start: Start, transition: Tensor, response: Response, shift: Tensor) -> None:
         """A step on the whole set, without rounding errors that would look like a spread."""
 
         def step(state: Tensor) -> Tensor:
-            return self._apply(transition, state) + response @ state[: self._d]
+            return self._apply(transition, state) + response.to(state[: self._d])
 
         start.mean = step(start.mean) + shift
         start.covariance = step(step(start.covariance).mT)
 
-    def _advance(self, start: Start, draw: Draw, transition: Tensor, response: Tensor, shift: Tensor) -> None:
+    def _advance(self, start: Start, draw: Draw, transition: Tensor, response: Response, shift: Tensor) -> None:
         m, S, P, d = start.mean, start.covariance, start.usage, self._d
         own = P[:d].gather(1, self._example[:, None]).squeeze(1)
         drawn_mean = draw.single * (draw.share * m[:d] - own)
         drifted = self._apply(transition, m) + shift
-        m_next = drifted + response @ drawn_mean
+        moved = response.to(drawn_mean)
+        m_next = drifted + moved
         with_remaining = self._with_remaining(start, draw, own)
-        crossed = draw.single * self._apply(transition, with_remaining) @ response.mT
-        crossed += torch.outer(shift, response @ drawn_mean)
+        crossed = response.transposed(draw.single * self._apply(transition, with_remaining))
+        crossed += torch.outer(shift, moved)
         S_next = self._apply(transition, self._apply(transition, S).mT)
         S_next += torch.outer(drifted, drifted) + crossed + crossed.mT
-        S_next += response @ self._drawn_moment(start, draw, own, with_remaining[:d]) @ response.mT
+        S_next += response.both_sides(self._drawn_moment(start, draw, own, with_remaining[:d]))
         S_next -= torch.outer(m_next, m_next)
         spread = self._apply(transition, P + draw.single * (draw.share * m[:, None] - P))
         spread = spread + (draw.batch_size / self._n) * (shift - m_next)[:, None]
-        start.usage = spread + response @ self._usage_source(start, draw, own, drawn_mean)
+        start.usage = spread + response.to(self._usage_source(start, draw, own, drawn_mean))
         start.mean, start.covariance = m_next, (S_next + S_next.mT) / 2
 
     def _apply(self, transition: Tensor, state: Tensor) -> Tensor:
