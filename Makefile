@@ -8,6 +8,7 @@
 
 SCALE ?= laptop## smoke, laptop or paper
 DEVICE ?= cpu## where experiments run: cpu, cuda, cuda:1, ...
+JOBS ?= 2## processes that run tests, one thread each
 ARGS ?=## more arguments for pytest, as in make test ARGS="-k noise"
 
 MAIN := fig01 fig02 fig03 fig04
@@ -74,10 +75,10 @@ $(FIGURES)/%.png $(FIGURES)/%.pdf: paper_figs/%.py paper_figs/frame.py paper_fig
 	@$(threads) $(BIN)/python -m paper_figs.frame draw --scale $(SCALE) $*
 
 test: $(STAMP) ## Run the tests (under five minutes on two cores)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 test-slow: $(STAMP) ## Run the long statistical checks (twenty minutes at most)
-	$(BIN)/python -m pytest -m "slow and not gpu" --durations=10 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "slow and not gpu" --durations=10 $(ARGS)
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

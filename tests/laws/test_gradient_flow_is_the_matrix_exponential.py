@@ -17,7 +17,11 @@ from tests.problems import AFFINE, LINEAR, Case
 RECORD = (0, 1, 2, 7, 40, 300)
 
 
-@pytest.mark.parametrize("words", [{}, {"weight_decay": 0.3}, {"lr": lambda step: 0.2 / (1 + step)}], ids=str)
+@pytest.mark.parametrize(
+    "words",
+    [{}, {"weight_decay": 0.3}, {"lr": lambda step: 0.2 / (1 + step)}],
+    ids=["plain", "weight decay", "schedule"],
+)
 @pytest.mark.parametrize("case", LINEAR + AFFINE, ids=lambda case: case.name)
 def test_outputs_equal_expm(case: Case, words: dict) -> None:
     problem = case.problem()
