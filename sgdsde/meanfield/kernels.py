@@ -13,6 +13,8 @@ Source: Jacot, Gabriel, Hongler, arXiv:1806.07572; Hayou, Doucet, Rousseau, arXi
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -28,7 +30,10 @@ from sgdsde.networks import CNN, MLP, ConvResNet, Network, ResNet
 
 Which: TypeAlias = Literal["ntk", "nngp"]
 
-TILE_ENTRIES = 1 << 20  # 8 MB per temporary: smaller tiles lose more to the starting of threads than caches give
+# Below 2^15 entries torch runs an operation on one thread, with nothing to wait for. The tiles are shared among as many
+# threads instead: one start per tile where there was one per operation, which a busy machine stalls.
+TILE_ENTRIES = 32_000
+DEVICE_TILE_ENTRIES = 1 << 24
 TEMPORARIES = 8  # float64 arrays of a tile's size alive at once
 
 
@@ -57,7 +62,7 @@ def analytic_kernels(x1: Tensor, x2: Tensor | None, network: Network, *, memory:
         x1, x2: inputs [n, ...] as the network takes them; x2 None: x1 against itself, computed once per pair.
         network: an ``MLP``, ``ResNet``, ``CNN`` or ``ConvResNet`` in NTK parametrization; its width and its weights
             do not matter, its depth, activation, sigma_w, sigma_b and read-out do.
-        memory: bytes for temporaries beside the results; None: tiles of a million entries, some 64 MB.
+        memory: bytes for temporaries beside the results; None: some 2 MB for each thread.
     Raises:
         TypeError: another kind of network. ValueError: inputs of another shape, standard parametrization (its tangent
             kernel grows with the width), a tile that does not fit in ``memory``, an activation that cannot be
@@ -72,17 +77,22 @@ def analytic_kernels(x1: Tensor, x2: Tensor | None, network: Network, *, memory:
     x1 = _inputs("x1", x1, network)
     other = x1 if x2 is None else _inputs("x2", x2, network).to(x1.device)
     steps = _steps(network, layout, x1, other)
-    side_1, side_2 = _tile(layout.entries(), len(x1), len(other), memory)
+    side_1, side_2 = _tile(layout.entries(), x1, other, memory)
     nngp, ntk = (torch.empty(len(x1), len(other), dtype=torch.float64, device=x1.device) for _ in range(2))
-    for rows in _slices(len(x1), side_1):
-        for columns in _slices(len(other), side_2):
-            if x2 is None and columns.stop <= rows.start:
-                continue  # below the diagonal: its mirror image is there already
-            block = _recursion(network, layout, steps, (x1[rows], other[columns]), (rows, columns))
-            for whole, part in zip((nngp, ntk), block):
-                whole[rows, columns] = part
-                if x2 is None:
-                    whole[columns, rows] = part.T
+
+    def fill(tile: tuple[slice, slice]) -> None:
+        rows, columns = tile
+        block = _recursion(network, layout, steps, (x1[rows], other[columns]), tile)
+        for whole, part in zip((nngp, ntk), block):
+            whole[rows, columns] = part
+            if x2 is None:
+                whole[columns, rows] = part.T
+
+    # Of a symmetric kernel, tiles below the diagonal are mirror images.
+    tiles = [(r, c) for r in _slices(len(x1), side_1) for c in _slices(len(other), side_2)]
+    tiles = [(r, c) for r, c in tiles if x2 is not None or c.start >= r.start]
+    with ThreadPoolExecutor(torch.get_num_threads() if x1.device.type == "cpu" else 1) as pool:
+        list(pool.map(fill, tiles))
     return Kernels(nngp, ntk)
 
 
@@ -167,18 +177,21 @@ def _recursion(
     return nngp, layout.read(slopes.mul_(ntk), n1, n2).mul_(sw2).add_(nngp)
 
 
-def _tile(entries: int, n1: int, n2: int, memory: float | None) -> tuple[int, int]:
+def _tile(entries: int, x1: Tensor, x2: Tensor, memory: float | None) -> tuple[int, int]:
     """Rows and columns of a tile."""
-    budget = TILE_ENTRIES
+    n1, n2, is_cpu = len(x1), len(x2), x1.device.type == "cpu"
+    budget = usual = max(TILE_ENTRIES if is_cpu else DEVICE_TILE_ENTRIES, entries)
+    workers = torch.get_num_threads() if is_cpu else 1
     if memory is not None:
-        budget = int(positive_number("memory", memory) // (8 * TEMPORARIES))
+        budget = int(positive_number("memory", memory) // (8 * TEMPORARIES * workers))
         if budget < entries:
-            needed = 8 * TEMPORARIES * entries
+            needed = 8 * TEMPORARIES * workers * entries
             raise ValueError(complaint("memory", f"at least {needed} bytes for one pair of examples", f"{memory:g}"))
-        budget = min(budget, max(TILE_ENTRIES, entries))
+        budget = min(budget, usual)
     pairs = max(1, budget // entries)
-    columns = min(n2, pairs)
-    return max(1, min(n1, pairs // columns)), columns
+    # Square where x1 meets itself, so that the mirror images of tiles are tiles.
+    columns = min(n2, math.isqrt(pairs) if x1 is x2 else pairs)
+    return max(1, min(n1, columns if x1 is x2 else pairs // columns)), columns
 
 
 def _slices(length: int, size: int) -> list[slice]:
