@@ -38,9 +38,9 @@ def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
         edge = meanfield.edge_of_chaos(phi[name], bias)
         arrays[f"{name}_map"] = meanfield.correlation_map(phi[name], edge.sigma_w, bias, c, q=edge.q).numpy()
     for phase, weight in (("ordered", 0.9), ("chaotic", 2.5)):
-        q = meanfield.limit_variance(phi["tanh"], weight, SIGMA_B)
-        arrays[f"{phase}_map"] = meanfield.correlation_map(phi["tanh"], weight, SIGMA_B, c, q=q).numpy()
-        fixed = meanfield.limit_correlation(phi["tanh"], weight, SIGMA_B, q=q)
+        variance = meanfield.limit_variance(phi["tanh"], weight, SIGMA_B)
+        arrays[f"{phase}_map"] = meanfield.correlation_map(phi["tanh"], weight, SIGMA_B, c, q=variance).numpy()
+        fixed = meanfield.limit_correlation(phi["tanh"], weight, SIGMA_B, q=variance)
         arrays[f"{phase}_fixed_point"] = np.array(fixed[:2])
     return arrays
 

@@ -97,8 +97,7 @@ def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
 def load(sizes: Sizes) -> datasets.Dataset:
     """MNIST where its files are, else the digits that come with scikit-learn."""
     if mnist_is_there():
-        size = {"flatten": True, "image_size": sizes.image_size}
-        return datasets.mnist(sizes.n_train, sizes.n_test, target="class", **size)
+        return datasets.mnist(sizes.n_train, sizes.n_test, target="class", flatten=True, image_size=sizes.image_size)
     return datasets.digits(min(sizes.n_train, 1400), min(sizes.n_test, 397), target="class")
 
 
@@ -154,8 +153,15 @@ def predicted(start: Start, data: datasets.Dataset, sizes: Sizes) -> np.ndarray:
     y = functional.one_hot(data.y_train[: sizes.n_kernel], 10).double().to(x.device) - 0.1
     rows = []
     for depth in sizes.kernel_depths:
-        settings = {"sigma_w": start.sigma_w, "sigma_b": start.sigma_b, "activation": start.activation}
-        network = networks.MLP(x.shape[1], 1, 1, depth=depth, **settings)
+        network = networks.MLP(
+            x.shape[1],
+            1,
+            1,
+            depth=depth,
+            activation=start.activation,
+            sigma_w=start.sigma_w,
+            sigma_b=start.sigma_b,
+        )
         eigenvalues, vectors = torch.linalg.eigh(meanfield.analytic_ntk(x, None, network))
         rates = eigenvalues.clamp_min(0) / eigenvalues.max()
         weights = (vectors.T @ y).square().sum(1)

@@ -83,8 +83,18 @@ def model(x: Tensor, width: int, activation: str, seed: int) -> networks.MLP:
     bias = 0.0 if activation == "relu" else 0.2
     edge = meanfield.edge_of_chaos(activation, bias)
     generator = torch.Generator().manual_seed(1000 * width + seed)
-    settings = {"sigma_w": edge.sigma_w, "sigma_b": bias, "activation": activation, "generator": generator}
-    return networks.MLP(x.shape[1], width, 1, depth=DEPTH, dtype=torch.float64, device=x.device, **settings)
+    return networks.MLP(
+        x.shape[1],
+        width,
+        1,
+        depth=DEPTH,
+        activation=activation,
+        sigma_w=edge.sigma_w,
+        sigma_b=bias,
+        dtype=torch.float64,
+        device=x.device,
+        generator=generator,
+    )
 
 
 def kernel(network: networks.MLP, x: Tensor) -> Tensor:
