@@ -86,7 +86,7 @@ def analytic_kernels(x1: Tensor, x2: Tensor | None, network: Network, *, memory:
         for whole, part in zip((nngp, ntk), block):
             whole[rows, columns] = part
             if x2 is None:
-                whole[columns, rows] = part.T
+                whole[columns, rows] = part.T if rows != columns else (part + part.T) / 2
 
     # Of a symmetric kernel, tiles below the diagonal are mirror images.
     tiles = [(r, c) for r in _slices(len(x1), side_1) for c in _slices(len(other), side_2)]
