@@ -67,14 +67,6 @@ class MomentEquations(Dynamics):
         return flow.evolve(record, feedback=True, rtol=self.rtol, progress=progress)
 
 
-def refuse_without_white_noise(dynamics: Dynamics, sgd: SGD) -> None:
-    """Momentum and epochs correlate the noise of successive steps: no process of e alone has that."""
-    if sgd.momentum:
-        raise dynamics.refuse(f"momentum={sgd.momentum}", "MomentRecursion, which is exact")
-    if sgd.sampling == "shuffled":
-        raise dynamics.refuse("shuffled epochs", "MomentRecursion, or an i.i.d. sampling")
-
-
 def check_rtol(rtol: float) -> None:
     if positive_number("rtol", rtol) < 1e-12:
         raise ValueError(complaint("rtol", "at least 1e-12", rtol, "float64 has no more digits"))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -102,10 +103,16 @@ def _matched_diffusion(drift: Tensor, source: Tensor) -> tuple[Tensor, Tensor, T
 
 
 class MomentumFlow:
-    """The moments of z along a plan, segment by segment of constant learning rate and batch size."""
+    """The moments of z along a plan, segment by segment of constant learning rate and batch size.
 
-    def __init__(self, modes: Modes, sgd: SGD, plan: StepPlan, order: int) -> None:
-        self._modes, self._sgd, self._plan, self._order = modes, sgd, plan, order
+    ``frozen`` tells where the noise is taken: None, at mean and covariance (the moment equations); ``"mean_path"``, at
+    the mean alone; ``"init"``, at the start. The last two give Gaussian processes.
+    """
+
+    def __init__(
+        self, modes: Modes, sgd: SGD, plan: StepPlan, order: int, *, frozen: Literal["init", "mean_path"] | None = None
+    ) -> None:
+        self._modes, self._sgd, self._plan, self._order, self._frozen = modes, sgd, plan, order, frozen
         self._noise = GradientNoise(modes)
         self._level = torch.zeros_like(modes.start)
         if sgd.weight_decay:
@@ -172,7 +179,10 @@ class MomentumFlow:
         return slope
 
     def _step_noise(self, step: int, covariance: Tensor, mean: Tensor) -> Tensor | None:
-        batch = self._noise(covariance, mean, self._plan.noise_factor(step))
+        if self._frozen == "init":
+            mean = self._modes.start
+        state = covariance if self._frozen is None else None
+        batch = self._noise(state, mean, self._plan.noise_factor(step))
         if self._sgd.label_noise_std:
             return self._noise.add_labels(batch, self._sgd.label_noise_std**2, int(self._plan.batch_size[step]))
         return batch

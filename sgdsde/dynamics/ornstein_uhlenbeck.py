@@ -13,8 +13,9 @@ from torch import Tensor
 from sgdsde._checks import complaint, word
 from sgdsde._types import Progress
 from sgdsde.dynamics.base import Dynamics, Modes, OutputLaw
-from sgdsde.dynamics.moment_equations import Flow, check_rtol, refuse_without_white_noise
+from sgdsde.dynamics.moment_equations import Flow, check_rtol
 from sgdsde.dynamics.moment_recursion import GradientNoise
+from sgdsde.dynamics.momentum_equations import MomentumFlow
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD
 
@@ -40,7 +41,8 @@ class OrnsteinUhlenbeck(Dynamics):
             residual, so the late loss is over-predicted, several-fold where the data are interpolated.
         rtol: estimated error of each panel of the quadrature, relative to the covariance that it adds ("mean_path").
     Exactness: the exact law of the stated process, to rounding ("init") or rtol; the process approximates SGD.
-        Weight decay, label noise and schedules (piecewise constant in time) are included.
+        Weight decay, label noise, schedules (piecewise constant in time) and momentum are included, the last as the
+        first-order pair of residual and buffer of ``momentum_equations``.
     Cost: "init": one product d^3 for the noise, then r^2 numbers a recorded step. "mean_path": such a product for each
         of 10 nodes a panel; panels grow with the time. A schedule starts a panel at each change.
     Source: Hayou, Doucet, Rousseau, arXiv:1905.13654.
@@ -56,9 +58,14 @@ class OrnsteinUhlenbeck(Dynamics):
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
-        refuse_without_white_noise(self, sgd)
+        if sgd.sampling == "shuffled":
+            raise self.refuse("shuffled epochs", "MomentRecursion, or an i.i.d. sampling")
         modes = Modes(linearization)
-        flow = Flow(modes, sgd, sgd.plan(modes.n_train, record[-1]), order=1)
+        plan = sgd.plan(modes.n_train, record[-1])
+        if sgd.momentum:
+            pair = MomentumFlow(modes, sgd, plan, order=1, frozen=self.freeze)
+            return pair.evolve(record, rtol=self.rtol, progress=progress)
+        flow = Flow(modes, sgd, plan, order=1)
         if self.freeze == "mean_path":
             return flow.evolve(record, feedback=False, rtol=self.rtol, progress=progress)
         return _from_initial_noise(modes, flow, record)
@@ -72,7 +79,8 @@ class OrnsteinUhlenbeck(Dynamics):
             A law with time = inf and step = -1. "mean_path": C at the full-batch optimum, zero where the training data
             are interpolated; "init": C at initialization.
         """
-        refuse_without_white_noise(self, sgd)
+        if sgd.momentum or sgd.sampling == "shuffled":
+            raise self.refuse("momentum or shuffled epochs in a stationary law", "evolve, or MomentRecursion")
         if callable(sgd.lr) or callable(sgd.batch_size):
             expected = "constant for a stationary law"
             raise ValueError(complaint("lr and batch_size", expected, "a function of the step", "use numbers"))

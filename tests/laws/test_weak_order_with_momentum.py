@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sgdsde
-from sgdsde.dynamics import MomentEquations, MomentRecursion
+from sgdsde.dynamics import MomentEquations, MomentRecursion, OrnsteinUhlenbeck
 from sgdsde.dynamics.momentum_equations import Generator, real_logarithm, transition_matrices
 from sgdsde.dynamics.update import update
 from tests.problems import BY_NAME
@@ -69,3 +69,27 @@ def test_a_step_that_flips_a_mode_has_no_flow_of_second_order() -> None:
     )
     with pytest.raises(ValueError, match=r"flips the sign of a mode; use MomentEquations\(order=1\)"):
         sgdsde.predict(linearization, sgd, 3, dynamics=MomentEquations(2))
+
+
+@pytest.mark.parametrize("words", [{"momentum": 0.7}, {"momentum": 0.7, "nesterov": True}], ids=str)
+def test_frozen_at_the_start_it_is_the_gaussian_process_of_its_linear_equation(words: dict) -> None:
+    """Against the matrix exponential of Van Loan, dense, for all modes and their buffers at once."""
+    linearization = sgdsde.linearize(CASE.problem())
+    lr, n_steps = 0.05 * sgdsde.stability.max_lr_full_batch(linearization), 7
+    sgd = sgdsde.SGD(lr, 2, **words)
+    modes = linearization.eigenbasis
+    r, n, s = len(modes.values), CASE.n_train, 2 / CASE.n_outputs
+    step = update(sgd, s * modes.values / n, lr=lr, first=False)
+    drift = torch.zeros(2 * r, 2 * r, dtype=torch.float64)
+    for i, block in enumerate(transition_matrices(step) - torch.eye(2)):
+        drift[i::r, i::r] = block
+    residual = linearization.residual.flatten() * s
+    noise = sgdsde.noise.output_noise(linearization.kernel, torch.outer(residual, residual), n_train=n, batch_size=2)
+    source = torch.tensor([step.e_gain, step.u_gain], dtype=torch.float64)
+    diffusion = torch.kron(torch.outer(source, source), modes.vectors.mT @ noise @ modes.vectors)
+    block = torch.zeros(4 * r, 4 * r, dtype=torch.float64)
+    block[: 2 * r, : 2 * r], block[: 2 * r, 2 * r :], block[2 * r :, 2 * r :] = -drift, diffusion, drift.mT
+    exponential = torch.linalg.matrix_exp(block * n_steps)
+    dense = exponential[2 * r :, 2 * r :].mT @ exponential[: 2 * r, 2 * r :]
+    (law,) = OrnsteinUhlenbeck(freeze="init").evolve(linearization, sgd, [n_steps])
+    torch.testing.assert_close(law.covariance.core, dense[:r, :r], rtol=1e-7, atol=1e-9 * float(dense.abs().max()))

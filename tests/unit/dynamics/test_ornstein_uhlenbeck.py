@@ -138,7 +138,6 @@ def test_fast_and_slow_modes_together() -> None:
 
 
 @pytest.mark.parametrize(("words", "reason"), [
-    ({"momentum": 0.9}, "OrnsteinUhlenbeck cannot represent momentum=0.9; use MomentRecursion"),
     ({"sampling": "shuffled"}, "OrnsteinUhlenbeck cannot represent shuffled epochs; use MomentRecursion"),
 ])  # fmt: skip
 def test_what_it_cannot_represent(words: dict, reason: str) -> None:
