@@ -4,8 +4,8 @@ Paper: Hayou, Doucet and Rousseau, arXiv:1902.06853, their table of test accurac
 Figure: the ordering of that table: ELU and tanh on the edge of chaos far above ReLU; softplus and sigmoid at chance.
 Claim: test accuracy after training, against depth (a), and during training at the largest depth, on the edge (b) and
 off it (c); one learning rate, lines: mean, bands: smallest to largest of the seeds. Softplus and sigmoid start from
-sigma_w = 1, sigma_b = 0. SiLU's point on the edge is an unstable fixed point of the variance, from which deep networks
-drift away. The kernel of infinite width explains on against off: the condition number of K^L, and the time that
+sigma_w = 1, sigma_b = 0. SiLU's point on the edge is an unstable fixed point of the variance, which deep networks of
+finite width leave. The kernel of infinite width explains on against off: the condition number of K^L, and the time that
 gradient flow needs to a tenth of the first loss in units of the fastest mode's, stay moderate on the edge and explode
 in the ordered phase (d). It does not explain why ReLU is behind tanh and ELU: at infinite width its kernel is as well
 conditioned, so that the cause must be sought at finite width, where fluctuations grow with depth / width.

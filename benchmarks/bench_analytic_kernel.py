@@ -1,6 +1,6 @@
 """Time of the analytic kernel of 2000 x 2000 inputs, ReLU, depth 10, against the same recursion in JAX.
 
-    python -m benchmarks.analytic_kernel [--rounds 5] [--threads 2] [--json FILE]
+    python benchmarks/bench_analytic_kernel.py [--rounds 5] [--threads 2] [--json FILE]
 
 JAX runs in an environment of its own, made on first use in a temporary folder (or named by --jax-python), in float64,
 compiled, with the compilation left out of the times. Both processes take turns, so that load hits both alike;
