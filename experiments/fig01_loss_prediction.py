@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import sgdsde
+from experiments.curves import band, samples
 from experiments.frame import Progress, Scale, by_scale, main
 from experiments.predictors import predictors
 from experiments.problems import digits_mlp, mnist_cnn, mnist_is_there, mnist_mlp
@@ -138,19 +139,6 @@ def descent(linearization: sgdsde.Linearization, sgd: sgdsde.SGD, n_steps: int) 
     step = torch.eye(len(residual), dtype=residual.dtype, device=residual.device)
     step = step - sgd.lr_at(0) * 2 / len(residual) * linearization.kernel
     return np.array(float((torch.linalg.matrix_power(step, n_steps) @ residual).square().mean()))
-
-
-def band(trajectory: sgdsde.Trajectory, side: str) -> sgdsde.LossBand:
-    loss = trajectory.train_loss if side == "train" else trajectory.test_loss
-    assert loss is not None
-    return loss
-
-
-def samples(trajectory: sgdsde.Trajectory, side: str) -> np.ndarray:
-    """[n_runs, T]."""
-    losses = band(trajectory, side).samples
-    assert losses is not None
-    return np.asarray(losses.numpy())
 
 
 if __name__ == "__main__":

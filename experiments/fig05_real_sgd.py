@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 import sgdsde
+from experiments.curves import band, samples
 from experiments.frame import Progress, Scale, by_scale, main
 from experiments.problems import digits_mlp
 from sgdsde.stability import max_lr
@@ -118,19 +119,6 @@ def panel(
         arrays[f"{side}_without"] = band(without, side).mean.numpy()
     arrays["train_quantiles"] = np.stack([band(predicted, "train").quantile(q).numpy() for q in (0.05, 0.95)])
     return {f"{name}_{key}": value for key, value in arrays.items()}
-
-
-def band(trajectory: sgdsde.Trajectory, side: str) -> sgdsde.LossBand:
-    found = trajectory.train_loss if side == "train" else trajectory.test_loss
-    assert found is not None
-    return found
-
-
-def samples(trajectory: sgdsde.Trajectory, side: str) -> np.ndarray:
-    """[n_runs, T]."""
-    losses = band(trajectory, side).samples
-    assert losses is not None
-    return np.asarray(losses.numpy())
 
 
 if __name__ == "__main__":
