@@ -106,9 +106,10 @@ class EpochMoments:
     of outputs at once: ``own`` picks for output (i, a) the column of its own example i.
     """
 
-    def __init__(self, modes: Modes, sgd: SGD) -> None:
+    def __init__(self, modes: Modes, sgd: SGD, *, most_starts: int | None = None) -> None:
         linearization = modes.linearization
         self._sgd, self._s = sgd, modes.loss_curvature
+        self._most_starts = MOST_DIRECTIONS if most_starts is None else most_starts
         self._n, self._c = modes.n_train, modes.n_outputs
         self._kernel = linearization.kernel
         d = len(self._kernel)
@@ -166,7 +167,7 @@ class EpochMoments:
         weight[self._d :] = lr / (1 - self._sgd.momentum)
         values, vectors = torch.linalg.eigh(weight[:, None] * spread * weight)
         rest = values.clamp_min(0).cumsum(0)
-        count = min(int((rest > allowed).sum()), MOST_DIRECTIONS)
+        count = min(int((rest > allowed).sum()), self._most_starts)
         for column in range(len(values) - count, len(values)):
             direction = vectors[:, column] * values[column].clamp_min(0).sqrt() / weight
             self._directions.append(self._certain(direction))
