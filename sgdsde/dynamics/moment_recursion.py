@@ -77,8 +77,6 @@ class MomentRecursion(Dynamics):
     def _evolve_epochs(
         self, modes: Modes, sgd: SGD, plan: StepPlan, record: Sequence[int], progress: Progress
     ) -> Iterator[OutputLaw]:
-        if sgd.label_noise_std:
-            raise self.refuse("label noise in shuffled epochs", "run_ensemble(linearization, ...)")
         moments, weights = EpochMoments(modes, sgd, most_starts=self.epoch_starts), Mean.at(modes.start)
         times, wanted = plan.times, set(record)
         ticks = ticker(progress, record[-1], "moment recursion, shuffled")

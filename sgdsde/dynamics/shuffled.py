@@ -195,6 +195,12 @@ class EpochMoments:
                 self._descend(start, transition, response, change)
             else:
                 self._advance(start, draw, transition, response, change)
+        if (
+            self._sgd.label_noise_std
+        ):  # fresh at every draw, so independent of who is drawn: E s_i = B/n of its variance
+            variance = self._sgd.label_noise_std**2 * draw.batch_size / draw.n
+            identity = torch.eye(self._d, dtype=self._kernel.dtype, device=self._kernel.device)
+            self._main.covariance = self._main.covariance + variance * response.both_sides(identity)
 
     def _descend(self, start: Start, transition: Tensor, response: Response, shift: Tensor) -> None:
         """A step on the whole set, without rounding errors that would look like a spread."""

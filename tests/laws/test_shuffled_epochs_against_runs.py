@@ -56,6 +56,24 @@ def test_momentum_and_a_smaller_last_batch() -> None:
     check(LARGER.problem(), 5, 0.2, momentum=0.9)
 
 
+@pytest.mark.parametrize(("momentum", "fraction"), [(0.0, 0.15), (0.5, 0.05)])
+def test_label_noise_joins_the_noise_of_the_epoch(momentum: float, fraction: float) -> None:
+    """Within 1 % of the runs, and the prediction without it is not. (Momentum 0.5 at 0.15 of the limit: 1.7 %.)"""
+    linearization = sgdsde.linearize(LARGER.problem())
+    limit = sgdsde.stability.max_lr(linearization, 5, momentum=momentum, sampling="without_replacement")
+    sgd = sgdsde.SGD(fraction * limit, 5, momentum=momentum, sampling="shuffled", label_noise_std=1.0)
+    record = range(5, 31, 5)
+    measured = sgdsde.run_ensemble(linearization, sgd, 30, N_RUNS, record=record)
+    right, wrong = (
+        sgdsde.predict(linearization, each, 30, record=record)
+        for each in (sgd, dataclasses.replace(sgd, label_noise_std=0.0))
+    )
+    assert_predicted(right.train_loss, measured.train_loss)
+    assert_predicted(right.test_loss, measured.test_loss)
+    with pytest.raises(AssertionError, match="of which chance"):
+        assert_predicted(wrong.train_loss, measured.train_loss)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "fraction"), [(4, 0.1), (4, 0.2), (4, 0.3), (5, 0.1), (5, 0.2), (5, 0.3)])
 def test_digits(batch_size: int, fraction: float) -> None:

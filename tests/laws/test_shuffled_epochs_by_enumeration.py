@@ -215,9 +215,14 @@ def test_splitting_keeps_the_second_moment() -> None:
     assert float(moments._main.covariance.diagonal().sum()) < 0.5 * float(before.diagonal().sum())
 
 
-def test_label_noise_is_refused_by_name() -> None:
-    sgd = sgdsde.SGD(0.1, 2, sampling="shuffled", label_noise_std=0.3)
-    with pytest.raises(
-        ValueError, match=r"MomentRecursion cannot represent label noise in shuffled epochs.*run_ensemble"
-    ):
-        sgdsde.predict(SIX.problem(), sgd, 3)
+def test_label_noise_at_the_whole_set_is_that_of_fresh_batches() -> None:
+    """Six examples drawn of six: the closure is exact, and nothing but the fresh noise is left."""
+    words = {"momentum": 0.6, "label_noise_std": 0.7, "weight_decay": 0.05}
+    linearization = sgdsde.linearize(SIX.problem())
+    epochs, fresh = (
+        sgdsde.predict(linearization, sgdsde.SGD(0.1, 6, sampling=sampling, **words), 8)
+        for sampling in ("shuffled", "without_replacement")
+    )
+    np.testing.assert_allclose(epochs.train_loss.mean, fresh.train_loss.mean, rtol=1e-12)
+    np.testing.assert_allclose(epochs.test_loss.std[1:], fresh.test_loss.std[1:], rtol=1e-9)
+    assert (fresh.train_loss.std[1:] > 0).all()
