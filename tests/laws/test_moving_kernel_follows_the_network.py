@@ -64,6 +64,23 @@ def test_it_is_closer_to_a_network_that_moves_than_any_frozen_kernel():
     assert frozen.train.max_relative_error > 0.10, "the negative control: this kernel moves"
 
 
+@pytest.mark.slow
+def test_digits_at_width_64() -> None:
+    """The numbers of docs/derivations.md, section 6: within 5 % where the frozen kernel is 30 % off."""
+    data = sgdsde.datasets.digits(256, 64)
+    model = sgdsde.networks.MLP(64, 64, 1, generator=torch.Generator().manual_seed(0))
+    linearization = sgdsde.linearize(sgdsde.Problem(model, **data.tensors(), loss=nn.MSELoss()))
+    sgd = sgdsde.SGD(sgdsde.stability.sufficient_lr(linearization, 8) / 2, 8)
+    record = [0, 1, 5, 10, 25, 50, 100, 200, 300, 400]
+    measured = sgdsde.run_ensemble(linearization.problem, sgd, 400, 128, record=record)
+    errors = {}
+    for dynamics in (sgdsde.dynamics.GradientDescent(), MomentRecursion(), MovingKernel()):
+        predicted = sgdsde.predict(linearization, sgd, 400, record=record, dynamics=dynamics)
+        errors[type(dynamics).__name__] = sgdsde.compare(predicted, measured).train.max_relative_error
+    assert errors["MovingKernel"] < 0.05, errors
+    assert min(errors["MomentRecursion"], errors["GradientDescent"]) > 0.3, errors
+
+
 def test_a_tolerance_that_one_step_exceeds_is_told():
     problem = network(width=4)
     sgd = sgdsde.SGD(1.0, 24, sampling="without_replacement")
