@@ -1,7 +1,18 @@
-"""The empirical neural tangent kernel K = J J^T."""
+"""The empirical neural tangent kernel K = J J^T.
+
+``empirical_ntk`` is the whole of it. Below it, for those who need the kernel tile by tile, stand
+
+    plan = KernelPlan.make(functional, params, x1, x2, n_outputs, outputs="full", memory=None, dtype=None)
+    left = factors(functional, x1[rows], plan=plan)          # held as long as it is needed, used for any column block
+    right = factors(functional, x2[columns], plan=plan)      # may be ``left`` itself
+    tile(left, right, plan=plan)                             # [b1*c, b2*c], [b1, b2] or [c, b1, b2]
+
+with ``plan.rows`` the examples of a block that the budget allows, two blocks at once.
+"""
 
 from sgdsde.kernel.contraction import gram
 from sgdsde.kernel.empirical import empirical_ntk
+from sgdsde.kernel.factors import Factors, factors, tile
 from sgdsde.kernel.plan import KernelPlan
 
-__all__ = ["KernelPlan", "empirical_ntk", "gram"]
+__all__ = ["Factors", "KernelPlan", "empirical_ntk", "factors", "gram", "tile"]

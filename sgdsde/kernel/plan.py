@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from sgdsde._checks import complaint
 from sgdsde._functional import FunctionalModel
 from sgdsde._types import Params
 from sgdsde.jacobian import ExampleBytes
+
+Outputs: TypeAlias = Literal["full", "trace", "per_class"]
+"""Which entries K[(i,a),(j,b)]: all [n1*c, n2*c], summed over a = b [n1, n2], or those with a = b [c, n1, n2]."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class KernelPlan:
     dtype: torch.dtype
     result_bytes: int
     example_bytes: int
+    outputs: Outputs = "full"
 
     @classmethod
     def make(
@@ -41,6 +46,7 @@ class KernelPlan:
         *,
         memory: int | None = None,
         dtype: torch.dtype | None = None,
+        outputs: Outputs = "full",
     ) -> KernelPlan:
         """The largest blocks that the budget allows; MemoryError when one example does not fit."""
         dtype = _kernel_dtype(dtype)
@@ -52,7 +58,7 @@ class KernelPlan:
         most = len(x1) if x2 is None else max(len(x1), len(x2))
         what = f"the Jacobian of an example with {n_outputs} outputs"
         rows = _memory.rows_within(allowed, peak, most, what, fixed=result)
-        return cls(rows, n_outputs, dtype, result, peak)
+        return cls(rows, n_outputs, dtype, result, peak, outputs)
 
 
 def _kernel_dtype(dtype: torch.dtype | None) -> torch.dtype:

@@ -1,0 +1,173 @@
+"""Kernels as what a prediction needs of them: products with vectors and a diagonal.
+
+A kernel that does not fit into memory is used through the same few words as one that does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from sgdsde import _memory
+from sgdsde._checks import complaint, real_floating, whole_number
+
+COLUMNS = 256
+"""Columns of the identity that are multiplied at once where a kernel is written out."""
+
+
+class KernelOperator(ABC):
+    """A matrix [rows, columns] that is known by its products; rows and columns are sample-major.
+
+    Attributes:
+        shape: (rows, columns). dtype, device: of the entries, and of products with vectors of this dtype.
+        is_symmetric: whether it is the kernel of one set of examples, so that it has a diagonal and eigenpairs.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+    is_symmetric: bool = True
+
+    @abstractmethod
+    def product(self, vectors: Tensor) -> Tensor:
+        """K V for V [columns, k], [rows, k]; the vectors are checked by ``@``."""
+
+    @abstractmethod
+    def diag(self) -> Tensor:
+        """K_xx for every row, [rows]; symmetric kernels only."""
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """K v for v [columns] or [columns, k]."""
+        if not isinstance(vectors, Tensor):
+            raise TypeError(complaint("the right factor", "a torch.Tensor", type(vectors).__name__))
+        if vectors.ndim not in (1, 2) or len(vectors) != self.shape[1]:
+            raise ValueError(
+                complaint("the right factor", f"[{self.shape[1]}] or [{self.shape[1]}, k]", list(vectors.shape))
+            )
+        columns = vectors[:, None] if vectors.ndim == 1 else vectors
+        product = self.product(columns)
+        return product[:, 0] if vectors.ndim == 1 else product
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def trace(self) -> float:
+        """tr K."""
+        return float(self.diag().double().sum())
+
+    def to_dense(self, *, memory: int | None = None) -> Tensor:
+        """The matrix itself.
+
+        Args:
+            memory: bytes allowed; default a quarter of what is free.
+        Raises:
+            MemoryError: it takes more; names the bytes.
+        Cost: a product with every unit vector.
+        """
+        self._check_dense(memory)
+        dense = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        for start in range(0, self.shape[1], COLUMNS):
+            stop = min(start + COLUMNS, self.shape[1])
+            units = torch.zeros(self.shape[1], stop - start, dtype=self.dtype, device=self.device)
+            units[torch.arange(start, stop), torch.arange(stop - start)] = 1
+            dense[:, start:stop] = self.product(units)
+        return dense
+
+    def _check_dense(self, memory: int | None) -> None:
+        needed = self.shape[0] * self.shape[1] * self.dtype.itemsize
+        allowed = _memory.budget(memory, self.device)
+        if needed > allowed:
+            what = f"a dense kernel of {self.shape[0]:,} x {self.shape[1]:,} entries"
+            remedy = f"{what} is asked for; use products with the operator, or linearize(problem, rank=...)"
+            raise MemoryError(complaint("memory", f"at least {needed:,} bytes", f"{allowed:,}", remedy))
+
+    def _check_symmetric(self, what: str) -> None:
+        if not self.is_symmetric:
+            received = f"a kernel between two sets, {self.shape[0]} x {self.shape[1]}"
+            raise ValueError(complaint(what, "asked of the kernel of one set of examples", received))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shape[0]} x {self.shape[1]}, {self.dtype}, {self.device})"
+
+
+class DenseKernel(KernelOperator):
+    """A kernel in memory, [rows, columns]; a square one is taken for symmetric."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        real_floating("kernel", tensor)
+        if tensor.ndim != 2:
+            raise ValueError(complaint("kernel", "a matrix", f"shape {list(tensor.shape)}"))
+        self.tensor = tensor
+        self.shape = (tensor.shape[0], tensor.shape[1])
+        self.dtype, self.device = tensor.dtype, tensor.device
+        self.is_symmetric = tensor.shape[0] == tensor.shape[1]
+
+    def product(self, vectors: Tensor) -> Tensor:
+        dtype = torch.promote_types(self.dtype, vectors.dtype)
+        return self.tensor.to(dtype) @ vectors.to(dtype)
+
+    def diag(self) -> Tensor:
+        self._check_symmetric("the diagonal")
+        return self.tensor.diagonal().clone()
+
+    def to_dense(self, *, memory: int | None = None) -> Tensor:
+        """The tensor itself, not a copy."""
+        return self.tensor
+
+
+class LowRankKernel(KernelOperator):
+    """U diag(l) U^T, U [d, r] orthonormal and l [r] >= 0: a truncated kernel.
+
+    Cost: 4 d r operations a product with one vector.
+    """
+
+    def __init__(self, values: Tensor, vectors: Tensor) -> None:
+        real_floating("vectors", vectors)
+        real_floating("values", values)
+        if vectors.ndim != 2 or list(values.shape) != [vectors.shape[1]]:
+            received = f"{list(values.shape)} and {list(vectors.shape)}"
+            raise ValueError(complaint("values and vectors", "[r] and [d, r]", received))
+        if (values < 0).any():
+            raise ValueError(complaint("values", "zero or positive", f"{float(values.min()):.3e}"))
+        gram = vectors.mT @ vectors
+        defect = float((gram - torch.eye(len(values)).to(gram)).abs().max())
+        if defect > 1e3 * len(vectors) ** 0.5 * torch.finfo(vectors.dtype).eps:
+            remedy = "make them with leading_eigenpairs"
+            raise ValueError(complaint("vectors", "orthonormal columns", f"off by {defect:.1e}", remedy))
+        self.values, self.vectors = values, vectors
+        self.shape = (len(vectors), len(vectors))
+        self.dtype, self.device = vectors.dtype, vectors.device
+
+    def product(self, vectors: Tensor) -> Tensor:
+        return self.vectors @ (self.values[:, None] * (self.vectors.mT @ vectors))
+
+    def diag(self) -> Tensor:
+        return self.vectors.square() @ self.values
+
+
+class KroneckerKernel(KernelOperator):
+    """K_0 (x) I_c: every output has the kernel K_0 [n, n] of its own, and no two outputs are coupled.
+
+    That is the kernel of an infinitely wide network, or of one of which only the read-out is trained; of others an
+    approximation, K_0 = (trace over outputs) / c being the closest in the Frobenius norm.
+    """
+
+    def __init__(self, base: KernelOperator, n_outputs: int) -> None:
+        self.base, self.n_outputs = base, whole_number("n_outputs", n_outputs, minimum=1)
+        self.shape = (base.shape[0] * self.n_outputs, base.shape[1] * self.n_outputs)
+        self.dtype, self.device, self.is_symmetric = base.dtype, base.device, base.is_symmetric
+
+    def product(self, vectors: Tensor) -> Tensor:
+        k = vectors.shape[1]
+        moved = self.base.product(vectors.reshape(self.base.shape[1], self.n_outputs * k))
+        return moved.reshape(self.shape[0], k)
+
+    def diag(self) -> Tensor:
+        return self.base.diag().repeat_interleave(self.n_outputs)
+
+
+def as_operator(kernel: Tensor | KernelOperator) -> KernelOperator:
+    """The operator itself, or that of a matrix."""
+    return kernel if isinstance(kernel, KernelOperator) else DenseKernel(kernel)
