@@ -19,7 +19,7 @@ Conventions, the same everywhere:
 from sgdsde import datasets, dynamics, meanfield, networks, sampling, stability
 from sgdsde._version import __version__
 from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
-from sgdsde.ensemble import run_ensemble
+from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble
 from sgdsde.kernel import empirical_ntk
 from sgdsde.linearization import Linearization, linearize
 from sgdsde.prediction import predict
@@ -30,11 +30,13 @@ from sgdsde.trajectory import AccuracyBand, LossBand, OutputBand, Trajectory
 
 __all__ = [
     "SGD",
+    "SVAG",
     "AccuracyBand",
     "Comparison",
     "CurveComparison",
     "Linearization",
     "LossBand",
+    "NoisyGradient",
     "OutputBand",
     "Problem",
     "Trajectory",

@@ -36,12 +36,12 @@ def batch_indices(sgd: SGD, n: int, n_steps: int, *, seed: int, run: int) -> Ten
     return batches
 
 
-def block_batches(plan: StepPlan, seed: int, block: int) -> Iterator[np.ndarray]:
-    """For each step of the plan the batches of the 64 runs of a block: int64 [64, B_k].
+def block_batches(plan: StepPlan, seed: int, block: int, *, purpose: str = "batches") -> Iterator[np.ndarray]:
+    """For each step of the plan the batches of the 64 runs of a block: int64 [64, B_k]; another purpose, other draws.
 
     Cost: 64 B numbers a step; without replacement 64 n uniform keys a step, of which the B smallest are the batch.
     """
-    stream = numpy_stream(seed, "batches", block)
+    stream = numpy_stream(seed, purpose, block)
     n = plan.n_train
     order = np.empty((BLOCK, 0), dtype=np.int64)
     for size, used in zip(plan.batch_size.tolist(), plan.used.tolist()):

@@ -1,5 +1,6 @@
-"""Real minibatch SGD, many runs at once."""
+"""Real minibatch SGD, many runs at once, and its variants."""
 
 from sgdsde.ensemble.run import run_ensemble
+from sgdsde.ensemble.variants import SVAG, NoisyGradient
 
-__all__ = ["run_ensemble"]
+__all__ = ["SVAG", "NoisyGradient", "run_ensemble"]

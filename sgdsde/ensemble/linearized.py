@@ -9,9 +9,10 @@ from sgdsde import _memory
 from sgdsde._checks import complaint
 from sgdsde._streams import BLOCK
 from sgdsde._types import Params
+from sgdsde.ensemble.variants import Draw
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
-from sgdsde.sgd import SGD, StepPlan
+from sgdsde.sgd import SGD
 
 
 class LinearizedLearner:
@@ -45,19 +46,19 @@ class LinearizedLearner:
             raise ValueError(complaint("weight_decay", "0 where J theta_0 is unknown", received, remedy))
         return value + self._offset
 
-    def gradient(self, state: Params, indices: Tensor, label_noise: Tensor | None) -> tuple[Params, Tensor]:
+    def gradient(self, state: Params, draw: Draw, label_noise: Tensor | None) -> tuple[Params, Tensor]:
         n, c = self.problem.n_train, self.problem.n_outputs
-        outputs = state["outputs"][:, :n]
+        outputs, indices, weights = state["outputs"][:, :n], draw.indices, draw.weights
         runs, size = indices.shape
+        if weights is None:
+            weights = torch.full((), 1 / size, dtype=self.dtype, device=self.device).expand_as(indices)
         counts = torch.zeros(runs, n, dtype=self.dtype, device=self.device)
-        counts.scatter_add_(
-            1, indices, torch.full((), 1 / size, dtype=self.dtype, device=self.device).expand_as(indices)
-        )
+        counts.scatter_add_(1, indices, weights)
         residual = self.problem.criterion.gradient(outputs, self.targets)
         weighted = residual * counts[..., None]
         if label_noise is not None and isinstance(self.problem.criterion, SquaredError):
             places = indices[..., None].expand(-1, -1, c)
-            weighted.scatter_add_(1, places, label_noise * (-self.problem.criterion.curvature / size))
+            weighted.scatter_add_(1, places, label_noise * (-self.problem.criterion.curvature * weights[..., None]))
         move = weighted.reshape(runs, n * c) @ self.kernel.mT
         return {"outputs": move.view(runs, -1, c)}, residual.sum((1, 2))
 
@@ -65,7 +66,7 @@ class LinearizedLearner:
         outputs, n = state["outputs"], self.problem.n_train
         return outputs[:, :n], outputs[:, n:] if self.problem.n_test else None
 
-    def runs_at_once(self, sgd: SGD, plan: StepPlan, memory: int | None, n_runs: int) -> int:
+    def runs_at_once(self, sgd: SGD, examples: int, memory: int | None, n_runs: int) -> int:
         per_run = 8 * self.initial.numel() * self.dtype.itemsize
         available = _memory.budget(memory, self.device)
         return _memory.rows_within(available, per_run, min(n_runs, 16 * BLOCK), "one run of the linearized model")

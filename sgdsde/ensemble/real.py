@@ -11,8 +11,9 @@ from torch.func import grad_and_value
 from sgdsde import _memory
 from sgdsde._functional import FunctionalModel, vectorize
 from sgdsde._types import Params
+from sgdsde.ensemble.variants import Draw
 from sgdsde.problem import Problem
-from sgdsde.sgd import SGD, StepPlan
+from sgdsde.sgd import SGD
 
 CPU_GROUP_BYTES = 2**22
 """Weights stepped together on a CPU: beyond, they fall out of the cache; below, the overhead of a call dominates."""
@@ -44,15 +45,18 @@ class RealLearner:
     def weights(self, name: str, value: Tensor) -> Tensor:
         return value
 
-    def gradient(self, state: Params, indices: Tensor, label_noise: Tensor | None) -> tuple[Params, Tensor]:
-        x, y = self.problem.x_train[indices], self.problem.y_train[indices]
+    def gradient(self, state: Params, draw: Draw, label_noise: Tensor | None) -> tuple[Params, Tensor]:
+        x, y = self.problem.x_train[draw.indices], self.problem.y_train[draw.indices]
         if label_noise is not None:
             y = y + label_noise
+        data = (x, y) if draw.weights is None else (x, y, draw.weights)
         if self.functional.vectorizes:
-            return self._gradient(state, x, y)
+            return self._gradient(state, *data)
         runs = [
-            _plain_gradient(self._batch_loss, {name: value[i] for name, value in state.items()}, x[i], y[i])
-            for i in range(len(indices))
+            _plain_gradient(
+                self._batch_loss, {name: value[i] for name, value in state.items()}, *(part[i] for part in data)
+            )
+            for i in range(len(draw.indices))
         ]
         gradients = {name: torch.stack([gradient[name] for gradient, _ in runs]) for name in state}
         return gradients, torch.stack([loss for _, loss in runs])
@@ -77,27 +81,27 @@ class RealLearner:
         test = None if problem.x_test is None else self.outputs(state, problem.x_test)
         return self.outputs(state, problem.x_train), test
 
-    def runs_at_once(self, sgd: SGD, plan: StepPlan, memory: int | None, n_runs: int) -> int:
-        batch = int(plan.batch_size.max()) if len(plan) else 1
+    def runs_at_once(self, sgd: SGD, examples: int, memory: int | None, n_runs: int) -> int:
         copies = 4 if sgd.momentum == 0 else 5
         evaluated = (self.problem.n_train + self.problem.n_test) * self.problem.n_outputs
-        numbers = copies * self.functional.n_params + 3 * batch * self._activations + 2 * evaluated
+        numbers = copies * self.functional.n_params + 3 * examples * self._activations + 2 * evaluated
         per_run = numbers * self.dtype.itemsize
         in_cache = max(4, CPU_GROUP_BYTES // (self.functional.n_params * self.dtype.itemsize))
         most = n_runs if self.device.type == "cuda" else in_cache
         what = "one run (weights, gradients, activations)"
         return _memory.rows_within(_memory.budget(memory, self.device), per_run, min(n_runs, most), what)
 
-    def _batch_loss(self, params: Params, x: Tensor, y: Tensor) -> Tensor:
-        return self.problem.criterion.mean(self.problem.forward(params, x), y)
+    def _batch_loss(self, params: Params, x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+        outputs = self.problem.forward(params, x)
+        if weights is None:
+            return self.problem.criterion.mean(outputs, y)
+        return self.problem.criterion.per_example(outputs, y) @ weights
 
 
-def _plain_gradient(
-    loss: Callable[[Params, Tensor, Tensor], Tensor], params: Params, x: Tensor, y: Tensor
-) -> tuple[Params, Tensor]:
+def _plain_gradient(loss: Callable[..., Tensor], params: Params, *data: Tensor) -> tuple[Params, Tensor]:
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     with torch.enable_grad():
-        value = loss(leaves, x, y)
+        value = loss(leaves, *data)
     gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return {name: gradient.to_dense() for name, gradient in zip(leaves, gradients)}, value.detach()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from sgdsde._checks import complaint, whole_number
 from sgdsde._progress import Ticker, ticker
-from sgdsde._streams import BLOCK, torch_stream
-from sgdsde._types import Observable, Progress
+from sgdsde._types import Observable, Params, Progress
 from sgdsde.dynamics.update import torch_step
 from sgdsde.ensemble.linearized import LinearizedLearner
 from sgdsde.ensemble.real import RealLearner
 from sgdsde.ensemble.recorder import Recorder
+from sgdsde.ensemble.streams import RunStreams
+from sgdsde.ensemble.variants import Minibatches, Variant
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
 from sgdsde.recording import check_observables, recorded_steps
-from sgdsde.sampling import block_batches
 from sgdsde.sgd import SGD, StepPlan, check_sgd
 from sgdsde.trajectory import Trajectory
 
@@ -31,6 +31,7 @@ def run_ensemble(
     n_steps: int,
     n_runs: int,
     *,
+    variant: Variant | None = None,
     seed: int = 0,
     record: Sequence[int] | None = None,
     observe: Sequence[Observable] = ("loss",),
@@ -42,6 +43,7 @@ def run_ensemble(
     Args:
         problem_or_linearization: a ``Problem``: the real network is trained. A ``Linearization``: SGD of the linearized
             model, in output space, on the same batches for the same seed.
+        variant: ``SVAG(l)`` or ``NoisyGradient()`` in place of SGD; default SGD itself.
         seed: run j draws the same batches whatever ``n_runs`` (see ``sampling.batch_indices``).
         record: steps to report; default about 50, geometric. observe: ``"accuracy"``, and ``"outputs"``
             to keep every run's outputs.
@@ -58,20 +60,23 @@ def run_ensemble(
     steps = recorded_steps(n_steps, record)
     check_sgd(sgd)
     check_observables(observe)
+    variant = _checked_variant(variant, sgd)
     learner = _learner(problem_or_linearization)
     problem = learner.problem
     plan = sgd.plan(problem.n_train, n_steps)
+    refined = variant.refined(plan)
     if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
         received = type(problem.loss).__name__
         raise ValueError(complaint("label_noise_std", "0 unless the loss is nn.MSELoss()", received))
     recorder = Recorder(problem, steps, n_runs, n_steps, observe=observe)
-    at_once = learner.runs_at_once(sgd, plan, memory, n_runs)
+    at_once = learner.runs_at_once(sgd, variant.examples(plan), memory, n_runs)
     ticks = ticker(progress, n_steps * n_runs, "SGD runs")
     for start in range(0, n_runs, at_once):
         runs = range(start, min(start + at_once, n_runs))
-        _Group(learner, sgd, plan, seed, runs).train(recorder, ticks)
+        streams = RunStreams(seed, runs, learner.device, learner.dtype)
+        _Group(learner, sgd, variant, refined, streams).train(recorder, ticks)
     ticks.close()
-    return recorder.trajectory(plan, learner.label)
+    return recorder.trajectory(plan, f"{learner.label}, {variant.label}" if variant.label else learner.label)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,59 +85,53 @@ class _Group:
 
     learner: RealLearner | LinearizedLearner
     sgd: SGD
+    variant: Variant
     plan: StepPlan
-    seed: int
-    runs: range
+    streams: RunStreams
 
     def train(self, recorder: Recorder, ticks: Ticker) -> None:
-        state = self.learner.start(len(self.runs))
+        runs, substeps = self.streams.runs, self.variant.substeps
+        state = self.learner.start(len(runs))
         buffer = {name: torch.zeros_like(value) for name, value in state.items()} if self.sgd.momentum else state
-        batches, labels = self._batches(), self._label_noise()
+        draws, labels = self.variant.draws(self.plan, self.streams), self._label_noise()
         for k in range(recorder.last_step + 1):
             if recorder.wants(k):
-                recorder.record(k, self.runs, *self.learner.all_outputs(state))
+                recorder.record(k, runs, *self.learner.all_outputs(state))
             if k == recorder.last_step:
                 break
-            indices = next(batches)
-            noise = labels(indices) if labels is not None else None
-            gradient, loss = self.learner.gradient(state, indices, noise)
-            recorder.watch(k, self.runs, loss)
-            lr = float(self.plan.lr[k])
-            for name, value in state.items():
-                slope = gradient[name]
-                if self.sgd.weight_decay:
-                    slope = slope + self.sgd.weight_decay * self.learner.weights(name, value)
-                buffer[name], move = torch_step(self.sgd, slope, buffer[name], first=k == 0)
-                state[name] = value.sub_(move, alpha=lr)
-            ticks.update(len(self.runs))
+            for part in range(substeps):
+                draw = next(draws)
+                noise = labels(draw.indices) if labels is not None else None
+                gradient, loss = self.learner.gradient(state, draw, noise)
+                recorder.watch(k, runs, loss)
+                self._step(state, buffer, gradient, k * substeps + part)
+            ticks.update(len(runs))
 
-    def _blocks(self) -> list[tuple[int, slice]]:
-        """Stream blocks that these runs touch, and which of each block's 64 rows they are."""
-        first, last = self.runs.start // BLOCK, (self.runs.stop - 1) // BLOCK
-        starts = [max(self.runs.start - b * BLOCK, 0) for b in range(first, last + 1)]
-        stops = [min(self.runs.stop - b * BLOCK, BLOCK) for b in range(first, last + 1)]
-        return [(b, slice(i, j)) for b, i, j in zip(range(first, last + 1), starts, stops)]
-
-    def _batches(self) -> Iterator[Tensor]:
-        blocks = self._blocks()
-        device = self.learner.device
-        for parts in zip(*(block_batches(self.plan, self.seed, block) for block, _ in blocks)):
-            rows = [torch.from_numpy(part[rows]) for part, (_, rows) in zip(parts, blocks)]
-            yield torch.cat(rows).to(device)
+    def _step(self, state: Params, buffer: Params, gradient: Params, step: int) -> None:
+        lr = float(self.plan.lr[step])
+        for name, value in state.items():
+            slope = gradient[name]
+            if self.sgd.weight_decay:
+                slope = slope + self.sgd.weight_decay * self.learner.weights(name, value)
+            buffer[name], move = torch_step(self.sgd, slope, buffer[name], first=step == 0)
+            state[name] = value.sub_(move, alpha=lr)
 
     def _label_noise(self) -> Callable[[Tensor], Tensor] | None:
-        """Standard normal numbers [runs, B, c] of the next step, times the label noise."""
+        """Label noise of the next step, [runs, B, c], for its indices [runs, B]."""
         if not self.sgd.label_noise_std:
             return None
-        device, dtype, c = self.learner.device, self.learner.dtype, self.learner.problem.n_outputs
-        streams = [(torch_stream(self.seed, "labels", b, device), rows) for b, rows in self._blocks()]
+        normal, c = self.streams.normal("labels"), self.learner.problem.n_outputs
+        return lambda indices: normal(indices.shape[1], c) * self.sgd.label_noise_std
 
-        def draw(indices: Tensor) -> Tensor:
-            shape = (BLOCK, indices.shape[1], c)
-            parts = [torch.randn(shape, generator=stream, dtype=dtype, device=device)[rows] for stream, rows in streams]
-            return torch.cat(parts) * self.sgd.label_noise_std
 
-        return draw
+def _checked_variant(variant: Variant | None, sgd: SGD) -> Variant:
+    if variant is None:
+        return Minibatches()
+    if not isinstance(variant, Variant):
+        remedy = "use sgdsde.SVAG(l=4) or sgdsde.NoisyGradient(), or omit it for SGD"
+        raise TypeError(complaint("variant", "SVAG, NoisyGradient or None", repr(variant), remedy))
+    variant.check(sgd)
+    return variant
 
 
 def _learner(problem_or_linearization: Problem | Linearization) -> RealLearner | LinearizedLearner:

@@ -73,3 +73,33 @@ def test_label_noise_is_drawn_alike(linearized: bool) -> None:
     whole = sgdsde.run_ensemble(source, sgd, 2, 70, seed=1, record=[2])
     for part in with_budgets(lambda memory: sgdsde.run_ensemble(source, sgd, 2, 70, seed=1, record=[2], memory=memory)):
         torch.testing.assert_close(part.train_loss.samples, whole.train_loss.samples, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("variant", [sgdsde.SVAG(2), sgdsde.NoisyGradient()], ids=["svag", "noisy gradient"])
+@pytest.mark.parametrize("linearized", [False, True], ids=["real", "linearized"])
+def test_variants_of_the_ensemble(linearized: bool, variant: object) -> None:
+    problem = conv_problem()
+    source = sgdsde.linearize(problem) if linearized else problem
+    sgd = sgdsde.SGD(0.2, 3)
+
+    def ensemble(memory: int | None, n_runs: int = 70) -> sgdsde.Trajectory:
+        return sgdsde.run_ensemble(source, sgd, 2, n_runs, seed=1, record=[2], memory=memory, variant=variant)
+
+    whole = ensemble(None)
+    assert len(whole.train_loss.samples.unique()) == 70
+    for part in with_budgets(ensemble):
+        torch.testing.assert_close(part.train_loss.samples, whole.train_loss.samples, rtol=1e-12, atol=0)
+    few = ensemble(None, 3)
+    torch.testing.assert_close(few.train_loss.samples, whole.train_loss.samples[:3], rtol=1e-12, atol=0)
+
+
+def test_a_variant_pays_for_all_of_its_examples() -> None:
+    """The smallest budget that one run is given grows with the examples of a step: B, 2 B, n."""
+    problem, sgd, needed = conv_problem(), sgdsde.SGD(0.2, 3), []
+    for variant in (None, sgdsde.SVAG(1), sgdsde.SVAG(2), sgdsde.NoisyGradient()):
+        with pytest.raises(MemoryError) as error:
+            sgdsde.run_ensemble(problem, sgd, 1, 1, variant=variant, memory=1)
+        needed.append(int(str(error.value).split("at least ")[1].split(" bytes")[0].replace(",", "")))
+    plain, one, svag, noisy = needed
+    assert plain == one
+    assert (noisy - plain) * 3 == (svag - plain) * 4 > 0
