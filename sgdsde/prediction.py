@@ -52,7 +52,7 @@ def predict(
     problem = linearization.problem
     sgd.plan(problem.n_train, n_steps)
     if dynamics is None:
-        dynamics = MomentRecursion() if isinstance(problem.criterion, SquaredError) else SDEPaths()
+        dynamics = default_dynamics(problem)
     if not isinstance(dynamics, Dynamics):
         remedy = "use dynamics.MomentRecursion() or another of sgdsde.dynamics"
         raise TypeError(complaint("dynamics", "an instance of sgdsde.dynamics.Dynamics", repr(dynamics), remedy))
@@ -61,3 +61,8 @@ def predict(
     for law in dynamics.evolve(linearization, sgd, steps.tolist(), progress=progress):
         reducer.add(law)
     return reducer.trajectory(steps, repr(dynamics), n_steps, limit)
+
+
+def default_dynamics(problem: Problem) -> Dynamics:
+    """The theory that ``predict`` uses where none is named."""
+    return MomentRecursion() if isinstance(problem.criterion, SquaredError) else SDEPaths()
