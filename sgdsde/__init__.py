@@ -18,6 +18,7 @@ Conventions, the same everywhere:
 
 from sgdsde import datasets, dynamics, meanfield, networks, sampling, stability
 from sgdsde._version import __version__
+from sgdsde.budget import ErrorBudget, error_budget
 from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
 from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble
 from sgdsde.kernel import empirical_ntk
@@ -34,6 +35,7 @@ __all__ = [
     "AccuracyBand",
     "Comparison",
     "CurveComparison",
+    "ErrorBudget",
     "Linearization",
     "LossBand",
     "NoisyGradient",
@@ -47,6 +49,7 @@ __all__ = [
     "datasets",
     "dynamics",
     "empirical_ntk",
+    "error_budget",
     "linearize",
     "meanfield",
     "networks",

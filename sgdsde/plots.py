@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgdsde._checks import complaint
 from sgdsde._files import replacing
+from sgdsde.budget import CurveBudget, ErrorBudget
 from sgdsde.comparison import TOLERANCE, Comparison, CurveComparison
 from sgdsde.trajectory import LossBand, Trajectory
 
@@ -33,6 +34,17 @@ COLORS = {
     ("predicted", "train"): "#0173b2",
     ("predicted", "test"): "#de8f05",
 }
+TERM_LOOKS = {
+    "linearization": ("#0173b2", "linearization"),
+    "monte_carlo": ("#b5b5b5", "Monte-Carlo"),
+    "non_gaussian": ("#de8f05", "non-Gaussian noise"),
+    "discretization": ("#029e73", "discretization"),
+    "frozen_noise": ("#d55e00", "frozen noise"),
+    "closure": ("#cc78bc", "closure"),
+    "kernel_motion": ("#56b4e9", "kernel motion"),
+}
+"""Color and label of each term of an error budget."""
+
 LOOK: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -99,6 +111,45 @@ def plot_trajectory(trajectory: Trajectory, path: str | os.PathLike[str] | None 
         axes.set_title("\n".join(textwrap.wrap(trajectory.dynamics, LINE)))
         _legend(axes, trajectory)
     return axes
+
+
+def plot_error_budget(budget: ErrorBudget, path: str | os.PathLike[str] | None = None) -> tuple[Axes, ...]:
+    """The axes of a budget's picture, one a curve: the terms stacked over the steps, the gap as a line.
+
+    In per cent of the measured loss; terms above zero are stacked upwards, those below downwards. The gap's error bars
+    are two standard errors. Terms that are exactly zero are left out. Saved as ``plot_comparison`` does.
+    """
+    if not isinstance(budget, ErrorBudget):
+        remedy = "use sgdsde.error_budget(problem, sgd, n_steps, n_runs)"
+        raise TypeError(complaint("budget", "an ErrorBudget", type(budget).__name__, remedy))
+    curves = budget.curves
+    with _figure(path, size=(6.4, 0.6 + 2.8 * len(curves))) as figure:
+        panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (side, curve) in zip(panels, curves.items()):
+            _draw_terms(axes, budget.steps.numpy(), curve)
+            axes.set_ylabel(f"{side}: measured - predicted\n[% of measured]", fontsize=8)
+        panels[0].set_title("\n".join(textwrap.wrap(budget.sentence, LINE)))
+        panels[0].legend(ncols=2)
+        _scale_steps(panels[-1], budget.steps[-1])
+    return tuple(panels)
+
+
+def _draw_terms(axes: Axes, steps: np.ndarray, curve: CurveBudget) -> None:
+    scale = 100 / np.where(curve.measured.numpy() > 0, curve.measured.numpy(), np.nan)
+    up, down = np.zeros(len(steps)), np.zeros(len(steps))
+    for name, term in curve.terms.items():
+        if term.is_zero:
+            continue
+        color, label = TERM_LOOKS[name]
+        value = scale * term.value.numpy()
+        above, below = up + np.maximum(value, 0), down + np.minimum(value, 0)
+        axes.fill_between(steps, up, above, color=color, label=label, alpha=0.75, linewidth=0)
+        axes.fill_between(steps, down, below, color=color, alpha=0.75, linewidth=0)
+        up, down = above, below
+    gap, error = scale * curve.gap.numpy(), 2 * scale * curve.gap_standard_error.numpy()
+    look: dict[str, Any] = {"color": "#202020", "linewidth": 1.2, "capsize": 1.5, "elinewidth": 0.7}
+    axes.errorbar(steps, gap, yerr=error, label="gap, two standard errors", **look)
+    axes.axhline(0, color="0.4", linewidth=0.8)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ BESIDE = set(STAGES["beside the pipeline"])
 COMMAND_LINE = {"cli", "__main__"}
 
 # Imports against the stream, allowed inside a function only: a result's .plot draws when it is called.
-WHEN_CALLED = {("trajectory", "plots"), ("comparison", "plots"), ("linearization", "meanfield")}
+WHEN_CALLED = {("trajectory", "plots"), ("comparison", "plots"), ("budget", "plots"), ("linearization", "meanfield")}
 # What `import sgdsde` makes available although it stands beside the pipeline.
 OFFERED = {("__init__", name) for name in ("meanfield", "pruning", "regimes", "cleaning")}
 

@@ -1,0 +1,6 @@
+"""Where the error of a prediction comes from: terms that add up to measured minus predicted."""
+
+from sgdsde.budget.assembly import error_budget
+from sgdsde.budget.result import TERMS, CurveBudget, ErrorBudget, Term
+
+__all__ = ["TERMS", "CurveBudget", "ErrorBudget", "Term", "error_budget"]
