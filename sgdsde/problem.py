@@ -16,7 +16,7 @@ from sgdsde._functional import FunctionalModel, as_functional
 from sgdsde._probe import probe
 from sgdsde._types import Params
 from sgdsde.adapters import examples_of_loaders
-from sgdsde.losses import Loss, as_loss
+from sgdsde.losses import Loss, TorchLoss, as_loss, examine
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,8 +26,11 @@ class Problem:
     Args:
         model: an ``nn.Module``, copied and never mutated, or a pair ``(f, params)`` with ``f(params, x)``. Its outputs
             are [n, c]. Parameters with ``requires_grad=False`` are constants.
-        x_train: [n, ...]. y_train: [n, c] for ``nn.MSELoss``, class indices [n] for ``nn.CrossEntropyLoss``.
-        loss: the torch loss module; every loss reported is what this module returns on the whole set.
+        x_train: [n, ...]. y_train: [n, c] for ``nn.MSELoss``, class indices [n] for ``nn.CrossEntropyLoss``,
+            what the loss takes for others.
+        loss: a torch loss module, or a function loss(outputs, targets), that is a mean over examples; every loss
+            reported is what it returns on the whole set. ``nn.MSELoss`` and ``nn.CrossEntropyLoss`` are handled in
+            closed form, others by automatic differentiation.
         x_test, y_test: the same for m test examples; both or neither.
 
     Attributes:
@@ -36,7 +39,8 @@ class Problem:
 
     Raises:
         ValueError, TypeError: data that are not finite, empty, complex, or of shapes, dtypes or devices that do not
-            fit; a model that is random, couples examples, changes its buffers or branches on data (named by layer).
+            fit; a model that is random, couples examples, changes its buffers or branches on data (named by layer);
+            a loss that is no mean over examples.
     Cost: one pass over the data, and a few forward and backward passes on two examples.
     """
 
@@ -70,6 +74,8 @@ class Problem:
                 expected = f"examples of shape {list(self.x_train.shape[1:])} like x_train"
                 raise ValueError(complaint("x_test", expected, list(self.x_test.shape[1:])))
             derived["y_test"] = criterion.check_targets("y_test", self.y_test, outputs)
+        if isinstance(criterion, TorchLoss):
+            derived["criterion"] = examine(criterion, outputs, derived["y_train"], derived.get("y_test"))
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 
@@ -133,7 +139,7 @@ class Problem:
         for name, value in sorted(named.items()):
             hasher.update(f"{name} {value.dtype} {list(value.shape)}".encode())
             hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        hasher.update(f"{self.criterion!r}".encode())
+        hasher.update(self.criterion.fingerprint.encode())
         return hasher.hexdigest()[:32]
 
 

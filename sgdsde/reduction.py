@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sgdsde._checks import complaint
 from sgdsde._streams import torch_stream
 from sgdsde._types import Observable
 from sgdsde.dynamics import Covariance, OutputLaw
 from sgdsde.losses import Loss, SquaredError, is_right
+from sgdsde.noise.gaussian import gaussian_loss
 from sgdsde.problem import Problem
 from sgdsde.trajectory import AccuracyBand, LossBand, OutputBand, Trajectory
 
 GAUSSIAN_DRAWS = 1024
-"""Draws of a Gaussian law for the accuracy that has no closed form."""
+"""Draws of a Gaussian law for what has no closed form: accuracies of several outputs, spreads of most losses."""
+
+NUMBERS_AT_ONCE = 2**23
+"""Drawn outputs held together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,11 @@ class Reducer:
 
     def __init__(self, problem: Problem, observe: Sequence[Observable]) -> None:
         self._problem, self._observe = problem, observe
+        self._labels: dict[str, Tensor] = {}
+        if "accuracy" in observe:
+            for side, targets in (("train", problem.y_train), ("test", problem.y_test)):
+                if targets is not None:
+                    self._labels[side] = problem.criterion.labels(f"y_{side}", targets, problem.n_outputs)
         self._parts: dict[str, list[Reduced]] = {}
         self._outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._times: list[float] = []
@@ -54,8 +62,9 @@ class Reducer:
     def add(self, law: OutputLaw) -> None:
         """Reduces one law and lets it go."""
         self._times.append(law.time)
-        draws = _gaussian_draws(law) if "accuracy" in self._observe else None
         problem = self._problem
+        drawn = self._labels or not isinstance(problem.criterion, SquaredError)
+        draws = _gaussian_draws(law) if drawn else None
         self._add_side("train", law.mean, law.covariance, law.samples, problem.y_train, draws)
         if law.test_mean is not None and problem.y_test is not None:
             self._add_side("test", law.test_mean, law.test_covariance, law.test_samples, problem.y_test, draws)
@@ -70,10 +79,11 @@ class Reducer:
         draws: Tensor | None,
     ) -> None:
         targets = targets.to(mean.dtype) if targets.is_floating_point() else targets
-        loss = loss_of_law(self._problem.criterion, mean, targets, covariance=covariance, samples=samples)
+        loss = loss_of_law(self._problem.criterion, mean, targets, covariance=covariance, samples=samples, draws=draws)
         self._parts.setdefault(f"{side}_loss", []).append(loss)
-        if "accuracy" in self._observe:
-            accuracy = accuracy_of_law(mean, targets, covariance=covariance, samples=samples, draws=draws)
+        if side in self._labels:
+            labels = self._labels[side].to(mean.dtype) if self._labels[side].is_floating_point() else self._labels[side]
+            accuracy = accuracy_of_law(mean, labels, covariance=covariance, samples=samples, draws=draws)
             self._parts.setdefault(f"{side}_accuracy", []).append(accuracy)
         if "outputs" in self._observe:
             std = torch.zeros_like(mean)
@@ -114,7 +124,13 @@ class Reducer:
 
 
 def loss_of_law(
-    criterion: Loss, mean: Tensor, targets: Tensor, *, covariance: Covariance | None, samples: Tensor | None
+    criterion: Loss,
+    mean: Tensor,
+    targets: Tensor,
+    *,
+    covariance: Covariance | None,
+    samples: Tensor | None,
+    draws: Tensor | None = None,
 ) -> Reduced:
     """Mean and standard deviation of the loss under a law of the outputs, and the loss of each sample.
 
@@ -122,49 +138,63 @@ def loss_of_law(
 
         E L = (s / 2N) (|e|^2 + tr S)               exact for any law with these moments
         Var L = (s / 2N)^2 (2 tr S^2 + 4 e^T S e)   Gaussian closure
+
+    Gaussian under another loss: the mean by ``noise.gaussian_loss``; the standard deviation from ``draws``, [P, r]
+    draws of the covariance's core, or without them NaN.
     """
     if samples is not None:
         return Reduced.from_samples(criterion.mean(samples, targets))
     if covariance is None:
         return Reduced.certain(criterion.mean(mean, targets))
+    zero = torch.zeros((), dtype=torch.float64)
     if not isinstance(criterion, SquaredError):
-        expected = "nn.MSELoss() for a Gaussian law"
-        raise ValueError(complaint("loss", expected, type(criterion).__name__, "use dynamics.SDEPaths"))
+        blocks = covariance.blocks(mean.shape[1])
+        expected_loss = gaussian_loss(criterion, mean, blocks, targets).mean()
+        std = torch.tensor(torch.nan, dtype=torch.float64)
+        if draws is not None:
+            drawn = [criterion.mean(outputs, targets) for outputs in _drawn_outputs(mean, covariance, draws)]
+            std = _finite_or_infinite(torch.cat(drawn).std(correction=1))
+        return Reduced(_finite_or_infinite(expected_loss), std, zero)
     scale = criterion.curvature / (2 * len(mean))
     residual = (mean - targets).flatten()
     expected_loss = scale * (residual.square().sum() + covariance.trace)
     variance = 2 * covariance.squared_norm + 4 * covariance.quadratic(residual)
     std = scale * variance.clamp_min(0).sqrt()
-    zero = torch.zeros((), dtype=torch.float64)
     return Reduced(_finite_or_infinite(expected_loss), _finite_or_infinite(std), zero)
 
 
 def accuracy_of_law(
     mean: Tensor,
-    targets: Tensor,
+    labels: Tensor,
     *,
     covariance: Covariance | None = None,
     samples: Tensor | None = None,
     draws: Tensor | None = None,
 ) -> Reduced:
-    """Mean and standard deviation of the fraction of examples on the right side, under a law of the outputs.
+    """Mean and standard deviation of the fraction of examples that are right (``Loss.labels``), under a law of outputs.
 
-    One output of mean m and variance v: P(right) = Phi(sign(y) m / sqrt(v)), in closed form. Several: from ``draws`` of
+    One output of mean m and variance v: P(right) = Phi(sign m / sqrt(v)), in closed form. Several: from ``draws`` of
     the law, [P, r] standard normal numbers times a root of the covariance's core; the standard deviation always is.
     """
     if samples is not None:
-        return Reduced.from_samples(is_right(samples, targets).double().mean(-1))
+        return Reduced.from_samples(is_right(samples, labels).double().mean(-1))
     if covariance is None or draws is None:
-        return Reduced.certain(is_right(mean, targets).double().mean(-1))
-    outputs = mean + (draws @ covariance.factor.mT).view(-1, *mean.shape)
-    sampled = Reduced.from_samples(is_right(outputs, targets).double().mean(-1))
-    if mean.shape[1] > 1:
+        return Reduced.certain(is_right(mean, labels).double().mean(-1))
+    right = [is_right(outputs, labels).double().mean(-1) for outputs in _drawn_outputs(mean, covariance, draws)]
+    sampled = Reduced.from_samples(torch.cat(right))
+    if not labels.is_floating_point():
         return Reduced(sampled.mean, sampled.std, sampled.standard_error)
-    std = covariance.diagonal().clamp_min(0).sqrt().view_as(mean)
-    certain = is_right(mean, targets).double()
-    chance = torch.special.ndtr(targets.sign() * mean / std.clamp_min(torch.finfo(std.dtype).tiny))[:, 0].double()
-    exact = torch.where(std[:, 0] > 0, chance, certain).mean()
+    std = covariance.diagonal().clamp_min(0).sqrt()
+    certain = is_right(mean, labels).double()
+    chance = torch.special.ndtr(labels * mean[:, 0] / std.clamp_min(torch.finfo(std.dtype).tiny)).double()
+    exact = torch.where(std > 0, chance, certain).mean()
     return Reduced(exact.cpu(), sampled.std, torch.zeros((), dtype=torch.float64))
+
+
+def _drawn_outputs(mean: Tensor, covariance: Covariance, draws: Tensor) -> Iterator[Tensor]:
+    """Outputs [p, n, c] of the draws, some at a time."""
+    for some in draws.split(max(1, NUMBERS_AT_ONCE // mean.numel())):
+        yield mean + (some @ covariance.factor.mT).view(-1, *mean.shape)
 
 
 def _gaussian_draws(law: OutputLaw) -> Tensor | None:
@@ -172,7 +202,8 @@ def _gaussian_draws(law: OutputLaw) -> Tensor | None:
     if law.covariance is None:
         return None
     core = law.covariance.core
-    root, failed = torch.linalg.cholesky_ex(core)
+    # What is added is far below the accuracy of a draw, and lets a core of lower rank pass.
+    root, failed = torch.linalg.cholesky_ex(core + 1e-12 * core.diagonal().abs().max() * torch.eye(len(core)).to(core))
     if failed or not torch.isfinite(root).all():
         values, vectors = torch.linalg.eigh(core)
         root = vectors * values.clamp_min(0).sqrt()

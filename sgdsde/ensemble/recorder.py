@@ -32,6 +32,10 @@ class Recorder:
             if "outputs" in observe
         }
         self._accuracies = {side: torch.zeros(shape, dtype=torch.float64) for side in sides if "accuracy" in observe}
+        self._labels = {
+            side: problem.criterion.labels(f"y_{side}", getattr(problem, f"y_{side}"), problem.n_outputs)
+            for side in self._accuracies
+        }
         self._diverged_at = torch.full((n_runs,), n_steps + 1, dtype=torch.int64, device=problem.device)
 
     def wants(self, step: int) -> bool:
@@ -56,7 +60,7 @@ class Recorder:
                 self.watch(step, runs, loss)
             self._losses[side][runs.start : runs.stop, row] = loss.cpu()
             if side in self._accuracies:
-                right = is_right(outputs, targets).double().mean(-1)
+                right = is_right(outputs, self._labels[side]).double().mean(-1)
                 self._accuracies[side][runs.start : runs.stop, row] = right.cpu()
             if side in self._outputs:
                 self._outputs[side][runs.start : runs.stop, row] = outputs.double().cpu()

@@ -1,7 +1,17 @@
 """Covariance of the minibatch gradient, pushed forward to the outputs."""
 
 from sgdsde.noise.covariance import block_diagonal, output_noise, residual_covariance
+from sgdsde.noise.gaussian import GaussianMoments, gaussian_loss, gaussian_moments
 from sgdsde.noise.ito import ito_term
 from sgdsde.noise.sampler import noise_direction
 
-__all__ = ["block_diagonal", "ito_term", "noise_direction", "output_noise", "residual_covariance"]
+__all__ = [
+    "GaussianMoments",
+    "block_diagonal",
+    "gaussian_loss",
+    "gaussian_moments",
+    "ito_term",
+    "noise_direction",
+    "output_noise",
+    "residual_covariance",
+]

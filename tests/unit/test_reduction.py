@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sgdsde
 from sgdsde.dynamics import Covariance
-from sgdsde.losses import CrossEntropy, SquaredError, is_right
+from sgdsde.losses import SquaredError, is_right
 from sgdsde.reduction import GAUSSIAN_DRAWS, Reduced, accuracy_of_law, loss_of_law
 from tests.problems import BY_NAME, Case, digits_problem
 from tests.statistics import assert_mean_is
@@ -64,13 +64,11 @@ def test_loss_of_samples_is_theirs() -> None:
     assert float(certain.std) == 0
 
 
-def test_what_overflows_is_infinite_and_another_loss_is_refused() -> None:
+def test_what_overflows_is_infinite() -> None:
     covariance = factored(3, 2, seed=4)
     huge = Covariance(covariance.factor, covariance.core * math.nan, covariance.gram)
     mean = torch.ones(3, 1, dtype=torch.float64)
     assert float(loss_of_law(SquaredError(2.0), mean, mean, covariance=huge, samples=None).mean) == math.inf
-    with pytest.raises(ValueError, match=r"loss must be nn.MSELoss\(\) for a Gaussian law.*SDEPaths"):
-        loss_of_law(CrossEntropy(), mean, torch.zeros(3, dtype=torch.int64), covariance=covariance, samples=None)
 
 
 def test_accuracy_of_one_gaussian_output_in_closed_form() -> None:
@@ -79,23 +77,23 @@ def test_accuracy_of_one_gaussian_output_in_closed_form() -> None:
     targets = torch.from_numpy(rng.choice([-1.0, 1.0], size=(6, 1)))
     covariance = factored(6, 3, seed=6)
     modal, outputs = draws_of(mean, covariance, seed=7)
-    reduced = accuracy_of_law(mean, targets, covariance=covariance, draws=modal)
+    reduced = accuracy_of_law(mean, targets[:, 0], covariance=covariance, draws=modal)
     spread = covariance.to_dense().diagonal().numpy() ** 0.5
     expected = stats.norm.cdf(targets.numpy()[:, 0] * mean.numpy()[:, 0] / spread).mean()
     assert float(reduced.mean) == pytest.approx(expected, rel=1e-12)
     assert float(reduced.standard_error) == 0
-    right = is_right(outputs, targets).double().mean(1)
+    right = is_right(outputs, targets[:, 0]).double().mean(1)
     assert_mean_is(reduced.mean, right)
     torch.testing.assert_close(reduced.std, right.std())
     with pytest.raises(AssertionError):
-        assert_mean_is(accuracy_of_law(mean, targets).mean, right)
+        assert_mean_is(accuracy_of_law(mean, targets[:, 0]).mean, right)
 
 
 def test_an_output_without_spread_is_on_one_side() -> None:
     factor = torch.tensor([[0.0], [0.0], [1.0], [0.0]], dtype=torch.float64)
     covariance = Covariance(factor, torch.ones(1, 1, dtype=torch.float64), factor.mT @ factor)
     mean = torch.tensor([[2.0], [-2.0], [0.0], [0.0]], dtype=torch.float64)
-    ones = torch.ones(4, 1, dtype=torch.float64)
+    ones = torch.ones(4, dtype=torch.float64)
     draws = torch.linspace(-3, 3, 100, dtype=torch.float64)[:, None]
     reduced = accuracy_of_law(mean, ones, covariance=covariance, draws=draws)
     assert float(reduced.mean) == pytest.approx((1 + 0 + 0.5 + 0) / 4, rel=1e-12), "an output of exactly 0 is wrong"
@@ -105,9 +103,8 @@ def test_accuracy_of_several_outputs_is_argmax_of_draws() -> None:
     rng = np.random.default_rng(8)
     mean, covariance = torch.from_numpy(rng.normal(size=(5, 3))), factored(15, 4, seed=9)
     classes = torch.from_numpy(rng.integers(0, 3, size=5))
-    onehot = nn.functional.one_hot(classes, 3).double()
     modal, outputs = draws_of(mean, covariance, seed=10, count=GAUSSIAN_DRAWS)
-    reduced = accuracy_of_law(mean, onehot, covariance=covariance, draws=modal)
+    reduced = accuracy_of_law(mean, classes, covariance=covariance, draws=modal)
     by_hand = [np.mean(np.argmax(each, axis=1) == classes.numpy()) for each in outputs.numpy()]
     assert float(reduced.mean) == pytest.approx(np.mean(by_hand), rel=1e-12)
     assert float(reduced.standard_error) == pytest.approx(np.std(by_hand, ddof=1) / GAUSSIAN_DRAWS**0.5, rel=1e-12)
@@ -117,18 +114,17 @@ def test_accuracy_of_several_outputs_is_argmax_of_draws() -> None:
         float(reduced.standard_error), float(right.std()) / N_DRAWS**0.5
     )
     assert abs(z) < 4
-    assert abs(float(accuracy_of_law(mean, onehot).mean) - float(right.mean())) > 0.02
+    assert abs(float(accuracy_of_law(mean, classes).mean) - float(right.mean())) > 0.02
 
 
-@pytest.mark.parametrize(("outputs", "targets", "right"), [
-    ([[0.2], [-0.2], [0.0], [-0.0]], [[1.0], [1.0], [1.0], [-1.0]], [True, False, False, False]),
-    ([[0.2], [3.0]], [[0.0], [-2.0]], [False, False]),
-    ([[math.nan], [math.inf], [-math.inf]], [[1.0], [1.0], [-1.0]], [False, False, False]),
-    ([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], [True, False]),
+@pytest.mark.parametrize(("outputs", "labels", "right"), [
+    ([[0.2], [-0.2], [0.0], [-0.0]], [1.0, 1.0, 1.0, -1.0], [True, False, False, False]),
+    ([[math.nan], [math.inf], [-math.inf]], [1.0, 1.0, -1.0], [False, False, False]),
+    ([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]], [0, 2], [True, False]),
     ([[0.0, 2.0], [2.0, 0.0], [math.nan, 0.0], [0.0, math.inf]], [1, 1, 0, 1], [True, False, False, False]),
-], ids=["sign and zero", "a target of zero", "not finite", "ties go to the first", "class indices"])  # fmt: skip
-def test_is_right(outputs: list, targets: list, right: list) -> None:
-    found = is_right(torch.tensor(outputs, dtype=torch.float64), torch.tensor(targets))
+], ids=["sign and zero", "not finite", "ties go to the first", "classes"])  # fmt: skip
+def test_is_right(outputs: list, labels: list, right: list) -> None:
+    found = is_right(torch.tensor(outputs, dtype=torch.float64), torch.tensor(labels))
     assert found.tolist() == right
 
 
@@ -142,7 +138,7 @@ def test_leading_dimensions_are_runs() -> None:
 
 def test_a_sample_that_is_not_finite_counts_as_wrong() -> None:
     samples = torch.tensor([[[1.0], [1.0]], [[math.nan], [1.0]]], dtype=torch.float64)
-    ones = torch.ones(2, 1, dtype=torch.float64)
+    ones = torch.ones(2, dtype=torch.float64)
     reduced = accuracy_of_law(samples[0], ones, samples=samples)
     assert reduced.samples.tolist() == [1.0, 0.5]
     assert isinstance(reduced, Reduced)
@@ -155,7 +151,7 @@ def test_a_certain_law_has_the_accuracy_of_its_outputs(case: str) -> None:
     predicted = sgdsde.predict(problem, sgdsde.SGD(0.1, 2), 3, dynamics=descent, **asked)
     for side, targets in (("train", problem.y_train), ("test", problem.y_test)):
         outputs = getattr(predicted, f"{side}_outputs").mean
-        expected = is_right(outputs, targets).double().mean(1)
+        expected = is_right(outputs, problem.criterion.labels("y", targets, outputs.shape[-1])).double().mean(1)
         torch.testing.assert_close(getattr(predicted, f"{side}_accuracy").mean, expected)
         assert float(getattr(predicted, f"{side}_accuracy").std.max()) == 0
 

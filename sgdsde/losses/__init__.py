@@ -1,0 +1,17 @@
+"""Losses as the theory needs them: a mean over examples, its value and its first two derivatives at the outputs.
+
+L = (1/n) sum_i l(f_i, y_i), in the normalization of the torch module that the user passed:
+
+    nn.MSELoss()            l = |f - y|^2 / c,        gradient s (f - y) with s = 2/c,           Hessian s I
+    nn.CrossEntropyLoss()   l = -log softmax(f)[y],   gradient softmax(f) - onehot(y),           Hessian diag p - p p^T
+    any other               l_i = loss(f_i, y_i),     gradient and Hessian by automatic differentiation
+"""
+
+from sgdsde.losses.base import Loss, is_right
+from sgdsde.losses.catalog import as_loss
+from sgdsde.losses.cross_entropy import CrossEntropy
+from sgdsde.losses.examination import examine
+from sgdsde.losses.general import TorchLoss
+from sgdsde.losses.squared_error import SquaredError
+
+__all__ = ["CrossEntropy", "Loss", "SquaredError", "TorchLoss", "as_loss", "examine", "is_right"]

@@ -1,0 +1,75 @@
+"""What a loss is to the library, and when an output is right."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from sgdsde._checks import complaint
+
+
+class Loss(ABC):
+    """A per-example loss; every shape may carry leading dimensions (runs, paths)."""
+
+    @abstractmethod
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """l(f_i, y_i): outputs [..., n, c] to [..., n]."""
+
+    @abstractmethod
+    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """r_i = d l_i / d f_i: [..., n, c]."""
+
+    @abstractmethod
+    def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """G_i = d^2 l_i / d f_i^2: [..., n, c, c], symmetric.
+
+        Raises:
+            ValueError: the loss has no second derivative; names it.
+        """
+
+    @abstractmethod
+    def check_targets(self, name: str, targets: Tensor, outputs: Tensor) -> Tensor:
+        """The targets of ``len(targets)`` examples, checked against one batch of outputs [., c]."""
+
+    @abstractmethod
+    def labels(self, name: str, targets: Tensor, n_outputs: int) -> Tensor:
+        """What the outputs must say to be right: a class index, or for one output the sign -1 or 1; [n].
+
+        Raises:
+            ValueError: under this loss, or with these targets, no output is right or wrong.
+        """
+
+    def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What the torch module returns on the whole set: [..., n, c] to [...]."""
+        return self.per_example(outputs, targets).mean(-1)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this loss from others, the same in every process."""
+        return repr(self)
+
+
+def is_right(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Whether the output says what the label says: the class of the largest entry, or for real labels the sign.
+
+    Args:
+        outputs: [..., n, c]. labels: those of ``Loss.labels``, [n].
+    Returns:
+        Booleans [..., n]; an output that is not finite is wrong.
+    """
+    right = (outputs[..., 0] * labels > 0) if labels.is_floating_point() else outputs.argmax(-1) == labels
+    return right & torch.isfinite(outputs).all(-1)
+
+
+def largest_entries(name: str, targets: Tensor) -> Tensor:
+    """The class of each row of targets [n, c], [n]; a row without a single largest entry is refused."""
+    top = targets.topk(min(2, targets.shape[1]), dim=1)
+    if targets.shape[1] > 1:
+        tied = top.values[:, 0] == top.values[:, 1]
+        if tied.any():
+            expected = "of rows with one largest entry, where accuracy is asked for"
+            row = int(tied.nonzero()[0])
+            raise ValueError(complaint(name, expected, f"row {row}: {targets[row].tolist()}", "observe the loss only"))
+    return top.indices[:, 0]

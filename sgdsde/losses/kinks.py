@@ -1,0 +1,102 @@
+"""Whether a loss has a second derivative, found out by following its gradient along segments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sgdsde.losses.base import Loss
+
+SEGMENTS = 48
+PIECES = 64
+HALVINGS = 24
+SCALES = (1.0, 4.0)
+JUMP = 1e-3
+"""Of the gradient's way along a segment: a piece of relative length 2^-30 holds less under any bounded Hessian."""
+
+
+def find_kink(loss: Loss, targets: Tensor, *, n_outputs: int) -> str:
+    """What is wrong with the second derivative, in words: a jump of the gradient, or none known to torch; else "".
+
+    Along each segment the change of the gradient is compared with the integral of the Hessian, and the piece where they
+    differ most is halved again and again. A bounded Hessian, continuous or not (``nn.HuberLoss``), leaves a difference
+    that vanishes with the length; a jump stays.
+
+    Args:
+        loss: with ``gradient`` and ``hessian``, in float64. targets: a few rows, [m, ...], in float64 if they are real.
+    Limits: 48 segments for each row of the targets and scale, in the directions of a fixed draw, half of them through
+        the target where it has the outputs' shape. A kink on a small part of the output space may lie on none.
+    Cost: about 90 gradients and Hessians of all segments.
+    """
+    stream = torch.Generator().manual_seed(0)
+    start, stop, rows = _segments(targets, n_outputs, stream)
+    try:
+        loss.gradient(start, rows)
+    except (RuntimeError, ValueError) as error:
+        return f"which is not defined for all outputs ({str(error).splitlines()[0]})"
+    try:
+        left, width, change = _worst_piece(loss, start, stop, rows)
+    except RuntimeError as error:
+        return f"whose second derivative torch does not have ({str(error).splitlines()[0]})"
+    direction = stop - start
+    low, high = start + left[:, None] * direction, start + (left + width)[:, None] * direction
+    jump = _gradient_change(loss, low, high, rows).norm(dim=1)
+    jump = jump.nan_to_num(0.0, 0.0)
+    worst = int((jump - JUMP * change).argmax())
+    if not jump[worst] > JUMP * change[worst] + 1e-9:
+        return ""
+    return f"whose gradient jumps by {float(jump[worst]):.3g} at outputs {_short(low[worst])}"
+
+
+def _segments(targets: Tensor, n_outputs: int, stream: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Ends of all segments, [s, c] each, and the targets that go with them."""
+    starts, stops, rows = [], [], []
+    for scale in SCALES:
+        for index in range(len(targets)):
+            ends = scale * torch.randn(2, SEGMENTS, n_outputs, generator=stream, dtype=torch.float64)
+            own = targets[index].cpu()
+            if own.is_floating_point() and own.shape == (n_outputs,):
+                offset = torch.randn(SEGMENTS // 2, 1, generator=stream, dtype=torch.float64).exp()
+                ends[1, : SEGMENTS // 2] = own + offset * (own - ends[0, : SEGMENTS // 2])
+            starts.append(ends[0])
+            stops.append(ends[1])
+            rows.append(targets[index].expand(SEGMENTS, *own.shape))
+    return torch.cat(starts).to(targets.device), torch.cat(stops).to(targets.device), torch.cat(rows)
+
+
+def _worst_piece(loss: Loss, start: Tensor, stop: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where on each segment gradient and Hessian disagree most, [s] each: left end and width of the last piece, and
+    how much the gradient changes along the whole segment."""
+    direction, count = stop - start, len(start)
+    width = start.new_full((count,), 1 / PIECES)
+    change, worst = torch.zeros_like(width), torch.full_like(width, -1.0)
+    left = torch.zeros_like(width)
+    for piece in range(PIECES):
+        place = torch.full_like(width, piece / PIECES)
+        difference = _difference(loss, start, direction, rows, place, width)
+        left, worst = torch.where(difference > worst, place, left), torch.maximum(difference, worst)
+        low, high = (start + (place + side * width)[:, None] * direction for side in (0, 1))
+        change += _gradient_change(loss, low, high, rows).norm(dim=1).nan_to_num(0.0, 0.0)
+    for _ in range(HALVINGS):
+        width = width / 2
+        halves = [_difference(loss, start, direction, rows, left + side * width, width) for side in (0, 1)]
+        left = left + width * torch.stack(halves).argmax(0)
+    return left, width, change
+
+
+def _difference(loss: Loss, start: Tensor, direction: Tensor, rows: Tensor, left: Tensor, width: Tensor) -> Tensor:
+    """|change of the gradient - Hessian at the middle times the step| of one piece of each segment, [s]."""
+    low = start + left[:, None] * direction
+    step = width[:, None] * direction
+    expected = (loss.hessian(low + step / 2, rows) @ step[:, :, None])[:, :, 0]
+    difference = (_gradient_change(loss, low, low + step, rows) - expected).norm(dim=1)
+    return difference.nan_to_num(0.0, 0.0)
+
+
+def _gradient_change(loss: Loss, low: Tensor, high: Tensor, rows: Tensor) -> Tensor:
+    return loss.gradient(high, rows) - loss.gradient(low, rows)
+
+
+def _short(outputs: Tensor) -> str:
+    numbers = ", ".join(f"{float(value):.3g}" for value in outputs[:4])
+    return f"[{numbers}{', ...' if len(outputs) > 4 else ''}]"
