@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgdsde import _memory
-from sgdsde._checks import complaint, real_floating, whole_number
+from sgdsde._checks import complaint, positive_number, real_floating, whole_number
 
 COLUMNS = 256
 """Columns of the identity that are multiplied at once where a kernel is written out."""
@@ -148,24 +148,26 @@ class LowRankKernel(KernelOperator):
 
 
 class KroneckerKernel(KernelOperator):
-    """K_0 (x) I_c: every output has the kernel K_0 [n, n] of its own, and no two outputs are coupled.
+    """K_0 (x) I_c with K_0 = scale * base: every output has the same kernel [n, n], and no two outputs are coupled.
 
     That is the kernel of an infinitely wide network, or of one of which only the read-out is trained; of others an
-    approximation, K_0 = (trace over outputs) / c being the closest in the Frobenius norm.
+    approximation, the kernel summed over outputs (``outputs="trace"``) with scale = 1/c being the closest one in the
+    Frobenius norm.
     """
 
-    def __init__(self, base: KernelOperator, n_outputs: int) -> None:
+    def __init__(self, base: KernelOperator, n_outputs: int, *, scale: float = 1.0) -> None:
         self.base, self.n_outputs = base, whole_number("n_outputs", n_outputs, minimum=1)
+        self.scale = positive_number("scale", scale)
         self.shape = (base.shape[0] * self.n_outputs, base.shape[1] * self.n_outputs)
         self.dtype, self.device, self.is_symmetric = base.dtype, base.device, base.is_symmetric
 
     def product(self, vectors: Tensor) -> Tensor:
         k = vectors.shape[1]
         moved = self.base.product(vectors.reshape(self.base.shape[1], self.n_outputs * k))
-        return moved.reshape(self.shape[0], k)
+        return self.scale * moved.reshape(self.shape[0], k)
 
     def diag(self) -> Tensor:
-        return self.base.diag().repeat_interleave(self.n_outputs)
+        return self.scale * self.base.diag().repeat_interleave(self.n_outputs)
 
 
 def as_operator(kernel: Tensor | KernelOperator) -> KernelOperator:

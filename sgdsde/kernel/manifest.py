@@ -1,0 +1,171 @@
+"""What a kernel on disk was made of, so that none of it is ever reused for something else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from sgdsde._checks import complaint
+from sgdsde._files import replacing
+from sgdsde._functional import FunctionalModel
+from sgdsde.jacobian import jacobian
+from sgdsde.kernel.plan import Outputs
+from sgdsde.kernel.tile_file import HEADER_BYTES, StoredKernelError
+
+FORMAT_VERSION = 1
+KIND = "sgdsde tiled kernel"
+MANIFEST = "manifest.json"
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+Place: TypeAlias = tuple[int, int]
+"""Row and column of a tile in the grid of tiles."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that decides the numbers of a kernel on disk.
+
+    Attributes:
+        rows, columns: examples; columns is None for the symmetric kernel of one set. n_outputs: c.
+        outputs: which entries ("full", "trace", "per_class"). dtype: "float32" or "float64".
+        tile: examples of a tile. memory: bytes that its making was planned for: other plans round differently.
+        sources: digests of the parameters, the constants, the architecture in words, and the inputs.
+        fingerprint: kernel entries of the first two examples, which tell functions apart that no digest can.
+    """
+
+    rows: int
+    columns: int | None
+    n_outputs: int
+    outputs: Outputs
+    dtype: str
+    tile: int
+    memory: int
+    sources: dict[str, str]
+    fingerprint: list[float]
+
+    @property
+    def digest(self) -> str:
+        """Of all of it, but for the fingerprint's rounding."""
+        content = {key: value for key, value in asdict(self).items() if key != "fingerprint"}
+        text = json.dumps(content | {"format_version": FORMAT_VERSION}, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def is_symmetric(self) -> bool:
+        return self.columns is None
+
+    def places(self) -> list[Place]:
+        """Every stored tile, column by column; of a symmetric kernel the lower half."""
+        n_rows = -(-self.rows // self.tile)
+        n_columns = n_rows if self.columns is None else -(-self.columns // self.tile)
+        return [(i, j) for j in range(n_columns) for i in range(j if self.is_symmetric else 0, n_rows)]
+
+    def examples(self, place: Place) -> tuple[slice, slice]:
+        """The examples of the tile's rows and columns."""
+        ends = (self.rows, self.rows if self.columns is None else self.columns)
+        rows, columns = (slice(i * self.tile, min((i + 1) * self.tile, end)) for i, end in zip(place, ends))
+        return rows, columns
+
+    def tile_shape(self, place: Place) -> tuple[int, ...]:
+        """[b1*c, b2*c], [b1, b2] or [c, b1, b2]."""
+        b1, b2 = (part.stop - part.start for part in self.examples(place))
+        c = self.n_outputs
+        return {"full": (b1 * c, b2 * c), "trace": (b1, b2), "per_class": (c, b1, b2)}[self.outputs]
+
+    def tile_bytes(self, place: Place) -> int:
+        return math.prod(self.tile_shape(place)) * DTYPES[self.dtype].itemsize + HEADER_BYTES
+
+    def write_or_keep(self, folder: Path) -> None:
+        """Writes it where there is none; the one that is there has been compared with this."""
+        if not (folder / MANIFEST).is_file():
+            self.write(folder)
+
+    def write(self, folder: Path) -> None:
+        with replacing(folder / MANIFEST) as temporary:
+            content = {"kind": KIND, "format_version": FORMAT_VERSION} | asdict(self) | {"digest": self.digest}
+            temporary.write_text(json.dumps(content, indent=1))
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Manifest:
+        """Raises: FileNotFoundError: no such kernel. StoredKernelError: damaged, foreign, or of another format."""
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            remedy = "make one with TiledKernel.create(folder, model, x)"
+            raise FileNotFoundError(complaint(str(folder), "the folder of a tiled kernel", f"no {MANIFEST}", remedy))
+        remedy = f"delete {folder} and make the kernel again"
+        try:
+            content = json.loads(path.read_text())
+            kind, version, digest = content.pop("kind"), content.pop("format_version"), content.pop("digest")
+            if kind != KIND or version != FORMAT_VERSION:
+                expected, received = f"{KIND!r} of format version {FORMAT_VERSION}", f"{kind!r} of version {version}"
+                raise StoredKernelError(complaint(str(path), expected, received, remedy))
+            found = cls(**content)
+            if found.digest != digest or found.dtype not in DTYPES:
+                raise StoredKernelError(complaint(str(path), "what its digest says", "a changed manifest", remedy))
+        except StoredKernelError:
+            raise
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            received = f"{type(error).__name__}: {error}"
+            raise StoredKernelError(complaint(str(path), "a complete manifest", received, remedy)) from error
+        return found
+
+    def check_same(self, asked: Manifest, folder: Path) -> None:
+        """Refuses to go on with a kernel that was begun with something else; ``asked`` is what is asked for now."""
+        old, new = asdict(self), asdict(asked)
+        sources = {f"the {key}": (old["sources"].get(key), value) for key, value in new["sources"].items()}
+        words = {
+            key: (old[key], new[key]) for key in ("rows", "columns", "n_outputs", "outputs", "dtype", "tile", "memory")
+        }
+        for what, (before, now) in (words | sources).items():
+            if before != now:
+                remedy = f"pass what it was begun with, or make the new kernel in another folder (or delete {folder})"
+                raise StoredKernelError(complaint(f"{what} of the kernel in {folder}", str(before), str(now), remedy))
+        scale = max(map(abs, self.fingerprint), default=0.0)
+        tolerance = 1e-3 if self.dtype == "float32" else 1e-6
+        same = len(self.fingerprint) == len(asked.fingerprint) and all(
+            abs(a - b) <= tolerance * scale for a, b in zip(self.fingerprint, asked.fingerprint)
+        )
+        if not same:
+            remedy = f"pass the model it was begun with, or make the new kernel in another folder (or delete {folder})"
+            received = "another function with the same parameters"
+            raise StoredKernelError(complaint(f"the model of the kernel in {folder}", "the same", received, remedy))
+
+
+def digests(functional: FunctionalModel, x1: Tensor, x2: Tensor | None) -> dict[str, str]:
+    """What decides the numbers: parameters, constants, the module in words, inputs."""
+    words = "" if functional.module is None else re.sub(r"0x[0-9a-f]+", "", repr(functional.module))
+    return {
+        "parameters": _digest(functional.params),
+        "constants": _digest(functional.constants),
+        "architecture": hashlib.blake2b(words.encode(), digest_size=16).hexdigest(),
+        "inputs x1": _digest({"x1": x1}),
+        "inputs x2": "none" if x2 is None else _digest({"x2": x2}),
+    }
+
+
+def fingerprint(functional: FunctionalModel, x: Tensor) -> list[float]:
+    """Squared norms and the product of the Jacobians of the first two examples, output by output."""
+    first = x[:2]
+    values = []
+    blocks = [block.view(len(first), -1, block.shape[1]).double() for block in jacobian(functional, first).values()]
+    for i in range(len(first)):
+        for j in range(i + 1):
+            values.append(torch.stack([(block[i] * block[j]).sum(-1) for block in blocks]).sum(0))
+    return [float(value) for value in torch.cat(values)]
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    hasher = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(tensors.items()):
+        hasher.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
