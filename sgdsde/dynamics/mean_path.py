@@ -1,0 +1,164 @@
+"""The path that a network takes without minibatch noise, and how far its kernel moves along it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgdsde._checks import whole_number
+from sgdsde._progress import ticker
+from sgdsde._types import Params, Progress
+from sgdsde.dynamics.update import torch_step
+from sgdsde.kernel import KernelPlan, gram
+from sgdsde.problem import Problem
+from sgdsde.recording import recorded_steps
+from sgdsde.sgd import SGD, StepPlan, check_sgd
+
+KERNELS = 8
+"""Steps at which the drift is measured when the caller names none."""
+
+OutputGradient = Callable[[Tensor], Tensor]
+"""From outputs [n, c] to the vectors [n, c] whose mean product with the Jacobian is the gradient that is followed."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeanPath:
+    """The real network under full-batch gradient descent with torch's momentum and decay, at one step.
+
+    Attributes:
+        params, buffers: weights and momentum buffers, by name.
+    """
+
+    problem: Problem
+    sgd: SGD
+    plan: StepPlan
+    params: Params
+    buffers: Params
+
+    @classmethod
+    def start(cls, problem: Problem, sgd: SGD, plan: StepPlan) -> MeanPath:
+        buffers = {name: torch.zeros_like(value) for name, value in problem.params.items()}
+        return cls(problem, sgd, plan, problem.params, buffers)
+
+    def advanced(
+        self, step: int, output_gradient: OutputGradient | None = None, correction: Params | None = None
+    ) -> MeanPath:
+        """The path one step later.
+
+        Args:
+            step: k of the update k -> k + 1.
+            output_gradient: what stands for r(f); default the gradient of the loss of each example.
+            correction: added to the gradient of the weights.
+        """
+        gradient = self.gradient(output_gradient)
+        params, buffers, lr = {}, {}, float(self.plan.lr[step])
+        for name, value in self.params.items():
+            slope = gradient[name] + self.sgd.weight_decay * value
+            if correction is not None:
+                slope = slope + correction[name]
+            buffers[name], move = torch_step(self.sgd, slope, self.buffers[name], first=step == 0)
+            params[name] = value - lr * move
+        return dataclasses.replace(self, params=params, buffers=buffers)
+
+    def gradient(self, output_gradient: OutputGradient | None = None) -> Params:
+        """(1/n) J^T r by parameter, decay aside."""
+        problem = self.problem
+        leaves = {name: value.detach().requires_grad_() for name, value in self.params.items()}
+        with torch.enable_grad():
+            outputs = problem.forward(leaves, problem.x_train)
+        seen = outputs.detach()
+        r = problem.criterion.gradient(seen, problem.y_train) if output_gradient is None else output_gradient(seen)
+        parts = torch.autograd.grad(
+            outputs, list(leaves.values()), r.to(seen) / problem.n_train, allow_unused=True, materialize_grads=True
+        )
+        return {name: part.to_dense() for name, part in zip(leaves, parts)}
+
+    def outputs(self, step: int) -> Tensor:
+        """f at all train and test examples, [n + m, c].
+
+        Raises:
+            ValueError: it is not finite at this step.
+        """
+        problem = self.problem
+        with torch.no_grad():
+            outputs = problem.forward(self.params, problem.x_train)
+            if problem.x_test is not None:
+                outputs = torch.cat([outputs, problem.forward(self.params, problem.x_test)])
+        if not torch.isfinite(outputs).all():
+            raise ValueError(
+                f"the mean path of the network must stay finite, got NaN or infinity at step {step}; full-batch "
+                "descent diverges at this learning rate, use a smaller lr"
+            )
+        return outputs
+
+
+@dataclass(frozen=True, eq=False)
+class KernelDrift:
+    """How far the kernel is from where it started, |K_k - K_0| / |K_0| in Frobenius norm.
+
+    Attributes:
+        steps: [T], int64. values: [T], float64, 0 at step 0. n_examples: how many of the training examples it is over.
+    """
+
+    steps: Tensor
+    values: Tensor
+    n_examples: int
+
+    @property
+    def largest(self) -> float:
+        return float(self.values.max())
+
+
+def kernel_drift(
+    problem: Problem,
+    sgd: SGD,
+    n_steps: int,
+    *,
+    record: Sequence[int] | None = None,
+    most_outputs: int = 512,
+    progress: Progress = None,
+) -> KernelDrift:
+    """Relative change of the empirical kernel along full-batch training with these words (``KernelDrift``).
+
+    Args:
+        record: steps to report; default 8, geometric, with 0, 1 and n_steps.
+        most_outputs: the kernel is that of evenly spaced training examples with at most this many outputs together.
+    Raises:
+        ValueError: the outputs stop being finite; names the step.
+    Exactness: exact for the mean path at full batch; the noise of minibatches moves the kernel besides.
+    Cost: one gradient of the whole training set a step, a kernel of at most ``most_outputs`` rows a recorded step.
+    """
+    n_steps, most_outputs = whole_number("n_steps", n_steps), whole_number("most_outputs", most_outputs, minimum=1)
+    check_sgd(sgd)
+    if record is None:
+        spaced = np.geomspace(1, max(n_steps, 1), KERNELS - 1).round().astype(int)
+        record = sorted({0, min(1, n_steps), n_steps, *(int(k) for k in spaced if k < n_steps)})
+    steps = recorded_steps(n_steps, record)
+    count = min(problem.n_train, max(1, most_outputs // problem.n_outputs))
+    examples = torch.linspace(0, problem.n_train - 1, count).round().long().to(problem.device)
+    x, wanted = problem.x_train[examples], set(steps.tolist())
+    path, values = MeanPath.start(problem, sgd, sgd.plan(problem.n_train, n_steps)), []
+    initial = kernel_between(problem, path.params, x)
+    ticks = ticker(progress, n_steps, "kernel drift")
+    for k in range(n_steps + 1):
+        if k in wanted:
+            path.outputs(k)
+            kernel = initial if k == 0 else kernel_between(problem, path.params, x)
+            values.append(torch.linalg.norm(kernel - initial) / torch.linalg.norm(initial))
+        if k < n_steps:
+            path = path.advanced(k)
+            ticks.update(1)
+    ticks.close()
+    return KernelDrift(steps, torch.stack(values).double().cpu(), count)
+
+
+def kernel_between(problem: Problem, params: Params, x: Tensor, x2: Tensor | None = None) -> Tensor:
+    """K(x, x2) of the problem's model at other parameters than its own, in float64."""
+    functional = dataclasses.replace(problem.functional, params=params)
+    plan = KernelPlan.make(functional, params, x, x2, problem.n_outputs)
+    return gram(functional, x, x2, plan=plan)
