@@ -10,9 +10,9 @@
 with ``plan.rows`` the examples of a block that the budget allows, two blocks at once.
 """
 
-from sgdsde.kernel.contraction import gram
+from sgdsde.kernel.contraction import gram, tile
 from sgdsde.kernel.empirical import empirical_ntk
-from sgdsde.kernel.factors import Factors, factors, tile
+from sgdsde.kernel.factors import Factors, factors
 from sgdsde.kernel.plan import KernelPlan
 
 __all__ = ["Factors", "KernelPlan", "empirical_ntk", "factors", "gram", "tile"]

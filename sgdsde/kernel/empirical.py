@@ -14,6 +14,7 @@ from sgdsde._functional import FunctionalModel, as_functional
 from sgdsde._probe import probe
 from sgdsde._types import Params, Progress
 from sgdsde.kernel.contraction import gram
+from sgdsde.kernel.costs import Outputs
 from sgdsde.kernel.plan import KernelPlan
 
 
@@ -26,6 +27,7 @@ def empirical_ntk(
     where: Callable[[str], bool] | None = None,
     memory: int | None = None,
     dtype: torch.dtype | None = None,
+    outputs: Outputs = "full",
     progress: Progress = None,
 ) -> Tensor:
     """Empirical neural tangent kernel between two sets of inputs.
@@ -58,8 +60,8 @@ def empirical_ntk(
         _check_inputs(name, x, functional)
     if x2 is not None and x2.shape[1:] != x1.shape[1:]:
         raise ValueError(complaint("x2", f"examples of shape {list(x1.shape[1:])} like x1", list(x2.shape[1:])))
-    functional, outputs = probe(functional, x1, "x1")
-    plan = KernelPlan.make(functional, chosen, x1, x2, outputs.shape[1], memory=memory, dtype=dtype)
+    functional, at_two = probe(functional, x1, "x1")
+    plan = KernelPlan.make(functional, chosen, x1, x2, at_two.shape[1], memory=memory, dtype=dtype, outputs=outputs)
     return gram(functional, x1, x2, plan=plan, params=chosen, progress=progress)
 
 

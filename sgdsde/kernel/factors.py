@@ -1,8 +1,8 @@
-"""What the kernel of two blocks of examples is made of, and the tile that it makes."""
+"""What the kernel of a block of examples is made of: inputs of layers and gradients at their results, or Jacobians."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,36 @@ from torch import Tensor
 from sgdsde._functional import FunctionalModel
 from sgdsde._types import Params
 from sgdsde.jacobian import jacobian
+from sgdsde.kernel.capture import Observation
 from sgdsde.kernel.plan import KernelPlan
+from sgdsde.kernel.structure import Structure
+from sgdsde.kernel.terms import Term, deltas_of, inputs_of, jacobian_of
+
+SMALL = 1024
+"""Columns up to which the Jacobians of several parameters are joined, to be multiplied as one matrix."""
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """The part of a term that belongs to a block of examples.
+
+    Attributes:
+        term: None where this is a Jacobian, of one parameter or of several.
+        x: inputs [b, T, q] (indices [b, T] of an embedding), or the Jacobian [b, c, p].
+        deltas: gradients at the results [b, c, T, o] ([b, T, c, o] for the trace) where they depend on the example,
+            [c, o] where they do not; None where they are the identity.
+    """
+
+    term: Term | None
+    x: Tensor
+    deltas: Tensor | None = None
+
+    def narrow(self, start: int, stop: int) -> Factor:
+        """Those of the examples ``start`` to ``stop``, without a copy."""
+        deltas = self.deltas
+        if deltas is not None and deltas.ndim == 4:
+            deltas = deltas[start:stop]
+        return Factor(self.term, self.x[start:stop], deltas)
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,31 +47,72 @@ class Factors:
     """Everything about a block of examples that a tile of the kernel needs, in the dtype of the result."""
 
     n_examples: int
-    blocks: tuple[Tensor, ...]
+    parts: tuple[Factor, ...]
+
+    def narrow(self, start: int, stop: int) -> Factors:
+        """Those of the examples ``start`` to ``stop``, without a copy."""
+        return Factors(min(stop, self.n_examples) - start, tuple(part.narrow(start, stop) for part in self.parts))
 
 
 def factors(functional: FunctionalModel, x: Tensor, *, plan: KernelPlan, params: Params | None = None) -> Factors:
-    """The factors of the examples x, [b, ...], to be used in any number of tiles."""
-    blocks = jacobian(functional, x, params=params)
-    return Factors(len(x), tuple(block.to(plan.dtype) for block in blocks.values()))
-
-
-def tile(left: Factors, right: Factors, *, plan: KernelPlan, out: Tensor | None = None) -> Tensor:
-    """K between two blocks: [b1*c, b2*c] for outputs "full", [b1, b2] for "trace", [c, b1, b2] for "per_class".
+    """The factors of the examples x, [b, ...], to be used in any number of tiles.
 
     Args:
-        out: where to write, possibly a strided window of the whole kernel; default a new tensor.
+        params: the parameters that the plan was made for; default all of the model.
+    Cost: one forward pass and c backward passes, ``plan.step`` examples at a time.
     """
-    b1, b2, c = left.n_examples, right.n_examples, plan.n_outputs
-    if out is None:
-        shape = {"full": (b1 * c, b2 * c), "trace": (b1, b2), "per_class": (c, b1, b2)}[plan.outputs]
-        out = torch.empty(shape, dtype=plan.dtype, device=left.blocks[0].device)
-    out.zero_()
-    for first, second in zip(left.blocks, right.blocks):
-        if plan.outputs == "full":
-            out.addmm_(first, second.mT)
-        elif plan.outputs == "trace":
-            out.addmm_(first.reshape(b1, -1), second.reshape(b2, -1).mT)
+    held: list[Factor] = []
+    for start in range(0, len(x), plan.step):
+        parts = _parts(functional, x[start : start + plan.step], plan, params)
+        if plan.step >= len(x):
+            return Factors(len(x), tuple(parts))
+        held = held or [_enlarged(part, len(x)) for part in parts]
+        for whole, part in zip(held, parts):
+            whole.x[start : start + plan.step] = part.x
+            if whole.deltas is not None and part.deltas is not None and whole.deltas.ndim == 4:
+                whole.deltas[start : start + plan.step] = part.deltas
+    return Factors(len(x), tuple(held))
+
+
+def _enlarged(part: Factor, n: int) -> Factor:
+    """Room for n examples in place of the few of a step."""
+    deltas = part.deltas
+    if deltas is not None and deltas.ndim == 4:
+        deltas = deltas.new_empty(n, *deltas.shape[1:])
+    return replace(part, x=part.x.new_empty(n, *part.x.shape[1:]), deltas=deltas)
+
+
+def _parts(functional: FunctionalModel, x: Tensor, plan: KernelPlan, params: Params | None) -> list[Factor]:
+    """The factors of a few examples; grams first, Jacobians after them, the small ones joined."""
+    b, c = len(x), plan.n_outputs
+    if plan.structure is None:
+        blocks = jacobian(functional, x, params=params)
+        return _joined([block.to(plan.dtype).view(b, c, -1) for block in blocks.values()])
+    structure = plan.structure
+    seen = structure.observe(functional, x, torch.eye(c, dtype=functional.dtype, device=functional.device))
+    grams, jacobians = [], []
+    for term, layer in zip(structure.terms, plan.layers):
+        if layer.way == "gram":
+            grams.append(_gram_factor(term, structure, seen, plan))
         else:
-            out.baddbmm_(first.view(b1, c, -1).transpose(0, 1), second.view(b2, c, -1).permute(1, 2, 0))
-    return out
+            for name in (term.name, term.bias):
+                if name is not None:
+                    part = replace(term, name=name, shape=tuple(functional.params[name].shape))
+                    jacobians.append(jacobian_of(part, structure.watched, seen, plan.dtype).reshape(b, c, -1))
+    return grams + _joined(jacobians)
+
+
+def _gram_factor(term: Term, structure: Structure, seen: Observation, plan: KernelPlan) -> Factor:
+    x = inputs_of(term, structure.watched, seen, plan.dtype).contiguous()
+    if term.delta == "identity":
+        return Factor(term, x)
+    deltas = deltas_of(term, structure.watched, seen, plan.dtype)
+    if term.delta == "constant":
+        return Factor(term, x, deltas[0, :, 0])
+    return Factor(term, x, (deltas.transpose(1, 2) if plan.outputs == "trace" else deltas).contiguous())
+
+
+def _joined(jacobians: list[Tensor]) -> list[Factor]:
+    small = [jacobian for jacobian in jacobians if jacobian.shape[2] < SMALL]
+    parts = [Factor(None, jacobian.contiguous()) for jacobian in jacobians if jacobian.shape[2] >= SMALL]
+    return [*parts, Factor(None, torch.cat(small, 2))] if small else parts

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sgdsde import _memory
-from sgdsde._checks import complaint
+from sgdsde._checks import complaint, word
 from sgdsde._functional import FunctionalModel
 from sgdsde._types import Params
 from sgdsde.jacobian import ExampleBytes
+from sgdsde.kernel.costs import Job, LayerPlan, Outputs, layer_plan, network_operations, observation_bytes
+from sgdsde.kernel.structure import Structure, structure_of
 
-Outputs: TypeAlias = Literal["full", "trace", "per_class"]
-"""Which entries K[(i,a),(j,b)]: all [n1*c, n2*c], summed over a = b [n1, n2], or those with a = b [c, n1, n2]."""
+COMFORTABLE = 2**26
+"""Bytes beyond which more examples at once make nothing faster."""
+
+TILE_ROWS = 512
+"""Rows of a tile: large enough for a matrix product at full rate, small enough for a cache."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +28,32 @@ class KernelPlan:
     """What a kernel will take, known before it is allocated.
 
     Attributes:
-        rows: examples a block; two blocks of Jacobians are held at once.
-        n_outputs, dtype: c, and the dtype of the result.
-        result_bytes, example_bytes: of the result, and of two blocks at their peak for each of their rows.
+        rows: examples a block, whose factors are held; two blocks at once where all examples are not one block.
+        n_outputs, dtype, outputs: c, and dtype and kind of the result.
+        n1, n2: examples; symmetric: only half is computed.
+        step: examples that run through the network at once. tile: examples on a side of the tiles.
+        structure: what the model is made of; None: plain Jacobians.
+        layers: how each term is made.
+        result_bytes: of the result. example_bytes: of the factors of one example. workspace_bytes: beside both.
+        network: operations of the passes through the network.
     """
 
     rows: int
     n_outputs: int
     dtype: torch.dtype
+    outputs: Outputs
+    n1: int
+    n2: int
+    symmetric: bool
+    step: int
+    tile: int
+    structure: Structure | None
+    layers: tuple[LayerPlan, ...]
     result_bytes: int
     example_bytes: int
-    outputs: Outputs = "full"
+    workspace_bytes: int
+    network: int
+    rate: float | None = None
 
     @classmethod
     def make(
@@ -47,18 +67,114 @@ class KernelPlan:
         memory: int | None = None,
         dtype: torch.dtype | None = None,
         outputs: Outputs = "full",
+        method: Literal["structured", "jacobian"] = "structured",
     ) -> KernelPlan:
-        """The largest blocks that the budget allows; MemoryError when one example does not fit."""
+        """The largest blocks that the budget allows; MemoryError when one example does not fit.
+
+        Args:
+            params: the parameters whose kernel it is, some or all of the model's. x2: None means x1.
+            method: "jacobian" makes and multiplies plain Jacobians, the slow path that is right by construction.
+        """
+        word("outputs", outputs, ("full", "trace", "per_class"))
         dtype = _kernel_dtype(dtype)
-        result = len(x1) * len(x1 if x2 is None else x2) * n_outputs**2 * dtype.itemsize
+        n1, n2, symmetric = len(x1), len(x1 if x2 is None else x2), x2 is None
         allowed = _memory.budget(memory, functional.device)
-        example = ExampleBytes.of(functional, params, x1[:1], n_outputs)
-        copies = 0 if functional.dtype == dtype else 2 * example.copying
-        peak = 2 * example.held + max(example.making, copies)
-        most = len(x1) if x2 is None else max(len(x1), len(x2))
-        what = f"the Jacobian of an example with {n_outputs} outputs"
-        rows = _memory.rows_within(allowed, peak, most, what, fixed=result)
-        return cls(rows, n_outputs, dtype, result, peak, outputs)
+        pairs = n1 * (n1 + 1) // 2 if symmetric else n1 * n2
+        job = Job(pairs, n1 if symmetric else n1 + n2, n_outputs, outputs, dtype.itemsize)
+        structure = structure_of(functional, params, x1, n_outputs) if method == "structured" else None
+        making = ExampleBytes.of(functional, params, x1[:1], n_outputs)
+        if structure is None:
+            layers = tuple(_plain(name, value, job) for name, value in params.items())
+            observed = making.held + making.making
+        else:
+            layers = tuple(layer_plan(term, job) for term in structure.terms)
+            observed = making.making + observation_bytes(
+                structure, n_outputs, max(dtype.itemsize, functional.dtype.itemsize)
+            )
+        network = 0 if structure is None else network_operations(structure, job)
+        result = n1 * n2 * job.entries * dtype.itemsize
+        held = sum(layer.held for layer in layers)
+        working = max((layer.working for layer in layers), default=0)
+        rows, step, tile, workspace = _sizes(allowed - result, held, observed, working, job, (n1, n2), symmetric)
+        if rows < 1:
+            raise MemoryError(_too_little(allowed, result, 2 * held + max(observed, working), n_outputs))
+        return cls(
+            rows,
+            n_outputs,
+            dtype,
+            outputs,
+            n1,
+            n2,
+            symmetric,
+            step,
+            tile,
+            structure,
+            layers,
+            result,
+            held,
+            workspace,
+            network,
+        )
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of all matrix products."""
+        return self.network + sum(layer.operations for layer in self.layers)
+
+    @property
+    def total_bytes(self) -> int:
+        """Of tensors alive at once, at most: result, factors, workspace."""
+        return self.result_bytes + self.held_examples * self.example_bytes + self.workspace_bytes
+
+    @property
+    def held_examples(self) -> int:
+        """Examples whose factors are alive at once."""
+        if self.symmetric and self.rows >= self.n1:
+            return self.n1
+        return min(self.rows, self.n1) + min(self.rows, self.n2)
+
+
+def _plain(name: str, value: Tensor, job: Job) -> LayerPlan:
+    c, size = job.n_outputs, value.numel()
+    pair = 2 * (c * c if job.outputs == "full" else c) * size
+    return LayerPlan(name, "jacobian", job.pairs * pair, c * size * job.itemsize, 0)
+
+
+def _sizes(
+    left: int, held: int, observed: int, working: int, job: Job, sides: tuple[int, int], symmetric: bool
+) -> tuple[int, int, int, int]:
+    """Rows, step, tile, workspace for ``left`` bytes beside the result."""
+    most = max(sides)
+    share = max(left // 4, 1)
+    step = max(1, min(most, COMFORTABLE // observed, share // observed))
+    tile = max(1, min(most, _tile(job, most, symmetric)))
+    while tile > 1 and tile * tile * working > min(share, COMFORTABLE):
+        tile = -(-tile // 2)
+    workspace = max(step * observed, tile * tile * working)
+    room = left - workspace
+    if symmetric and most * held <= room:
+        return most, step, tile, workspace
+    if not symmetric and sum(sides) * held <= room:
+        return most, step, tile, workspace
+    rows = min(most, room // max(2 * held, 1))
+    if rows >= 1:  # blocks of equal length
+        rows = -(-most // -(-most // rows))
+    return rows, min(step, max(rows, 1)), min(tile, max(rows, 1)), workspace
+
+
+def _tile(job: Job, most: int, symmetric: bool) -> int:
+    """Examples on a side of a tile: a symmetric kernel saves half only when it has several tiles."""
+    c = job.n_outputs if job.outputs == "full" else 1
+    examples = -(-TILE_ROWS // c)
+    if symmetric:
+        examples = min(examples, max(-(-most // 6), -(-128 // c)))
+    count = -(-most // examples)
+    return -(-most // count)
+
+
+def _too_little(allowed: int, result: int, needed: int, n_outputs: int) -> str:
+    remedy = f"the kernel takes {result:,} and two examples with {n_outputs} outputs {needed:,}; raise it"
+    return complaint("memory", f"at least {result + needed:,} bytes", f"{allowed:,}", remedy)
 
 
 def _kernel_dtype(dtype: torch.dtype | None) -> torch.dtype:

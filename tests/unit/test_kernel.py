@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -16,10 +17,20 @@ from torch import nn
 import sgdsde
 from sgdsde._functional import as_functional
 from sgdsde._probe import probe
-from sgdsde.kernel import KernelPlan
+from sgdsde.kernel import KernelPlan, gram
 from tests.catalogue import CASES, kernel_by_backward
 
 SLOW_PATH = [name for name, case in CASES.items() if not case.vectorizes]
+
+
+OUTPUTS = ("full", "trace", "per_class")
+
+
+def reduced(kernel: torch.Tensor, c: int, outputs: str) -> torch.Tensor:
+    """The entries of a full kernel [n1 c, n2 c] that ``outputs`` names, by their definition."""
+    four = kernel.view(len(kernel) // c, c, -1, c)
+    by_class = torch.stack([four[:, a, :, a] for a in range(c)])
+    return {"full": kernel, "trace": by_class.sum(0), "per_class": by_class}[outputs]
 
 
 def relative_error(kernel: torch.Tensor, expected: torch.Tensor) -> float:
@@ -93,17 +104,18 @@ def test_params_replace_values_by_name_and_leave_the_model_alone():
     assert not torch.allclose(kernel_by_backward(model, x), kernel_by_backward(other, x))
 
 
-@pytest.mark.parametrize("name", ["conv2d", "lstm"])
-@pytest.mark.parametrize("rows", [1, 2, 4])
-def test_blocks_never_change_the_kernel(name, rows):
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("name", ["conv2d", "lstm", "transformer encoder layer", "one layer under two names"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 1), (2, 1, 2), (4, 3, 3), (5, 2, 3)], ids=str)
+def test_blocks_steps_and_tiles_never_change_the_kernel(name, sizes, outputs):
     case = CASES[name]
     model, x1, x2 = case.model(), case.inputs(5), case.inputs(3, seed=4)
-    functional, outputs = probe(as_functional(model), x1)
+    functional, at_two = probe(as_functional(model), x1)
     for pair in ((x1, None), (x2, x1)):
-        plan = KernelPlan.make(functional, functional.params, *pair, outputs.shape[1])
-        memory = plan.result_bytes + rows * plan.example_bytes
-        kernel = sgdsde.empirical_ntk(model, *pair, memory=memory)
-        assert relative_error(kernel, kernel_by_backward(model, *pair)) < 1e-12
+        plan = KernelPlan.make(functional, functional.params, *pair, at_two.shape[1], outputs=outputs)
+        plan = dataclasses.replace(plan, rows=sizes[0], step=sizes[1], tile=sizes[2])
+        expected = reduced(kernel_by_backward(model, *pair), at_two.shape[1], outputs)
+        assert relative_error(gram(functional, *pair, plan=plan), expected) < 1e-12
 
 
 # ------------------------------------------------------------------------------------------------- memory
@@ -139,31 +151,46 @@ def test_live_tensors_stay_within_the_memory_given(network, megabytes):
     memory = megabytes * 2**20
     peak = live_peak(lambda: sgdsde.empirical_ntk(model, x, memory=memory))
     assert peak <= memory
-    functional, outputs = probe(as_functional(model), x)
-    plan = KernelPlan.make(functional, functional.params, x, None, outputs.shape[1], memory=memory)
-    assert peak >= 0.25 * (plan.result_bytes + plan.rows * plan.example_bytes), "an estimate far too high is wrong too"
+    functional, at_two = probe(as_functional(model), x)
+    plan = KernelPlan.make(functional, functional.params, x, None, at_two.shape[1], memory=memory)
+    assert plan.total_bytes <= memory
+    assert peak >= 0.25 * plan.total_bytes, "an estimate far too high is wrong too"
 
 
-def test_more_memory_means_larger_blocks():
+@pytest.mark.parametrize("method", ["structured", "jacobian"])
+def test_more_memory_means_larger_blocks(method):
     functional = as_functional(DENSE[0])
     x = torch.randn(64, 784)
-    rows = [KernelPlan.make(functional, functional.params, x, None, 10, memory=m * 2**20).rows for m in (16, 64, 10**5)]
+    words = {"dtype": torch.float32, "method": method}
+    smallest = KernelPlan.make(functional, functional.params, x, None, 10, **words, memory=10**10).result_bytes
+    rows = []
+    for megabytes in (16, 32, 10**5) if method == "jacobian" else (0.4, 0.5, 10**5):
+        memory = smallest + int(megabytes * 2**20)
+        plan = KernelPlan.make(functional, functional.params, x, None, 10, **words, memory=memory)
+        assert plan.total_bytes <= memory
+        rows.append(plan.rows)
     assert rows[0] < rows[1] < rows[2] == 64
 
 
-@pytest.mark.parametrize(("words", "memory"), [({}, 9_000_000), ({"x2": torch.ones(5, 784)}, 6_000_000)])
-def test_too_little_memory_is_refused_in_bytes_before_the_kernel_is_made(words, memory):
-    model, x = DENSE[0], torch.ones(100, 784)
+@pytest.mark.parametrize("words", [{}, {"x2": torch.ones(5, 784)}], ids=["square", "two sets"])
+def test_too_little_memory_is_refused_in_bytes_before_the_kernel_is_made(words):
+    model, x = DENSE[0], torch.ones(20, 784)
     message = (
-        r"memory must be at least [\d,]+ bytes, got [69],000,000; the Jacobian of an example with 10 outputs needs "
-        r"[\d,]+ bytes beside [\d,]+; raise it or shrink"
+        r"memory must be at least ([\d,]+) bytes, got 300,000; the kernel takes [\d,]+ "
+        r"and two examples with 10 outputs [\d,]+; raise it"
     )
 
     def attempt() -> None:
-        with pytest.raises(MemoryError, match=message):
-            sgdsde.empirical_ntk(model, x, memory=memory, **words)
+        with pytest.raises(MemoryError, match=message) as caught:
+            sgdsde.empirical_ntk(model, x, memory=300_000, **words)
+        needed.append(int(re.search(message, str(caught.value))[1].replace(",", "")))
 
-    assert live_peak(attempt) < memory
+    needed: list[int] = []
+    assert live_peak(attempt) < 4 * 10**6
+    kernel = sgdsde.empirical_ntk(model, x, memory=needed[0], **words)
+    assert relative_error(kernel, sgdsde.empirical_ntk(model, x, **words)) < 1e-6
+    with pytest.raises(MemoryError):
+        sgdsde.empirical_ntk(model, x, memory=needed[0] - 1, **words)
 
 
 PEAK = """

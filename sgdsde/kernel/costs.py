@@ -1,0 +1,112 @@
+"""Operations and bytes of each term of a kernel, in both ways, counted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from sgdsde.kernel.structure import Structure
+from sgdsde.kernel.terms import Term, Way
+
+Outputs: TypeAlias = Literal["full", "trace", "per_class"]
+"""Which entries K[(i,a),(j,b)]: all [n1*c, n2*c], summed over a = b [n1, n2], or those with a = b [c, n1, n2]."""
+
+ENTRY = 16
+"""Operations of a matrix product that take as long as reading and writing one number, about, on CPU cores."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """How large a kernel is: its pairs of examples, the examples whose factors are made, outputs, bytes a number."""
+
+    pairs: int
+    examples: int
+    n_outputs: int
+    outputs: Outputs
+    itemsize: int
+
+    @property
+    def entries(self) -> int:
+        """Numbers that a pair of examples has in the result."""
+        return {"full": self.n_outputs**2, "trace": 1, "per_class": self.n_outputs}[self.outputs]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One term of a kernel as it will be made.
+
+    Attributes:
+        label: its parameters. way: how it is contracted. operations: multiplications and additions of all products.
+        held: bytes of its factors for one example. working: bytes that a tile takes for one pair of examples.
+    """
+
+    label: str
+    way: Way
+    operations: int
+    held: int
+    working: int
+
+
+def layer_plan(term: Term, job: Job) -> LayerPlan:
+    """The cheaper of the two ways, by counted operations."""
+    ways = [_by_jacobian(term, job)]
+    if term.has_gram:
+        ways.append(_by_gram(term, job))
+    weight = {
+        way.way: passes for way, passes in zip(ways, (_passes(term, job, "jacobian"), _passes(term, job, "gram")))
+    }
+    return min(ways, key=lambda plan: plan.operations + ENTRY * weight[plan.way])
+
+
+def _by_jacobian(term: Term, job: Job) -> LayerPlan:
+    c = job.n_outputs
+    pair = 2 * (c * c if job.outputs == "full" else c) * term.size
+    example = 2 * c * term.positions * term.width[0] * term.width[1]
+    return LayerPlan(term.label, "jacobian", job.pairs * pair + job.examples * example, c * term.size * job.itemsize, 0)
+
+
+def _by_gram(term: Term, job: Job) -> LayerPlan:
+    (q, o), places, c = term.width, term.positions, job.n_outputs
+    inputs = places**2 * (1 if term.lookup else 2 * q)
+    mixed = job.outputs == "full" and c > 1
+    if term.delta != "any":
+        deltas, held, working = 0, 0, 1
+    elif places == 1:
+        deltas, held, working = 2 * (c * c if mixed else c) * o, c * o, 1 + job.entries
+    elif mixed:
+        deltas, held = 2 * places**2 * c * o + 2 * c * c * places * o, c * places * o
+        working = 2 * places**2 + 2 * places * c * o + c * c
+    else:
+        deltas, held, working = 2 * places**2 * c * o, c * places * o, 3 * places**2
+    operations = job.pairs * (inputs + deltas)
+    sizes = (places * (1 if term.lookup else q) + held) * job.itemsize
+    return LayerPlan(term.label, "gram", operations, sizes, working * job.itemsize)
+
+
+def _passes(term: Term, job: Job, way: Way) -> int:
+    """Numbers that are read and written one by one."""
+    if way == "jacobian":
+        return job.examples * job.n_outputs * term.size
+    return job.pairs * max(_by_gram(term, job).working // job.itemsize, job.entries)
+
+
+def network_operations(structure: Structure, job: Job) -> int:
+    """Of the forward pass and of c backward passes to the inputs of the layers, for all examples."""
+    total = 0
+    for term in structure.terms:
+        for i in term.uses:
+            use = structure.watched.uses[i]
+            if use.kind in ("matrix", "convolution") and use.weight is not None and use.weight.name == term.name:
+                q, o = use.width
+                total += 2 * use.positions * q * o * use.groups
+    return (1 + job.n_outputs) * total * job.examples
+
+
+def observation_bytes(structure: Structure, n_outputs: int, itemsize: int) -> int:
+    """Of what is kept of one example while its factors are made: inputs, gradients, patches, one converted copy."""
+    uses = structure.watched.uses
+    inputs = [math.prod(use.inputs) for use in uses]
+    deltas = [n_outputs * math.prod(use.outputs) for use in uses]
+    patches = [2 * use.positions * use.groups * use.width[0] for use in uses if use.geometry is not None and use.weight]
+    return itemsize * (sum(inputs) + sum(deltas) + max(deltas, default=0) + max(patches, default=0))

@@ -1,0 +1,127 @@
+"""What a model is made of, for its kernel: found by watching it once, and held against one backward pass."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sgdsde._functional import FunctionalModel
+from sgdsde._types import Params
+from sgdsde.kernel.capture import Observation, Watched, discover, observe
+from sgdsde.kernel.terms import Term, jacobian_of, terms_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The terms of a kernel and the calls that they come from.
+
+    Attributes:
+        terms: one for each parameter, or for a weight with its bias. watched: the calls.
+        others: parameters whose Jacobian comes from torch.func, since they act in calls that are not known.
+    """
+
+    terms: tuple[Term, ...]
+    watched: Watched
+    others: tuple[str, ...]
+
+    def observe(self, functional: FunctionalModel, x: Tensor, cotangents: Tensor) -> Observation:
+        """Inputs of the calls and gradients at their results, for the examples x."""
+        return observe(functional, self.watched, self.others, x, cotangents)
+
+
+def structure_of(functional: FunctionalModel, params: Params, x: Tensor, n_outputs: int) -> Structure | None:
+    """The structure of the kernel of these parameters, or None where only plain Jacobians are right.
+
+    It is compared with one plain backward pass at two examples: a parameter whose gradient differs by more than
+    rounding (it acts where nothing can watch) is given to torch.func, and a model that cannot be watched at all to the
+    Jacobians. Both are logged as warnings, because they cost time.
+    """
+    if not functional.vectorizes:
+        return None
+    try:
+        return _checked(functional, params, x[[0, -1]], n_outputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        logger.warning("the kernel is made from plain Jacobians, slowly: watching the model failed with %s", error)
+        return None
+
+
+def _checked(functional: FunctionalModel, params: Params, x: Tensor, n_outputs: int) -> Structure | None:
+    weights = torch.cos(torch.arange(1.0, n_outputs + 1, dtype=functional.dtype, device=functional.device))
+    expected = _gradient(functional, params, x, weights)
+    structure = _watched(functional, params, (), x[:1])
+    for _ in range(2):
+        seen = structure.observe(functional, x, weights[None])
+        wrong = _wrong(_structured_gradient(structure, params, seen), expected)
+        if not wrong:
+            return _with_deltas(structure, seen, weights)
+        logger.warning("parameters that act where they cannot be watched, left to torch.func: %s", ", ".join(wrong))
+        structure = _watched(functional, params, {*structure.others, *wrong}, x[:1])
+    logger.warning("the kernel is made from plain Jacobians, slowly: its structure disagrees with a backward pass")
+    return None
+
+
+def _watched(functional: FunctionalModel, params: Params, others: Iterable[str], example: Tensor) -> Structure:
+    others = set(others)
+    while True:
+        watched = discover(functional, [name for name in params if name not in others], example)
+        if not watched.rejected:
+            break
+        for name, call in watched.rejected.items():
+            logger.info("parameter %r acts in %s; its Jacobian comes from torch.func", name, call)
+        others |= set(watched.rejected)
+    return Structure(terms_of(params, watched, others), watched, tuple(name for name in params if name in others))
+
+
+def _gradient(functional: FunctionalModel, params: Params, x: Tensor, weights: Tensor) -> Params:
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    with torch.enable_grad():
+        value = (functional.forward({**functional.params, **leaves}, x) @ weights).sum()
+    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return {name: gradient.to_dense() for name, gradient in zip(leaves, gradients)}
+
+
+def _structured_gradient(structure: Structure, params: Params, seen: Observation) -> Params:
+    gradients = {name: torch.zeros_like(value) for name, value in params.items()}
+    for term in structure.terms:
+        for name in (term.name, term.bias):
+            if name is not None:
+                part = replace(term, name=name, shape=tuple(params[name].shape))
+                gradients[name] = jacobian_of(part, structure.watched, seen, params[name].dtype).sum((0, 1))
+    return gradients
+
+
+def _wrong(gradients: Params, expected: Params) -> list[str]:
+    """Parameters whose gradients differ by more than rounding.
+
+    Rounding is measured on a parameter's own gradient, and on the largest of all for those that are zero but for it.
+    """
+    names = list(expected)
+    errors = torch.stack([(gradients[name] - expected[name]).abs().max() for name in names])
+    sizes = torch.stack([expected[name].abs().max() for name in names])
+    first = expected[names[0]]
+    epsilon = torch.finfo(first.dtype).eps
+    tolerance = 1e-2 if first.is_cuda and first.dtype == torch.float32 else epsilon**0.5
+    allowed = torch.maximum(tolerance * sizes, 64 * epsilon * sizes.max())
+    return [name for name, fine in zip(names, (errors <= allowed).tolist()) if not fine]
+
+
+def _with_deltas(structure: Structure, seen: Observation, weights: Tensor) -> Structure:
+    """The structure with those terms marked whose gradients at the results are the same for every example.
+
+    ``vmap`` knows: what does not depend on the example comes out without an example axis, expanded.
+    """
+    terms = []
+    for term in structure.terms:
+        if term.positions == 1 and len(term.uses) == 1:
+            delta = seen.deltas[term.uses[0]]
+            if delta.stride(0) == 0:
+                same = delta[0].numel() == len(weights) and torch.equal(delta[0].flatten(), weights)
+                term = replace(term, delta="identity" if same else "constant")
+        terms.append(term)
+    return replace(structure, terms=tuple(terms))
