@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,22 @@ from torch import Tensor
 from sgdsde._checks import complaint, finite_entries
 from sgdsde._types import Progress
 from sgdsde.jacobian import jacobian_product
-from sgdsde.kernel import KernelPlan, gram
+from sgdsde.kernel import (
+    ImplicitKernel,
+    KernelOperator,
+    KernelPlan,
+    as_operator,
+    gram,
+)
+from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
 
 if TYPE_CHECKING:
     from sgdsde.networks import Network
+
+ROWS = 256
+"""Examples of one forward pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,20 +36,22 @@ class Linearization:
 
     Attributes:
         problem: what was linearized.
-        kernel: K = J J^T, [n*c, n*c], sample-major, no 1/n.
-        cross_kernel: K(test, train), [m*c, n*c], or None.
+        kernel: K = J J^T, [n*c, n*c], sample-major, no 1/n; a tensor or a ``KernelOperator``.
+        cross_kernel: K(test, train), [m*c, n*c], the same, or None.
         outputs, test_outputs: f_0, [n, c] and [m, c] (None without a test set).
         weight_outputs, test_weight_outputs: J theta_0, [n, c] and [m, c]; None where unknown, and then weight decay is
             refused.
+        basis: leading eigenpairs of the kernel that predictions by modes are to use in place of all (``truncate``).
     """
 
     problem: Problem
-    kernel: Tensor
-    cross_kernel: Tensor | None
+    kernel: Tensor | KernelOperator
+    cross_kernel: Tensor | KernelOperator | None
     outputs: Tensor
     test_outputs: Tensor | None
     weight_outputs: Tensor | None = None
     test_weight_outputs: Tensor | None = None
+    basis: Eigenbasis | None = None
 
     @classmethod
     def from_analytic(
@@ -74,7 +86,8 @@ class Linearization:
         d, m = self.problem.n_train * self.problem.n_outputs, self.problem.n_test * self.problem.n_outputs
         if list(self.kernel.shape) != [d, d]:
             raise ValueError(complaint("kernel", f"[{d}, {d}], n_train * n_outputs", list(self.kernel.shape)))
-        finite_entries("kernel", self.kernel)
+        if isinstance(self.kernel, Tensor):
+            finite_entries("kernel", self.kernel)
         if self.cross_kernel is not None and list(self.cross_kernel.shape) != [m, d]:
             raise ValueError(complaint("cross_kernel", f"[{m}, {d}]", list(self.cross_kernel.shape)))
         if (self.cross_kernel is None) != (m == 0) or (self.test_outputs is None) != (m == 0):
@@ -83,9 +96,9 @@ class Linearization:
 
     @property
     def targets(self) -> Tensor:
-        """y in the kernel's dtype where it is an array of numbers: [n, c]."""
+        """y in the outputs' dtype where it is an array of numbers: [n, c]."""
         y = self.problem.y_train
-        return y.to(self.kernel.dtype) if y.is_floating_point() else y
+        return y.to(self.outputs.dtype) if y.is_floating_point() else y
 
     @property
     def residual(self) -> Tensor:
@@ -97,57 +110,118 @@ class Linearization:
 
     @cached_property
     def eigenbasis(self) -> Eigenbasis:
-        """K = U diag(l) U^T on its range; computed once."""
-        return Eigenbasis.of(self.kernel)
+        """K = U diag(l) U^T on its range, or ``basis`` where it is truncated; computed once."""
+        return Eigenbasis.of(self.kernel) if self.basis is None else self.basis
 
+    @property
+    def operator(self) -> KernelOperator:
+        """K by its products."""
+        return as_operator(self.kernel)
 
-@dataclass(frozen=True, eq=False)
-class Eigenbasis:
-    """Spectral decomposition of a positive semidefinite kernel, restricted to its range.
+    @property
+    def dense_kernel(self) -> Tensor:
+        """K as a tensor, for what needs its entries.
 
-    Attributes:
-        values: l, [r], ascending, all above d eps l_max. vectors: U, [d, r].
-    """
+        Raises:
+            MemoryError: an operator that is too large to be written out; names the bytes.
+        """
+        return self.operator.to_dense()
 
-    values: Tensor
-    vectors: Tensor
+    @property
+    def dense_cross_kernel(self) -> Tensor | None:
+        """K(test, train) as a tensor, or None without a test set."""
+        return None if self.cross_kernel is None else as_operator(self.cross_kernel).to_dense()
 
-    @classmethod
-    def of(cls, kernel: Tensor) -> Eigenbasis:
-        """Cost: one symmetric eigendecomposition, about 9 d^3 operations."""
-        values, vectors = torch.linalg.eigh((kernel + kernel.mT) / 2)
-        floor = values.abs().max() * len(kernel) * torch.finfo(kernel.dtype).eps
-        if values.min() < -1e3 * floor - 1e-6 * values.abs().max():
-            received = f"eigenvalues down to {values.min():.3e} beside {values.max():.3e}"
-            raise ValueError(complaint("kernel", "positive semidefinite", received))
-        kept = values > floor
-        if not kept.any():
-            raise ValueError(complaint("kernel", "different from zero", "no positive eigenvalue"))
-        return cls(values[kept].contiguous(), vectors[:, kept].contiguous())
+    def truncate(self, rank: int, *, tolerance: float | None = None, progress: Progress = None) -> Linearization:
+        """The same linearization, whose predictions by modes follow the ``rank`` leading eigenpairs of the kernel only.
+
+        The rest of the residual stays where it is; ``Trajectory.truncation_error`` bounds what that changes. Dynamics
+        that multiply with the kernel itself (``SDEPaths``) are not touched by it.
+
+        Args:
+            rank: at most n*c. tolerance: as in ``leading_eigenpairs``.
+        Cost: that of ``leading_eigenpairs``, and the kernel's diagonal.
+        """
+        basis = Eigenbasis.leading(
+            self.operator, rank, self.problem.n_outputs, self.outputs.dtype, tolerance=tolerance, progress=progress
+        )
+        return replace(self, basis=basis)
 
 
 def linearize(
-    problem: Problem, *, memory: int | None = None, dtype: torch.dtype | None = None, progress: Progress = None
+    problem: Problem,
+    *,
+    rank: int | None = None,
+    kernel: KernelOperator | None = None,
+    memory: int | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Progress = None,
 ) -> Linearization:
     """The linearization of a problem's model at its initial weights.
 
     Args:
+        rank: predictions follow the leading eigenpairs only, this many (``Linearization.truncate``). A kernel that does
+            not fit into ``memory`` is then never formed (``ImplicitKernel``).
+        kernel: K(train, train) as it was made before, e.g. a ``TiledKernel`` of this model and training set.
         memory: bytes allowed for kernels and Jacobians; default a quarter of what is free.
-        dtype: of kernels and outputs; default float64 whatever the model's dtype.
+        dtype: of kernels and outputs; default float64 whatever the model's dtype. An ``ImplicitKernel`` has the
+            model's.
     Raises:
-        MemoryError: the budget is too small; names the bytes, before anything is allocated.
-    Cost: the kernels of ``empirical_ntk``, one more Jacobian pass for J theta_0.
+        MemoryError: the budget is too small and no rank is given; names the bytes, before anything is allocated.
+    Cost: the kernels of ``empirical_ntk``, one more Jacobian pass for J theta_0; with a rank also the eigenpairs.
     """
+    if kernel is None:
+        kernel = _implicit_where_needed(problem, rank, memory, dtype)
+    if kernel is not None:
+        made = _linearize_by_products(problem, kernel, memory, dtype or torch.float64)
+    else:
+        made = _linearize_dense(problem, memory, dtype, progress)
+    return made if rank is None else made.truncate(rank, progress=progress)
+
+
+def _implicit_where_needed(
+    problem: Problem, rank: int | None, memory: int | None, dtype: torch.dtype | None
+) -> KernelOperator | None:
+    """An implicit kernel where a rank is asked for and the dense kernels do not fit."""
+    if rank is None:
+        return None
+    try:
+        _plans(problem, memory, dtype)
+    except MemoryError:
+        return ImplicitKernel(problem.functional, problem.x_train, memory=memory)
+    return None
+
+
+def _linearize_by_products(
+    problem: Problem, kernel: KernelOperator, memory: int | None, dtype: torch.dtype
+) -> Linearization:
+    functional, x, x_test = problem.functional, problem.x_train, problem.x_test
+    cross = None if x_test is None else ImplicitKernel(functional, x_test, x, memory=memory)
+    along = ImplicitKernel(functional, x, memory=memory).along(functional.params).to(dtype)
+    test: dict[str, Any] = {"test_outputs": None, "test_weight_outputs": None}
+    if cross is not None and x_test is not None:
+        test["test_outputs"] = initial_outputs(problem, x_test, ROWS).to(dtype)
+        test["test_weight_outputs"] = cross.along(functional.params).to(dtype)
+    outputs = initial_outputs(problem, x, ROWS).to(dtype)
+    return Linearization(problem, kernel, cross_kernel=cross, outputs=outputs, weight_outputs=along, **test)
+
+
+def _plans(problem: Problem, memory: int | None, dtype: torch.dtype | None) -> tuple[KernelPlan, KernelPlan | None]:
     functional, x, x_test = problem.functional, problem.x_train, problem.x_test
     plan = KernelPlan.make(functional, functional.params, x, None, problem.n_outputs, memory=memory, dtype=dtype)
-    test_plan = None
-    if x_test is not None:
-        left = None if memory is None else memory - plan.result_bytes
-        test_plan = KernelPlan.make(
-            functional, functional.params, x_test, x, problem.n_outputs, memory=left, dtype=dtype
-        )
+    if x_test is None:
+        return plan, None
+    left = None if memory is None else memory - plan.result_bytes
+    return plan, KernelPlan.make(functional, functional.params, x_test, x, problem.n_outputs, memory=left, dtype=dtype)
+
+
+def _linearize_dense(
+    problem: Problem, memory: int | None, dtype: torch.dtype | None, progress: Progress
+) -> Linearization:
+    functional, x, x_test = problem.functional, problem.x_train, problem.x_test
+    plan, test_plan = _plans(problem, memory, dtype)
     kernel = gram(functional, x, None, plan=plan, progress=progress)
-    test: dict[str, Tensor | None] = {"cross_kernel": None, "test_outputs": None, "test_weight_outputs": None}
+    test: dict[str, Any] = {"cross_kernel": None, "test_outputs": None, "test_weight_outputs": None}
     if x_test is not None and test_plan is not None:
         test["cross_kernel"] = gram(functional, x_test, x, plan=test_plan, progress=progress)
         test["test_outputs"] = initial_outputs(problem, x_test, plan.rows).to(plan.dtype)

@@ -54,7 +54,7 @@ class GradientDescent(Dynamics):
         problem = linearization.problem
         n, c = problem.n_train, problem.n_outputs
         outputs = _stacked(linearization.outputs, linearization.test_outputs)
-        kernel = _stacked(linearization.kernel, linearization.cross_kernel)
+        kernel, cross = linearization.kernel, linearization.cross_kernel
         weights = outputs.new_zeros(len(outputs), c)
         if sgd.weight_decay:
             if linearization.weight_outputs is None:
@@ -69,7 +69,9 @@ class GradientDescent(Dynamics):
             if k == record[-1]:
                 break
             residual = problem.criterion.gradient(outputs[:n], linearization.targets)
-            gradient = (kernel @ residual.flatten() / n).view(-1, c) + sgd.weight_decay * (outputs + weights)
+            residual = residual.flatten() / n
+            moved = _stacked(kernel @ residual, None if cross is None else cross @ residual)
+            gradient = moved.view(-1, c) + sgd.weight_decay * (outputs + weights)
             buffer, move = torch_step(sgd, gradient, buffer, first=k == 0)
             outputs = outputs - float(plan.lr[k]) * move
             ticks.update(1)

@@ -219,7 +219,7 @@ def _outputs(problem: Problem, params: Params, step: int) -> Tensor:
 
 
 def _stacked(linearization: Linearization) -> Tensor:
-    kernel, cross = linearization.kernel, linearization.cross_kernel
+    kernel, cross = linearization.dense_kernel, linearization.dense_cross_kernel
     return kernel if cross is None else torch.cat([kernel, cross])
 
 

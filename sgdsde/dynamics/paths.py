@@ -97,12 +97,13 @@ class SDEPaths(Dynamics):
         linearization = setup.linearization
         at_once = self.paths_at_once
         if at_once is None:
-            per_path = 8 * linearization.outputs.numel() * linearization.kernel.itemsize
-            available = _memory.budget(None, linearization.kernel.device)
+            per_path = 8 * linearization.outputs.numel() * linearization.outputs.itemsize
+            available = _memory.budget(None, linearization.outputs.device)
             at_once = _memory.rows_within(available, per_path, self.n_paths, "one path")
-            if linearization.kernel.device.type == "cpu":
+            if linearization.outputs.device.type == "cpu":
                 at_once = min(at_once, PATHS_AT_ONCE)
         size = max(at_once // BLOCK, 1) * BLOCK
         groups = [range(start, min(start + size, self.n_paths)) for start in range(0, self.n_paths, size)]
-        kernel = linearization.kernel
-        return [self.integrator.group(setup, paths, BlockDraws(self.seed, paths, kernel)) for paths in groups]
+        return [
+            self.integrator.group(setup, paths, BlockDraws(self.seed, paths, linearization.outputs)) for paths in groups
+        ]

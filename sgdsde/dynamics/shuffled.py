@@ -111,7 +111,12 @@ class EpochMoments:
         self._sgd, self._s = sgd, modes.loss_curvature
         self._most_starts = MOST_DIRECTIONS if most_starts is None else most_starts
         self._n, self._c = modes.n_train, modes.n_outputs
-        self._kernel = linearization.kernel
+        if linearization.basis is not None:
+            raise ValueError(
+                "shuffled epochs need the whole kernel, got a truncated eigenbasis; use "
+                "run_ensemble(linearization, ...) or sampling='without_replacement'"
+            )
+        self._kernel = linearization.dense_kernel
         d = len(self._kernel)
         size = 2 * d if sgd.momentum else d
         self._d = d

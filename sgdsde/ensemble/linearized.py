@@ -10,6 +10,7 @@ from sgdsde._checks import complaint
 from sgdsde._streams import BLOCK
 from sgdsde._types import Params
 from sgdsde.ensemble.variants import Draw
+from sgdsde.kernel import KernelOperator, StackedKernel, rows_times
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD
@@ -26,7 +27,11 @@ class LinearizedLearner:
     def __init__(self, linearization: Linearization) -> None:
         self.problem = linearization.problem
         kernel, cross = linearization.kernel, linearization.cross_kernel
-        self.kernel = kernel if cross is None else torch.cat([kernel, cross])
+        self.kernel: Tensor | KernelOperator = kernel
+        if isinstance(kernel, Tensor) and isinstance(cross, Tensor):
+            self.kernel = torch.cat([kernel, cross])
+        elif cross is not None:
+            self.kernel = StackedKernel([kernel, cross])
         outputs, test = linearization.outputs, linearization.test_outputs
         self.initial = outputs if test is None else torch.cat([outputs, test])
         self.targets = linearization.targets
@@ -34,7 +39,7 @@ class LinearizedLearner:
         self._offset = None
         if weights is not None:
             self._offset = (weights if test_weights is None else torch.cat([weights, test_weights])) - self.initial
-        self.device, self.dtype = kernel.device, kernel.dtype
+        self.device, self.dtype = outputs.device, outputs.dtype
 
     def start(self, n_runs: int) -> Params:
         return {"outputs": self.initial.expand(n_runs, *self.initial.shape).clone()}
@@ -59,7 +64,7 @@ class LinearizedLearner:
         if label_noise is not None and isinstance(self.problem.criterion, SquaredError):
             places = indices[..., None].expand(-1, -1, c)
             weighted.scatter_add_(1, places, label_noise * (-self.problem.criterion.curvature * weights[..., None]))
-        move = weighted.reshape(runs, n * c) @ self.kernel.mT
+        move = rows_times(weighted.reshape(runs, n * c), self.kernel)
         return {"outputs": move.view(runs, -1, c)}, residual.sum((1, 2))
 
     def all_outputs(self, state: Params) -> tuple[Tensor, Tensor | None]:

@@ -8,11 +8,47 @@
     tile(left, right, plan=plan)                             # [b1*c, b2*c], [b1, b2] or [c, b1, b2]
 
 with ``plan.rows`` the examples of a block that the budget allows, two blocks at once.
+
+A kernel that does not fit into memory is a ``KernelOperator``: ``TiledKernel`` on disk, ``ImplicitKernel`` never
+formed, ``LowRankKernel`` and ``KroneckerKernel`` for approximations. ``leading_eigenpairs`` is what a prediction needs.
 """
 
 from sgdsde.kernel.contraction import gram, tile
 from sgdsde.kernel.empirical import empirical_ntk
 from sgdsde.kernel.factors import Factors, factors
+from sgdsde.kernel.implicit import ImplicitKernel
+from sgdsde.kernel.operator import (
+    DenseKernel,
+    KernelOperator,
+    KroneckerKernel,
+    LowRankKernel,
+    StackedKernel,
+    as_operator,
+    rows_times,
+)
 from sgdsde.kernel.plan import KernelPlan
+from sgdsde.kernel.spectrum import LeadingEigenpairs, NotConvergedError, leading_eigenpairs
+from sgdsde.kernel.tile_file import StoredKernelError
+from sgdsde.kernel.tiled import TiledKernel
 
-__all__ = ["Factors", "KernelPlan", "empirical_ntk", "factors", "gram", "tile"]
+__all__ = [
+    "DenseKernel",
+    "Factors",
+    "ImplicitKernel",
+    "KernelOperator",
+    "KernelPlan",
+    "KroneckerKernel",
+    "LeadingEigenpairs",
+    "LowRankKernel",
+    "NotConvergedError",
+    "StackedKernel",
+    "StoredKernelError",
+    "TiledKernel",
+    "as_operator",
+    "empirical_ntk",
+    "factors",
+    "gram",
+    "leading_eigenpairs",
+    "rows_times",
+    "tile",
+]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sgdsde import _memory
+from sgdsde._checks import complaint
 from sgdsde._functional import FunctionalModel, as_functional
 from sgdsde._probe import probe
 from sgdsde._types import Params
@@ -70,9 +71,20 @@ class ImplicitKernel(KernelOperator):
         ]
         return torch.cat(moved, dim=1).movedim(0, -1).reshape(self.shape[0], -1)
 
+    def along(self, direction: Params) -> Tensor:
+        """J(x1) w, [n1, c], for w as tensors by parameter name."""
+        one = {name: direction[name][None] for name in self._functional.params}
+        starts = range(0, len(self._x1), self._rows)
+        return torch.cat([self._derivatives.push(self._x1[i : i + self._rows], one)[0] for i in starts])
+
     def diag(self) -> Tensor:
-        """Squared norms of the Jacobian's rows, [rows]. Cost: the Jacobian, block by block."""
+        return self.diagonal_blocks(self.n_outputs).diagonal(dim1=1, dim2=2).flatten()
+
+    def diagonal_blocks(self, n_outputs: int) -> Tensor:
+        """Products of the rows of each example's Jacobian, [n, c, c]. Cost: the Jacobian, block by block."""
         self._check_symmetric("the diagonal")
+        if n_outputs != self.n_outputs:
+            raise ValueError(complaint("n_outputs", f"that of the model, {self.n_outputs}", n_outputs))
         functional = self._functional
         example = ExampleBytes.of(functional, functional.params, self._x1[:1], self.n_outputs)
         allowed = _memory.budget(self._memory, self.device)
@@ -80,10 +92,11 @@ class ImplicitKernel(KernelOperator):
         rows = _memory.rows_within(allowed, 2 * example.held + example.making, most, "the Jacobian of an example")
         pieces = []
         for start in range(0, len(self._x1), rows):
-            blocks = jacobian(functional, self._x1[start : start + rows])
-            pieces.append(
-                sum((block.square().sum(1, dtype=torch.float64) for block in blocks.values()), torch.zeros(()))
-            )
+            total = torch.zeros((), dtype=torch.float64, device=self.device)
+            for block in jacobian(functional, self._x1[start : start + rows]).values():
+                own = block.view(-1, n_outputs, block.shape[1])
+                total = total + (own @ own.mT).double()
+            pieces.append(total)
         return torch.cat(pieces).to(self.dtype)
 
     def _chunks(self) -> tuple[int, int]:

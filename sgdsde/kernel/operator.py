@@ -6,6 +6,7 @@ A kernel that does not fit into memory is used through the same few words as one
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +38,10 @@ class KernelOperator(ABC):
     @abstractmethod
     def diag(self) -> Tensor:
         """K_xx for every row, [rows]; symmetric kernels only."""
+
+    @abstractmethod
+    def diagonal_blocks(self, n_outputs: int) -> Tensor:
+        """D(K): the kernel of every example with itself, [rows / c, c, c]; symmetric kernels only."""
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """K v for v [columns] or [columns, k]."""
@@ -112,6 +117,12 @@ class DenseKernel(KernelOperator):
         self._check_symmetric("the diagonal")
         return self.tensor.diagonal().clone()
 
+    def diagonal_blocks(self, n_outputs: int) -> Tensor:
+        self._check_symmetric("the diagonal")
+        n = self.shape[0] // n_outputs
+        blocks = self.tensor.reshape(n, n_outputs, n, n_outputs).diagonal(dim1=0, dim2=2)
+        return blocks.permute(2, 0, 1).clone()
+
     def to_dense(self, *, memory: int | None = None) -> Tensor:
         """The tensor itself, not a copy."""
         return self.tensor
@@ -146,6 +157,10 @@ class LowRankKernel(KernelOperator):
     def diag(self) -> Tensor:
         return self.vectors.square() @ self.values
 
+    def diagonal_blocks(self, n_outputs: int) -> Tensor:
+        rows = self.vectors.reshape(-1, n_outputs, len(self.values))
+        return (rows * self.values) @ rows.mT
+
 
 class KroneckerKernel(KernelOperator):
     """K_0 (x) I_c with K_0 = scale * base: every output has the same kernel [n, n], and no two outputs are coupled.
@@ -168,6 +183,37 @@ class KroneckerKernel(KernelOperator):
 
     def diag(self) -> Tensor:
         return self.scale * self.base.diag().repeat_interleave(self.n_outputs)
+
+    def diagonal_blocks(self, n_outputs: int) -> Tensor:
+        own = self.diag().view(-1, self.n_outputs)
+        if n_outputs != self.n_outputs:
+            raise ValueError(complaint("n_outputs", f"that of the kernel, {self.n_outputs}", n_outputs))
+        return torch.diag_embed(own)
+
+
+class StackedKernel(KernelOperator):
+    """Kernels of different rows and the same columns, one under the other."""
+
+    is_symmetric = False
+
+    def __init__(self, parts: Sequence[Tensor | KernelOperator]) -> None:
+        self.parts = [as_operator(part) for part in parts]
+        self.shape = (sum(part.shape[0] for part in self.parts), self.parts[0].shape[1])
+        self.dtype, self.device = self.parts[0].dtype, self.parts[0].device
+
+    def product(self, vectors: Tensor) -> Tensor:
+        return torch.cat([part.product(vectors).to(vectors.dtype) for part in self.parts])
+
+    def diag(self) -> Tensor:
+        raise ValueError(complaint("the diagonal", "asked of the kernel of one set of examples", "stacked kernels"))
+
+    def diagonal_blocks(self, n_outputs: int) -> Tensor:
+        return self.diag()
+
+
+def rows_times(rows: Tensor, kernel: Tensor | KernelOperator) -> Tensor:
+    """V K^T for V [P, columns], one vector a row: [P, rows]."""
+    return rows @ kernel.mT if isinstance(kernel, Tensor) else (kernel @ rows.mT).mT.contiguous()
 
 
 def as_operator(kernel: Tensor | KernelOperator) -> KernelOperator:

@@ -54,7 +54,7 @@ def ito_term(
 def _cotangents(linearization: Linearization, output_gradient: Tensor, count: int) -> Tensor:
     """V q_k for the largest eigenvalues of V^T K V, [count, n, c]."""
     n, c = output_gradient.shape
-    kernel = linearization.kernel.view(n, c, n, c)
+    kernel = linearization.dense_kernel.view(n, c, n, c)
     inner = torch.einsum("ia,iajb,jb->ij", output_gradient, kernel, output_gradient) / n
     inner = inner - inner.mean(0, keepdim=True)
     inner = inner - inner.mean(1, keepdim=True)

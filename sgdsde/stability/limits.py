@@ -157,8 +157,8 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
     noise = noise_factor(linearization, batch_size, sampling)
     modes = Modes(linearization)
     c, n = modes.n_outputs, modes.n_train
-    matrix = (1 - noise) * linearization.kernel / n
-    diagonal_blocks(matrix, c).add_(diagonal_blocks(linearization.kernel.contiguous(), c), alpha=noise)
+    matrix = (1 - noise) * linearization.dense_kernel / n
+    diagonal_blocks(matrix, c).add_(linearization.operator.diagonal_blocks(c), alpha=noise)
     return 2 / (modes.loss_curvature * float(torch.linalg.eigvalsh(matrix)[-1]))
 
 

@@ -9,7 +9,6 @@ from scipy.optimize import brentq, minimize_scalar
 
 from sgdsde._types import Sampling
 from sgdsde.linearization import Linearization, as_linearization
-from sgdsde.noise.covariance import diagonal_blocks
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
 from sgdsde.stability.limits import limit_at_noise, max_lr, mean_square_radius
@@ -74,7 +73,7 @@ def gradient_noise_scale(problem_or_linearization: Problem | Linearization) -> f
     problem = linearization.problem
     n, c = problem.n_train, problem.n_outputs
     gradient = problem.criterion.gradient(linearization.outputs, linearization.targets)
-    blocks = diagonal_blocks(linearization.kernel.contiguous(), c)
+    blocks = linearization.operator.diagonal_blocks(c)
     each = torch.einsum("ia,iab,ib->", gradient, blocks, gradient) / n
-    mean = gradient.flatten() @ linearization.kernel @ gradient.flatten() / n**2
+    mean = gradient.flatten() @ (linearization.kernel @ gradient.flatten()) / n**2
     return float((each - mean) / mean)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import warnings
 
+from torch import Tensor
+
 from sgdsde.dynamics.base import Modes
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
@@ -53,7 +55,8 @@ def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> fl
 
 def _is_stable(linearization: Linearization, sgd: SGD, lr: float, noise: float, batch_size: int) -> bool:
     plain = sgd.momentum == 0 and sgd.weight_decay == 0
-    if plain and lr <= sufficient_lr(linearization, batch_size, sampling=sgd.sampling):
+    is_dense = isinstance(linearization.kernel, Tensor)
+    if plain and is_dense and lr <= sufficient_lr(linearization, batch_size, sampling=sgd.sampling):
         return True
     if plain:
         return lr <= limit_at_noise(linearization, noise)

@@ -11,6 +11,7 @@ from torch import Tensor
 from sgdsde._checks import whole_number
 from sgdsde.dynamics.integrators.base import Draws, Integrator, Outputs, PathGroup, PathSetup
 from sgdsde.dynamics.update import torch_step
+from sgdsde.kernel import KernelOperator, rows_times
 from sgdsde.losses import SquaredError
 
 
@@ -55,7 +56,7 @@ class _EulerPaths(PathGroup):
         self._substeps, self._setup, self._draws = substeps, setup, draws
         linearization = setup.linearization
         shape = (n_paths, *linearization.outputs.shape)
-        self._w = linearization.kernel.new_zeros(shape)
+        self._w = linearization.outputs.new_zeros(shape)
         self._buffer = torch.zeros_like(self._w) if setup.sgd.momentum else self._w
         self._weight_factor = torch.ones(1, dtype=torch.float64)
         self._weight_buffer = torch.zeros(1, dtype=torch.float64)
@@ -119,5 +120,7 @@ class _EulerPaths(PathGroup):
             return outputs
         return outputs + float(self._weight_factor - 1) * weight_outputs
 
-    def _moved(self, base: Tensor, kernel: Tensor) -> Tensor:
+    def _moved(self, base: Tensor, kernel: Tensor | KernelOperator) -> Tensor:
+        if not isinstance(kernel, Tensor):
+            return base + rows_times(self._w.flatten(1), kernel).view(len(self._w), *base.shape)
         return torch.addmm(base.flatten(), self._w.flatten(1), kernel.mT).view(len(self._w), *base.shape)

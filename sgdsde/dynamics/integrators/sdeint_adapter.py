@@ -15,6 +15,7 @@ from torch import Tensor
 from sgdsde._checks import complaint, whole_number, word
 from sgdsde._streams import numpy_stream
 from sgdsde.dynamics.integrators.base import Draws, Integrator, Outputs, PathGroup, PathSetup
+from sgdsde.kernel import rows_times
 from sgdsde.losses import SquaredError
 
 Method = Literal["itoEuler", "itoSRI2", "stratHeun", "stratSRS2", "stratKP2iS"]
@@ -92,13 +93,13 @@ class _SdeintPaths(PathGroup):
 
     def outputs(self, step: int) -> Outputs:
         linearization = self._setup.linearization
-        w = torch.from_numpy(self._w).to(linearization.kernel)
+        w = torch.from_numpy(self._w).to(linearization.outputs)
         test = linearization.test_outputs
         shape = (len(w), *linearization.outputs.shape)
-        train = linearization.outputs + (w @ linearization.kernel.mT).view(shape)
+        train = linearization.outputs + rows_times(w, linearization.kernel).view(shape)
         if test is None or linearization.cross_kernel is None:
             return train, None
-        return train, test + (w @ linearization.cross_kernel.mT).view(len(w), *test.shape)
+        return train, test + rows_times(w, linearization.cross_kernel).view(len(w), *test.shape)
 
 
 class WeightSystem:
@@ -112,7 +113,7 @@ class WeightSystem:
         linearization = setup.linearization
         self._criterion, self._targets = linearization.problem.criterion, linearization.targets.cpu()
         self._initial = linearization.outputs.double().cpu()
-        self._kernel = linearization.kernel.double().cpu()
+        self._kernel = linearization.dense_kernel.double().cpu()
         n = len(self._initial)
         self._centering = math.sqrt(diffusion / n) * (np.eye(n) - 1 / n)
         self._stratonovich = stratonovich

@@ -1,0 +1,106 @@
+"""The coordinates in which predictions are made: all eigenpairs of a kernel, or the leading ones and the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sgdsde._checks import complaint
+from sgdsde._types import Progress
+from sgdsde.kernel.operator import KernelOperator, KroneckerKernel, LowRankKernel, as_operator
+from sgdsde.kernel.spectrum import leading_eigenpairs
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """What a truncated eigenbasis leaves out: K_t = K - U diag(l) U^T.
+
+    Attributes:
+        largest: no eigenvalue of K_t is larger. trace: tr K_t.
+        example: k_i, [n], the largest eigenvalue of K_t's diagonal block of example i.
+    """
+
+    largest: float
+    trace: float
+    example: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenbasis:
+    """Spectral decomposition of a positive semidefinite kernel, restricted to its range or truncated.
+
+    Attributes:
+        values: l, [r], ascending, all above d eps l_max. vectors: U, [d, r].
+        tail: what is left out; None where nothing is.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    tail: Tail | None = None
+
+    @classmethod
+    def of(cls, kernel: Tensor | KernelOperator) -> Eigenbasis:
+        """The whole range. Cost: one symmetric eigendecomposition, about 9 d^3 operations.
+
+        Raises:
+            MemoryError: an operator too large to be written out; names the bytes.
+        """
+        if isinstance(kernel, LowRankKernel):
+            order = kernel.values.argsort()
+            return cls._above_rounding(kernel.values[order], kernel.vectors[:, order], len(kernel))
+        if isinstance(kernel, KroneckerKernel):
+            base, identity = cls.of(kernel.base), torch.eye(kernel.n_outputs).to(kernel.base.diag())
+            values = kernel.scale * base.values.repeat_interleave(kernel.n_outputs)
+            return cls(values, torch.kron(base.vectors, identity))
+        dense = as_operator(kernel).to_dense()
+        values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
+        return cls._above_rounding(values, vectors, len(dense))
+
+    @classmethod
+    def _above_rounding(cls, values: Tensor, vectors: Tensor, d: int) -> Eigenbasis:
+        floor = values.abs().max() * d * torch.finfo(values.dtype).eps
+        if values.min() < -1e3 * floor - 1e-6 * values.abs().max():
+            received = f"eigenvalues down to {values.min():.3e} beside {values.max():.3e}"
+            raise ValueError(complaint("kernel", "positive semidefinite", received))
+        kept = values > floor
+        if not kept.any():
+            raise ValueError(complaint("kernel", "different from zero", "no positive eigenvalue"))
+        return cls(values[kept].contiguous(), vectors[:, kept].contiguous())
+
+    @classmethod
+    def leading(
+        cls,
+        kernel: KernelOperator,
+        rank: int,
+        n_outputs: int,
+        dtype: torch.dtype | None = None,
+        *,
+        tolerance: float | None = None,
+        progress: Progress = None,
+    ) -> Eigenbasis:
+        """The ``rank`` leading eigenpairs and bounds on the rest, from tr K and the kernel's diagonal blocks.
+
+        Exactness: to the tolerance of ``leading_eigenpairs``, whose residuals the bounds do not include but for the
+            largest eigenvalue left out.
+        """
+        found = leading_eigenpairs(kernel, rank, tolerance=tolerance, progress=progress)
+        dtype = kernel.dtype if dtype is None else dtype
+        values, vectors = found.values.flip(0).to(dtype), found.vectors.flip(1).to(dtype)
+        if kernel.dtype != dtype:  # rounded to few digits, they are not orthonormal in many
+            vectors = vectors @ _inverse_root(vectors.mT @ vectors)
+        basis = cls._above_rounding(values, vectors, len(kernel))
+        rows = basis.vectors.view(-1, n_outputs, len(basis.values))
+        blocks = kernel.diagonal_blocks(n_outputs).to(dtype) - (rows * basis.values) @ rows.mT
+        example = torch.linalg.eigvalsh((blocks + blocks.mT) / 2)[:, -1].clamp_min(0)
+        trace = float(blocks.diagonal(dim1=1, dim2=2).sum().clamp_min(0))
+        largest = min(float(values[0] + found.residuals.max()), trace)
+        if len(basis.values) < rank or len(kernel) == rank:  # nothing but rounding is left
+            return basis
+        return replace(basis, tail=Tail(largest, trace, example))
+
+
+def _inverse_root(gram: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(gram)
+    return (vectors * values.rsqrt()) @ vectors.mT
