@@ -20,6 +20,7 @@ from sgdsde import datasets, dynamics, meanfield, networks, sampling, stability
 from sgdsde._version import __version__
 from sgdsde.budget import ErrorBudget, error_budget
 from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
+from sgdsde.diagnosis import Diagnosis, diagnose
 from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble
 from sgdsde.kernel import empirical_ntk
 from sgdsde.linearization import Linearization, linearize
@@ -35,6 +36,7 @@ __all__ = [
     "AccuracyBand",
     "Comparison",
     "CurveComparison",
+    "Diagnosis",
     "ErrorBudget",
     "Linearization",
     "LossBand",
@@ -47,6 +49,7 @@ __all__ = [
     "__version__",
     "compare",
     "datasets",
+    "diagnose",
     "dynamics",
     "empirical_ntk",
     "error_budget",

@@ -1,0 +1,241 @@
+"""Puts the numbers of a diagnosis together."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from sgdsde._checks import complaint, positive_number, whole_number
+from sgdsde._types import Progress
+from sgdsde.comparison import TOLERANCE as SDE_TOLERANCE
+from sgdsde.diagnosis import calibration, numbers
+from sgdsde.diagnosis.path import KernelPath, kernel_path
+from sgdsde.diagnosis.result import Advice, Check, Diagnosis, Grade
+from sgdsde.dynamics import Dynamics, GradientDescent, MovingKernel
+from sgdsde.linearization import Linearization, as_linearization
+from sgdsde.prediction import default_dynamics
+from sgdsde.problem import Problem
+from sgdsde.recording import recorded_steps
+from sgdsde.sgd import SGD, check_sgd
+
+NO_NOISE = 1e-12
+"""Share of noise in the loss below which there is none."""
+
+
+def diagnose(
+    problem_or_linearization: Problem | Linearization,
+    sgd: SGD,
+    n_steps: int,
+    *,
+    tolerance: float = 0.05,
+    record: Sequence[int] | None = None,
+    progress: Progress = None,
+) -> Diagnosis:
+    """Which prediction to trust, and the error to expect of it, without a measured run.
+
+    Args:
+        n_steps: how long it is trained: kernels drift and losses fall with the steps.
+        tolerance: relative error of the training loss that is asked for, at every recorded step.
+        record: as in ``predict``.
+    Returns:
+        A ``Diagnosis`` with checks ``stability``, ``kernel_drift``, ``laziness``, ``noise_scale``, ``feedback``,
+        ``linearization``, ``sde``; each has its number, threshold, source of the threshold, grade and sentence.
+    Exactness: calibrated, not derived: the errors to expect are those that nine of ten settings stayed below, on small
+        networks and digits (docs/diagnosis.md, where it is checked on other settings).
+    Cost: the predictions of the frozen and of the moving kernel and of the SDE, a full-batch gradient a step, and three
+        kernels.
+    """
+    n_steps = whole_number("n_steps", n_steps, minimum=1)
+    tolerance = positive_number("tolerance", tolerance)
+    steps = recorded_steps(n_steps, record).tolist()
+    if steps[-1] == 0:
+        raise ValueError(complaint("record", "with a step after 0", steps, "omit it for about 50 geometric steps"))
+    check_sgd(sgd)
+    linearization = as_linearization(problem_or_linearization, progress=progress)
+    patient = _Patient(linearization, sgd, steps, tolerance, progress)
+    return patient.diagnosis()
+
+
+@dataclass(frozen=True, eq=False)
+class _Patient:
+    """A problem and its SGD, and what is found of them, each once."""
+
+    linearization: Linearization
+    sgd: SGD
+    record: list[int]
+    tolerance: float
+    progress: Progress
+
+    def diagnosis(self) -> Diagnosis:
+        checks = [self._stability(), self._kernel_drift(), self._laziness(), self._noise_scale()]
+        checks += [self._feedback(), self._linearization(), self._sde()]
+        frozen, moving = self.frozen_error, self.moving_error
+        advice = Advice.MEASURE
+        if frozen <= self.tolerance:
+            advice = Advice.FROZEN_KERNEL
+        elif moving <= self.tolerance:
+            advice = Advice.MOVING_KERNEL
+        predictor: dict[Advice, Dynamics] = {
+            Advice.FROZEN_KERNEL: self.frozen_theory,
+            Advice.MOVING_KERNEL: MovingKernel(),
+        }
+        named = {check.name: check for check in checks}
+        return Diagnosis(
+            named, advice, predictor.get(advice), frozen, moving, self.tolerance, self._sentence(advice, frozen, moving)
+        )
+
+    # ------------------------------------------------------------------------------------ what is found
+
+    @cached_property
+    def frozen_theory(self) -> Dynamics:
+        return default_dynamics(self.linearization.problem)
+
+    @cached_property
+    def frozen_losses(self) -> Tensor:
+        return numbers.expected_losses(self.frozen_theory, self.linearization, self.sgd, self.record)
+
+    @cached_property
+    def moving(self) -> tuple[Tensor | None, str]:
+        """Losses of the moving kernel, and what it said: why there are none, or what it warned of."""
+        if isinstance(self.path, str):
+            return None, self.path
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                losses = numbers.expected_losses(MovingKernel(), self.linearization, self.sgd, self.record)
+            except ValueError as error:
+                return None, str(error)
+        return losses, str(caught[0].message) if caught else ""
+
+    @cached_property
+    def path(self) -> KernelPath | str:
+        """Or why there is none."""
+        try:
+            return kernel_path(self.linearization, self.sgd, self.record, progress=self.progress)
+        except ValueError as error:
+            return str(error)
+
+    @cached_property
+    def limit_ratio(self) -> float:
+        """The largest along the path."""
+        later = [] if isinstance(self.path, str) else list(self.path.linearizations.values())
+        ratios = [numbers.limit_ratio(at, self.sgd, self.record[-1]) for at in (self.linearization, *later)]
+        return max(ratios)
+
+    @cached_property
+    def noise_share(self) -> float:
+        share = numbers.noise_share(self.frozen_losses, self.linearization, self.sgd, self.record)
+        return share if share > NO_NOISE else 0.0
+
+    @cached_property
+    def feedback(self) -> float:
+        """Kernel drift times the odds of noise in the loss."""
+        if isinstance(self.path, str) or self.noise_share == 1:
+            return math.inf
+        return self.path.drift * self.noise_share / (1 - self.noise_share)
+
+    @cached_property
+    def kernel_gap(self) -> float:
+        """What the drift of the kernel does to the expected loss, at the worst recorded step."""
+        if isinstance(self.path, str):
+            return math.inf
+        losses, _ = self.moving
+        if losses is not None:
+            return float((self.frozen_losses / losses - 1).abs().max())
+        descent = numbers.expected_losses(GradientDescent(), self.linearization, self.sgd, self.record)
+        return float(((self.path.losses.to(descent) - descent) / self.frozen_losses).abs().max())
+
+    @cached_property
+    def moving_error(self) -> float:
+        if self.moving[1] or self.limit_ratio >= 1:
+            return math.inf
+        return calibration.moving_error(self.feedback)
+
+    @cached_property
+    def frozen_error(self) -> float:
+        if self.limit_ratio >= 1:
+            return math.inf
+        return self.kernel_gap + calibration.moving_error(self.feedback)
+
+    # ------------------------------------------------------------------------------------- what it means
+
+    def _stability(self) -> Check:
+        ratio, bound = self.limit_ratio, calibration.SHARE_OF_LIMIT
+        source = "1 is the exact limit of the linearized SGD; 0.6 was the largest at which a prediction kept 5 %"
+        sentence = f"lr is {ratio:.2g} of the largest that is stable in mean square along the path"
+        if math.isnan(ratio):
+            return Check("stability", ratio, bound, source, Grade.GOOD, "no such limit is known for this loss")
+        if ratio >= 1:
+            return Check("stability", ratio, bound, source, Grade.BAD, sentence + ": the expected loss grows")
+        return _graded("stability", ratio, bound, source, sentence, beyond="fluctuations amplify every other error")
+
+    def _kernel_drift(self) -> Check:
+        bound, source = calibration.DRIFT_OF_FROZEN, "largest drift at which every frozen kernel kept 5 % (calibration)"
+        if isinstance(self.path, str):
+            return Check("kernel_drift", math.inf, bound, source, Grade.BAD, self.path)
+        drift = self.path.drift
+        sentence = f"the kernel moves by {100 * drift:.2g} % along full-batch descent"
+        if drift > calibration.DRIFT_MEASURED:
+            return Check("kernel_drift", drift, bound, source, Grade.BAD, sentence + ", more than was ever measured")
+        return _graded("kernel_drift", drift, bound, source, sentence, beyond="a frozen kernel is late off by more")
+
+    def _laziness(self) -> Check:
+        value = numbers.laziness(self.linearization)
+        sentence = f"on its way to the targets the Jacobian changes by about {value:.2g} of itself"
+        source = "largest value at which every frozen kernel kept 5 % (calibration); lazy training needs << 1"
+        return _graded("laziness", value, calibration.LAZY, source, sentence, beyond="features are learned")
+
+    def _noise_scale(self) -> Check:
+        value = numbers.noise_ratio(self.linearization, self.sgd)
+        source = "at 1 noise and mean of the first gradient are equally large (McCandlish et al.)"
+        sentence = f"the first gradient's variance is {value:.2g} of its squared mean"
+        return _graded("noise_scale", value, 1.0, source, sentence, beyond="gradient descent says little of this SGD")
+
+    def _feedback(self) -> Check:
+        bound = calibration.feedback_at(self.tolerance)
+        source = f"where {calibration.MOVING_SCALE:g} x^{calibration.MOVING_POWER:g}, the fit of the moving kernel's "
+        source += f"errors, is {100 * self.tolerance:g} %"
+        sentence = f"noise is up to {100 * self.noise_share:.2g} % of the expected loss, and moves a kernel that moves"
+        return _graded(
+            "feedback", self.feedback, bound, source, sentence, beyond="the mean path no longer follows full batches"
+        )
+
+    def _linearization(self) -> Check:
+        source = "the tolerance asked for"
+        sentence = f"letting the kernel move changes the expected loss by up to {100 * self.kernel_gap:.2g} %"
+        losses, said = self.moving
+        if said:
+            sentence += f" (of full batches alone; {said})" if losses is None else f" ({said})"
+        return _graded("linearization", self.kernel_gap, self.tolerance, source, sentence, beyond="let it move")
+
+    def _sde(self) -> Check:
+        value = numbers.sde_error(self.frozen_losses, self.linearization, self.sgd, self.record)
+        source = "the tolerance of compare"
+        if math.isnan(value):
+            return Check("sde", value, SDE_TOLERANCE, source, Grade.CAUTION, "shuffled epochs have no SDE")
+        sentence = f"the SDE's expected loss is off from that of SGD by up to {100 * value:.2g} %"
+        return _graded("sde", value, SDE_TOLERANCE, source, sentence, beyond="predict in steps, not in time")
+
+    def _sentence(self, advice: Advice, frozen: float, moving: float) -> str:
+        errors = f"error to expect: {_percent(frozen)} with a frozen kernel, {_percent(moving)} with a moving one"
+        said = {
+            Advice.FROZEN_KERNEL: f"Predict with {self.frozen_theory!r}: the kernel may be frozen",
+            Advice.MOVING_KERNEL: "Predict with MovingKernel(): the kernel moves too much to be frozen",
+            Advice.MEASURE: f"Measure: no prediction is expected within {100 * self.tolerance:g} %",
+        }
+        return f"{said[advice]}; {errors}."
+
+
+def _graded(name: str, value: float, bound: float, source: str, sentence: str, *, beyond: str) -> Check:
+    if value <= bound:
+        return Check(name, value, bound, source, Grade.GOOD, sentence)
+    return Check(name, value, bound, source, Grade.CAUTION, f"{sentence}: {beyond}")
+
+
+def _percent(error: float) -> str:
+    return f"{100 * error:.2g} %" if math.isfinite(error) else "none given"

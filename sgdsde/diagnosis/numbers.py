@@ -1,0 +1,113 @@
+"""The numbers of a diagnosis, each with its formula."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from sgdsde.dynamics import GradientDescent, MomentEquations
+from sgdsde.dynamics.base import Dynamics
+from sgdsde.linearization import Linearization
+from sgdsde.losses import SquaredError
+from sgdsde.noise.ito import second_derivative, weight_direction
+from sgdsde.reduction import Reducer
+from sgdsde.sgd import SGD
+from sgdsde.stability import gradient_noise_scale
+from sgdsde.stability.limits import limit_at_noise
+
+POWER_STEPS = 60
+"""Of the power iteration for a number that decides at a factor of two."""
+
+SDE_RTOL = 1e-4
+"""Of the SDE's moments: far below any threshold."""
+
+
+def limit_ratio(linearization: Linearization, sgd: SGD, n_steps: int) -> float:
+    """lr over the mean-square limit: the largest learning rate of a schedule, the limit of its smallest batch.
+
+    Shuffled epochs are held against fresh batches without replacement. NaN for losses other than squared error.
+    """
+    if not isinstance(linearization.problem.criterion, SquaredError) or n_steps == 0:
+        return math.nan
+    iid = sgd
+    if sgd.sampling == "shuffled":
+        iid = dataclasses.replace(sgd, sampling="without_replacement", drop_last=False)
+    plan = iid.plan(linearization.problem.n_train, n_steps)
+    noise = plan.noise_factor(int(plan.batch_size.argmin()))
+    limit = limit_at_noise(
+        linearization, noise, momentum=sgd.momentum, nesterov=sgd.nesterov, weight_decay=sgd.weight_decay
+    )
+    return float(plan.lr.max()) / limit
+
+
+def laziness(linearization: Linearization) -> float:
+    """|r| |D^2 f[v, v]| / |J v|^2 with v = J^T r / |J^T r|, the direction of the first step, r = f - y.
+
+    The criterion of lazy training along the one direction that training takes first: the change of J over the way that
+    closes the residual, relative to J. For other losses than squared error r is the loss's gradient.
+    """
+    problem, functional = linearization.problem, linearization.problem.functional
+    outputs = linearization.outputs.to(functional.dtype)
+    targets = problem.y_train.to(outputs) if problem.y_train.is_floating_point() else problem.y_train
+    residual = problem.criterion.gradient(outputs, targets)
+    if isinstance(problem.criterion, SquaredError):
+        residual = residual / problem.criterion.curvature
+    direction = weight_direction(functional, problem.x_train, residual)
+    length = math.sqrt(sum(float(part.double().square().sum()) for part in direction.values()))
+    if length == 0:
+        return 0.0
+    unit = {name: part / length for name, part in direction.items()}
+    bend = second_derivative(functional, problem.x_train, unit)
+    slope = linearization.kernel @ residual.flatten().to(linearization.outputs) / length
+    return float(residual.double().norm() * bend.double().norm() / slope.double().norm() ** 2)
+
+
+def noise_ratio(linearization: Linearization, sgd: SGD) -> float:
+    """phi tr Sigma / (B |g|^2): the variance of the first minibatch gradient over its squared mean."""
+    problem = linearization.problem
+    factor = sgd.plan(problem.n_train, 1).noise_factor(0)
+    return factor * gradient_noise_scale(linearization) if factor else 0.0
+
+
+def expected_losses(dynamics: Dynamics, linearization: Linearization, sgd: SGD, record: list[int]) -> Tensor:
+    """Mean training losses [T], without the warning of ``predict``."""
+    reducer = Reducer(linearization.problem, ("loss",))
+    for law in dynamics.evolve(linearization, sgd, record):
+        reducer.add(law)
+    return reducer.trajectory(torch.tensor(record), repr(dynamics), record[-1], None).train_loss.mean
+
+
+def noise_share(losses: Tensor, linearization: Linearization, sgd: SGD, record: list[int]) -> float:
+    """The largest share of the expected loss that gradient descent would not have."""
+    descent = expected_losses(GradientDescent(), linearization, sgd, record)
+    return float((1 - descent / losses).clamp(0, 1).max())
+
+
+def sde_error(losses: Tensor, linearization: Linearization, sgd: SGD, record: list[int]) -> float:
+    """Largest relative difference of the expected loss between SGD and its SDE, both on the linearized model.
+
+    NaN for shuffled epochs, which have none. Losses other than squared error: lr h / 2 with h the largest eigenvalue of
+    the curvature of the loss at the start, the relative error of the rate of its fastest mode.
+    """
+    if sgd.sampling == "shuffled":
+        return math.nan
+    if isinstance(linearization.problem.criterion, SquaredError):
+        flow = expected_losses(MomentEquations(order=1, rtol=SDE_RTOL), linearization, sgd, record)
+        return float((flow / losses - 1).abs().max())
+    return 0.5 * float(sgd.plan(linearization.problem.n_train, record[-1]).lr.max()) * _top_curvature(linearization)
+
+
+def _top_curvature(linearization: Linearization) -> float:
+    """Largest eigenvalue of K G / n, G the second derivative of the loss at the first outputs, by power iteration."""
+    problem = linearization.problem
+    blocks = problem.criterion.hessian(linearization.outputs, linearization.targets).to(linearization.outputs)
+    vector, size = linearization.outputs.new_ones(problem.n_train, problem.n_outputs, 1), 0.0
+    vector = vector + torch.linspace(0, 1, vector.numel()).to(vector).view_as(vector)
+    for _ in range(POWER_STEPS):
+        pushed = (linearization.kernel @ (blocks @ vector).flatten()).view_as(vector) / problem.n_train
+        size = float(pushed.norm() / vector.norm())
+        vector = pushed / pushed.norm().clamp_min(torch.finfo(pushed.dtype).tiny)
+    return size

@@ -1,0 +1,73 @@
+"""The real network along full-batch descent: how far its kernel moves, and with it the limit on the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgdsde._progress import ticker
+from sgdsde._types import Progress
+from sgdsde.dynamics.mean_path import MeanPath, kernel_between
+from sgdsde.kernel import KernelOperator
+from sgdsde.linearization import Linearization
+from sgdsde.sgd import SGD
+
+PARTS = (0.25, 0.5, 1.0)
+"""Of the steps: where the kernel is made anew."""
+
+
+@dataclass(frozen=True, eq=False)
+class KernelPath:
+    """Full-batch descent of the real network with the momentum, decay and schedule of an SGD.
+
+    Attributes:
+        losses: training loss at the recorded steps, [T]. drifts: |K_k - K_0| / |K_0| in Frobenius norm, by step.
+        linearizations: with the kernel K_k in place of the first (train rows only are new), by step.
+    """
+
+    losses: Tensor
+    drifts: dict[int, float]
+    linearizations: dict[int, Linearization]
+
+    @property
+    def drift(self) -> float:
+        """The largest."""
+        return max(self.drifts.values())
+
+
+def kernel_path(linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress) -> KernelPath:
+    """The path to the last recorded step, which must not be 0.
+
+    Raises:
+        ValueError: the path diverges; names the step.
+    Cost: one full-batch gradient a step, three kernels.
+    """
+    problem, n_steps = linearization.problem, record[-1]
+    at, wanted = {max(1, round(part * n_steps)) for part in PARTS}, set(record)
+    losses, drifts, later = [], {}, {}
+    start = as_tensor(linearization.kernel)
+    path = MeanPath.start(problem, sgd, sgd.plan(problem.n_train, n_steps))
+    ticks = ticker(progress, n_steps, "mean path")
+    for k in range(n_steps + 1):
+        if k in wanted:
+            reached = path.outputs(k)[: problem.n_train]
+            losses.append(float(problem.criterion.mean(reached, problem.y_train)))
+        if k in at:
+            path.outputs(k)
+            kernel = kernel_between(problem, path.params, problem.x_train).to(start)
+            drifts[k] = float((kernel - start).norm() / start.norm())
+            outputs, test_outputs = linearization.outputs, linearization.test_outputs
+            later[k] = Linearization(problem, kernel, linearization.cross_kernel, outputs, test_outputs)
+        if k < n_steps:
+            path = path.advanced(k)
+            ticks.update(1)
+    ticks.close()
+    return KernelPath(torch.tensor(losses, dtype=torch.float64), drifts, later)
+
+
+def as_tensor(kernel: Tensor | KernelOperator) -> Tensor:
+    """The kernel written out."""
+    return kernel if isinstance(kernel, Tensor) else kernel.to_dense()

@@ -1,0 +1,89 @@
+"""The result of a diagnosis: checks with their numbers, and what they advise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from sgdsde.dynamics import Dynamics
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Grade(Enum):
+    """GOOD: within the threshold. CAUTION: beyond it. BAD: beyond what any prediction here stands."""
+
+    GOOD = "good"
+    CAUTION = "caution"
+    BAD = "bad"
+
+
+class Advice(Enum):
+    """FROZEN_KERNEL: the default prediction is enough. MOVING_KERNEL: ``dynamics.MovingKernel`` is needed, and enough.
+    MEASURE: no prediction is expected within the tolerance; train a few runs (``run_ensemble``)."""
+
+    FROZEN_KERNEL = "frozen kernel"
+    MOVING_KERNEL = "moving kernel"
+    MEASURE = "measure"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One number against its threshold.
+
+    Attributes:
+        value: NaN where it does not apply. threshold: up to which it is good. source: where the threshold comes from.
+        sentence: what it means here.
+    """
+
+    name: str
+    value: float
+    threshold: float
+    source: str
+    grade: Grade
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What to predict with, and the error to expect; ``str()`` is a table.
+
+    Attributes:
+        checks: by name. advice: which predictor. predictor: it, or None where none is advised.
+        frozen_error, moving_error: the relative error of the training loss to expect at the worst recorded step, of the
+            frozen and of the moving kernel; infinity where the prediction is refused. Nine of ten settings of the
+            calibration were below (docs/diagnosis.md).
+        tolerance: the relative error that was asked for.
+    """
+
+    checks: Mapping[str, Check]
+    advice: Advice
+    predictor: Dynamics | None
+    frozen_error: float
+    moving_error: float
+    tolerance: float
+    sentence: str
+
+    @property
+    def expected_error(self) -> float:
+        """Of the advised predictor; of the better one where none is advised."""
+        errors = {Advice.FROZEN_KERNEL: self.frozen_error, Advice.MOVING_KERNEL: self.moving_error}
+        return errors.get(self.advice, min(self.frozen_error, self.moving_error))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row a check: name, value, threshold, grade, source, sentence (needs pandas)."""
+        import pandas
+
+        rows = [vars(check) | {"grade": check.grade.value} for check in self.checks.values()]
+        return pandas.DataFrame(rows, columns=["name", "value", "threshold", "grade", "source", "sentence"])
+
+    def __str__(self) -> str:
+        lines = [self.sentence, "", f"{'check':>18} {'value':>9} {'threshold':>9}  {'':8}"]
+        for check in self.checks.values():
+            lines.append(f"{check.name:>18} {check.value:>9.3g} {check.threshold:>9.3g}  {check.grade.value:8}")
+            lines.append(f"{'':>20}{check.sentence}")
+            lines.append(f"{'':>20}threshold: {check.source}")
+        return "\n".join(lines)
