@@ -1,6 +1,7 @@
 """Dynamics: how the law of the outputs evolves during training."""
 
 from sgdsde.dynamics.base import Covariance, Dynamics, OutputLaw
+from sgdsde.dynamics.gaussian_closure import GaussianClosure
 from sgdsde.dynamics.gradient_descent import GradientDescent
 from sgdsde.dynamics.gradient_flow import GradientFlow
 from sgdsde.dynamics.integrators import EulerMaruyama, ExponentialEuler, Integrator, SDEInt
@@ -16,6 +17,7 @@ __all__ = [
     "Dynamics",
     "EulerMaruyama",
     "ExponentialEuler",
+    "GaussianClosure",
     "GradientDescent",
     "GradientFlow",
     "Integrator",
