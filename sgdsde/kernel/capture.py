@@ -41,6 +41,15 @@ class Observation:
     deltas: tuple[Tensor, ...]
     gradients: Params
 
+    def weighted(self, weights: Tensor) -> Observation:
+        """With a number for each example, [b], as a factor of its cotangents."""
+
+        def times(value: Tensor) -> Tensor:
+            return value * weights.view(-1, *(1 for _ in value.shape[1:]))
+
+        gradients = {name: times(value) for name, value in self.gradients.items()}
+        return Observation(self.sources, tuple(times(delta) for delta in self.deltas), gradients)
+
 
 def discover(functional: FunctionalModel, names: Iterable[str], example: Tensor) -> Watched:
     """The uses of the named parameters in a forward pass of one example [1, ...]."""

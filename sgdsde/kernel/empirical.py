@@ -60,8 +60,10 @@ def empirical_ntk(
         _check_inputs(name, x, functional)
     if x2 is not None and x2.shape[1:] != x1.shape[1:]:
         raise ValueError(complaint("x2", f"examples of shape {list(x1.shape[1:])} like x1", list(x2.shape[1:])))
-    functional, at_two = probe(functional, x1, "x1")
+    functional, at_two = probe(functional, x1, "x1", vectorization=False)
     plan = KernelPlan.make(functional, chosen, x1, x2, at_two.shape[1], memory=memory, dtype=dtype, outputs=outputs)
+    if plan.structure is None:  # plain Jacobians are vectorized only where that is right
+        functional, _ = probe(functional, x1, "x1")
     return gram(functional, x1, x2, plan=plan, params=chosen, progress=progress)
 
 

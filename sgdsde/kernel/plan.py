@@ -16,7 +16,7 @@ from sgdsde.jacobian import ExampleBytes
 from sgdsde.kernel.costs import Job, LayerPlan, Outputs, layer_plan, network_operations, observation_bytes
 from sgdsde.kernel.structure import Structure, structure_of
 
-COMFORTABLE = 2**26
+COMFORTABLE = 2**27
 """Bytes beyond which more examples at once make nothing faster."""
 
 TILE_ROWS = 512
@@ -146,7 +146,7 @@ def _sizes(
     """Rows, step, tile, workspace for ``left`` bytes beside the result."""
     most = max(sides)
     share = max(left // 4, 1)
-    step = max(1, min(most, COMFORTABLE // observed, share // observed))
+    step = _evenly(most, min(COMFORTABLE // observed, share // observed))
     tile = max(1, min(most, _tile(job, most, symmetric)))
     while tile > 1 and tile * tile * working > min(share, COMFORTABLE):
         tile = -(-tile // 2)
@@ -158,8 +158,14 @@ def _sizes(
         return most, step, tile, workspace
     rows = min(most, room // max(2 * held, 1))
     if rows >= 1:  # blocks of equal length
-        rows = -(-most // -(-most // rows))
-    return rows, min(step, max(rows, 1)), min(tile, max(rows, 1)), workspace
+        rows = _evenly(most, rows)
+    return rows, _evenly(max(rows, 1), step), min(tile, max(rows, 1)), workspace
+
+
+def _evenly(n: int, most: int) -> int:
+    """The length of the fewest equal parts of n that are at most ``most`` (or 1) long."""
+    most = max(1, min(n, most))
+    return -(-n // -(-n // most))
 
 
 def _tile(job: Job, most: int, symmetric: bool) -> int:
@@ -168,8 +174,7 @@ def _tile(job: Job, most: int, symmetric: bool) -> int:
     examples = -(-TILE_ROWS // c)
     if symmetric:
         examples = min(examples, max(-(-most // 6), -(-128 // c)))
-    count = -(-most // examples)
-    return -(-most // count)
+    return _evenly(most, examples)
 
 
 def _too_little(allowed: int, result: int, needed: int, n_outputs: int) -> str:
