@@ -1,4 +1,4 @@
-"""What is read from a torch script: rates as a real loop sees them, samplings, examples; and what is refused."""
+"""How a torch script trains: rates as a real loop sees them, words, samplings; and what is refused."""
 
 from __future__ import annotations
 
@@ -13,65 +13,15 @@ from torch.optim import lr_scheduler
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     DistributedSampler,
-    IterableDataset,
     RandomSampler,
     SubsetRandomSampler,
-    TensorDataset,
     WeightedRandomSampler,
 )
 
 from sgdsde import SGD, Problem, run_ensemble
 from sgdsde.sampling import batch_indices
-
-N = 10
-SCHEDULERS = {
-    "StepLR": lambda o: lr_scheduler.StepLR(o, 3, gamma=0.5),
-    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 5], gamma=0.3),
-    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
-    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 14, eta_min=0.01),
-    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 4, T_mult=2),
-    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda k: 1 / (1 + k)),
-    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda k: 0.95),
-    "LinearLR": lambda o: lr_scheduler.LinearLR(o, start_factor=0.1, total_iters=6),
-    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, factor=0.25, total_iters=4),
-    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, total_iters=30, power=2.0),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.3, total_steps=20, cycle_momentum=False),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.2, step_size_up=3, cycle_momentum=False),
-    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
-        o,
-        [lr_scheduler.LinearLR(o, start_factor=0.2, total_iters=4), lr_scheduler.CosineAnnealingLR(o, 12)],
-        milestones=[4],
-    ),
-    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
-        [lr_scheduler.ConstantLR(o, factor=0.1, total_iters=3), lr_scheduler.ExponentialLR(o, 0.9)]
-    ),
-}
-
-
-def model(dtype: torch.dtype = torch.float64) -> nn.Sequential:
-    layers = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    entries = torch.linspace(-1, 1, sum(p.numel() for p in layers.parameters()), dtype=torch.float64)
-    with torch.no_grad():
-        for i, parameter in enumerate(layers.parameters()):
-            parameter.copy_(torch.sin(7 * (i + 1) * entries[: parameter.numel()]).view_as(parameter))
-    return layers.to(dtype)
-
-
-def data(n: int = N) -> TensorDataset:
-    draws = torch.Generator().manual_seed(3)
-    x, y = (torch.randn(n, k, generator=draws, dtype=torch.float64) for k in (3, 2))
-    return TensorDataset(x, y)
-
-
-def optimizer(**words) -> torch.optim.SGD:
-    return torch.optim.SGD(model().parameters(), **({"lr": 0.1} | words))
-
-
-def loader(batch_size: int | None = 4, **words) -> DataLoader:
-    words = words or {"shuffle": True}
-    return DataLoader(data(), batch_size=batch_size, **words)
+from tests.torch_scripts import SCHEDULERS, N, Stream, data, loader, made, model, optimizer
 
 
 def rates_of_a_loop(steps: int, make, stride: int = 1) -> list[float]:
@@ -85,12 +35,6 @@ def rates_of_a_loop(steps: int, make, stride: int = 1) -> list[float]:
             if (k + 1) % stride == 0:
                 scheduler.step()
     return rates
-
-
-def made(name: str, opt: torch.optim.SGD) -> lr_scheduler.LRScheduler:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The epoch parameter")
-        return SCHEDULERS[name](opt)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -189,11 +133,6 @@ def test_sampling_is_read():
     assert read(64, shuffle=True) == ("shuffled", [N] * 6)
     long = RandomSampler(data(), replacement=True, num_samples=9)
     assert read(sampler=long)[1] == [4, 4, 1] * 2 == [len(b[0]) for _ in range(2) for b in loader(4, sampler=long)]
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(data())
 
 
 class Evens(BatchSampler):
@@ -355,114 +294,3 @@ def test_the_optimizer_must_hold_what_the_model_trains():
     everything = torch.optim.SGD([*network.parameters(), nn.Parameter(torch.ones(2))], lr=0.1)
     with pytest.raises(ValueError, match="got 1 parameters that are not the model's"):
         SGD.from_optimizer(everything, loader(), model=network)
-
-
-# ------------------------------------------------------------------------------------------------- examples
-
-
-def test_examples_come_in_the_order_of_the_data_set():
-    x, y = data().tensors
-    problem = Problem.from_loader(model(), loader(), DataLoader(data(5), batch_size=2), loss=nn.MSELoss())
-    assert torch.equal(problem.x_train, x)
-    assert torch.equal(problem.y_train, y)
-    assert problem.n_test == 5
-    same = Problem(model(), x, y, loss=nn.MSELoss(), x_test=data(5).tensors[0], y_test=data(5).tensors[1])
-    assert problem.digest == same.digest
-
-
-def test_examples_take_the_dtype_of_the_model_and_labels_become_int64():
-    pairs = [(row.numpy(), int(i % 2)) for i, row in enumerate(data().tensors[0])]
-    train = DataLoader(pairs, batch_size=3, shuffle=True)
-    problem = Problem.from_loader(model(torch.float32), train, loss=nn.CrossEntropyLoss())
-    assert (problem.x_train.dtype, problem.y_train.dtype) == (torch.float32, torch.int64)
-    narrow = TensorDataset(data().tensors[0], torch.ones(N, dtype=torch.int8))
-    assert Problem.from_loader(model(), DataLoader(narrow), loss=nn.CrossEntropyLoss()).y_train.dtype == torch.int64
-    function = (lambda params, x: x @ params["w"], {"w": torch.ones(3, 2)})
-    assert Problem.from_loader(function, loader(), loss=nn.MSELoss()).y_train.dtype == torch.float32
-
-
-class Augmented(Dataset):
-    """The example of index 7 gets fresh noise at every access."""
-
-    def __init__(self) -> None:
-        self.noise = np.random.default_rng(0)
-
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, i: int):
-        x, y = data()[i]
-        return (x + float(self.noise.standard_normal()) if i == 7 else x), y
-
-
-class Dicts(Augmented):
-    def __getitem__(self, i: int):
-        return {"image": torch.ones(3), "label": i}
-
-
-class Ragged(Augmented):
-    def __getitem__(self, i: int):
-        return torch.ones(2 + i // 5), torch.ones(2)
-
-
-def padded(examples):
-    size = max(len(x) for x, _ in examples)
-    return torch.stack([nn.functional.pad(x, (0, size - len(x))) for x, _ in examples]), torch.ones(len(examples), 2)
-
-
-def mixed(examples):
-    x = torch.stack([x for x, _ in examples])
-    return x + 0.1 * x.mean(0), torch.stack([y for _, y in examples])
-
-
-def jittered(examples, noise=np.random.default_rng(0)):  # noqa: B008
-    x = torch.stack([x for x, _ in examples])
-    return x * float(noise.random()), torch.stack([y for _, y in examples])
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (
-            lambda: DataLoader(Augmented()),
-            "must be the same at each access, got another example 7 when fetched a second time",
-        ),
-        (lambda: DataLoader(Dicts()), "pairs of tensors (x, y), got a dict with keys 'image', 'label'; return (x, y)"),
-        (
-            lambda: DataLoader(TensorDataset(torch.ones(4, 3))),
-            "must be pairs of tensors (x, y), got 1 items: a tensor [4, 3]",
-        ),
-        (
-            lambda: DataLoader(Stream()),
-            "train_loader.dataset must be a data set with a length and an index, got the Iter",
-        ),
-        (lambda: DataLoader(data(), collate_fn=mixed), "got a batch in which example 0 is not what it is alone"),
-        (
-            lambda: DataLoader(data(), collate_fn=jittered),
-            "collate_fn must be deterministic, got two different batches",
-        ),
-        (
-            lambda: DataLoader(Ragged(), collate_fn=padded),
-            "got a batch in which example 0 is not what it is alone; use the",
-        ),
-        (
-            lambda: DataLoader(data(), sampler=SubsetRandomSampler(range(5))),
-            "train_loader.sampler must be a RandomSampler",
-        ),
-        (lambda: data(), "train_loader must be a torch.utils.data.DataLoader, got TensorDataset"),
-        (
-            lambda: DataLoader(data(), batch_size=None),
-            "train_loader.batch_size must be a whole number, got batch_size=None",
-        ),
-        (lambda: DataLoader([]), "train_loader.dataset must be non-empty, got no examples"),
-    ],
-)
-def test_examples_that_cannot_be_read_are_refused(make, message):
-    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
-        Problem.from_loader(model(), make(), loss=nn.MSELoss())
-
-
-def test_flat_targets_under_squared_error_are_refused_as_by_problem():
-    flat = TensorDataset(data().tensors[0], torch.ones(N, dtype=torch.float64))
-    with pytest.raises(ValueError, match=re.escape("use y_train[:, None]")):
-        Problem.from_loader(model(), DataLoader(flat), loss=nn.MSELoss())
