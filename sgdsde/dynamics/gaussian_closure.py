@@ -110,7 +110,7 @@ class ClosureState:
         self._linearization, self._sgd, self._plan = linearization, sgd, plan
         problem = linearization.problem
         self._n, self._c = problem.n_train, problem.n_outputs
-        self._kernel = linearization.dense_kernel
+        self._kernel, self._cross_kernel = linearization.dense_kernel, linearization.dense_cross_kernel
         d = len(self._kernel)
         self._w, self._u = self._kernel.new_zeros(d), self._kernel.new_zeros(d)
         self._factor, self._factor_buffer = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)

@@ -5,6 +5,8 @@ range of K; on the full space the radius is 1 at every learning rate, because nu
 limit needs no root: at the limit lr R(X) = H X + X H for some X, a symmetric-definite eigenproblem, with
 
     R(X) = (1 - phi/B) H X H + (phi s^2 / (B n)) K D(X) K.
+
+Other losses stand for their quadratic at the initial outputs (``local_modes``).
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from scipy.optimize import brentq
 
 from sgdsde._checks import complaint, fraction_below_one, whole_number, word
 from sgdsde._types import Sampling
-from sgdsde.dynamics.base import Modes
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.noise.covariance import diagonal_blocks
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD, sampling_factor
+from sgdsde.stability.local import local_kernel, local_modes
 from sgdsde.stability.second_moments import SecondMomentMap, largest_eigenvalue
 
 
@@ -41,7 +43,7 @@ def mean_square_radius(problem_or_linearization: Problem | Linearization, sgd: S
     linearization = as_linearization(problem_or_linearization)
     _refuse_unsupported(sgd)
     lr, noise = sgd.lr_at(0), sgd.plan(linearization.problem.n_train, 1).noise_factor(0)
-    moments = SecondMomentMap(Modes(linearization))
+    moments = SecondMomentMap(local_modes(linearization))
     floor = moments.mean_radius(sgd, lr) ** 2
     if noise == 0:
         return floor
@@ -76,8 +78,11 @@ def max_lr(
             "without_replacement".
     Returns:
         lr in the units of ``torch.optim.SGD``; at B = n without replacement the full-batch limit.
-    Exactness: to 1e-8, for the model linearized at initialization. With momentum or decay the limit is the smallest
-        learning rate at which the radius is 1; above it the radius has been above 1 in every case tried.
+    Exactness: to 1e-8, for the model linearized at initialization, under squared error. With momentum or decay the
+        limit is the smallest learning rate at which the radius is 1; above it the radius has been above 1 in every case
+        tried. Another loss stands for the quadratic with its Hessian at the initial outputs: the limit of small
+        deviations there, which moves as training goes on (under cross-entropy it grows with confidence), and past which
+        the loss need not diverge.
     Cost: plain SGD 20 to 40 applications of the map, each two products [d, r] x [r, r]; with momentum or decay about 15
         times that.
     Source: derived in docs/derivations.md.
@@ -97,7 +102,7 @@ def limit_at_noise(
 ) -> float:
     """``max_lr`` for any value of phi/B, which need not belong to a whole batch size."""
     sgd = SGD(1.0, 1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-    moments = SecondMomentMap(Modes(linearization))
+    moments = SecondMomentMap(local_modes(linearization))
     if momentum == 0 and weight_decay == 0:
         return _plain_limit(moments, noise)
     full_batch = _full_batch_limit(moments, sgd)
@@ -139,7 +144,7 @@ def max_lr_full_batch(
     With Nesterov momentum b: 2 (1 + b) / ((1 + 2 b) (l_max(H) + decay)).
     """
     sgd = SGD(1.0, 1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-    return _full_batch_limit(SecondMomentMap(Modes(as_linearization(problem_or_linearization))), sgd)
+    return _full_batch_limit(SecondMomentMap(local_modes(as_linearization(problem_or_linearization))), sgd)
 
 
 def _full_batch_limit(moments: SecondMomentMap, sgd: SGD) -> float:
@@ -155,11 +160,11 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
     is not needed.
     """
     noise = noise_factor(linearization, batch_size, sampling)
-    modes = Modes(linearization)
-    c, n = modes.n_outputs, modes.n_train
-    matrix = (1 - noise) * linearization.dense_kernel / n
-    diagonal_blocks(matrix, c).add_(linearization.operator.diagonal_blocks(c), alpha=noise)
-    return 2 / (modes.loss_curvature * float(torch.linalg.eigvalsh(matrix)[-1]))
+    kernel, curvature = local_kernel(linearization)
+    c, n = linearization.problem.n_outputs, linearization.problem.n_train
+    matrix = (1 - noise) * kernel / n
+    diagonal_blocks(matrix, c).add_(diagonal_blocks(kernel.contiguous(), c), alpha=noise)
+    return 2 / (curvature * float(torch.linalg.eigvalsh(matrix)[-1]))
 
 
 def noise_factor(linearization: Linearization, batch_size: int, sampling: Sampling) -> float:

@@ -24,9 +24,9 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from sgdsde.dynamics.base import Modes
 from sgdsde.dynamics.update import Update, update
 from sgdsde.sgd import SGD
+from sgdsde.stability.local import LocalModes
 
 _PAIRS_AT_ONCE = 2**18
 
@@ -34,7 +34,7 @@ _PAIRS_AT_ONCE = 2**18
 class SecondMomentMap:
     """T for one linearized problem, any learning rate and batch size."""
 
-    def __init__(self, modes: Modes) -> None:
+    def __init__(self, modes: LocalModes) -> None:
         self.drift = modes.drift
         self.blocks_shape = (modes.n_train, modes.n_outputs, modes.n_outputs)
         self._scaled = modes.vectors * (modes.values.sqrt() * (modes.loss_curvature / modes.n_train**0.5) ** 0.5)

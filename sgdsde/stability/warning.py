@@ -7,11 +7,11 @@ import warnings
 
 from torch import Tensor
 
-from sgdsde.dynamics.base import Modes
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD
 from sgdsde.stability.limits import limit_at_noise, max_lr_full_batch, sufficient_lr
+from sgdsde.stability.local import local_modes
 from sgdsde.stability.second_moments import SecondMomentMap
 
 
@@ -60,5 +60,5 @@ def _is_stable(linearization: Linearization, sgd: SGD, lr: float, noise: float, 
         return True
     if plain:
         return lr <= limit_at_noise(linearization, noise)
-    moments = SecondMomentMap(Modes(linearization))
+    moments = SecondMomentMap(local_modes(linearization))
     return moments.mean_radius(sgd, lr) < 1 and (noise == 0 or moments.amplification(sgd, lr, noise) < 1)
