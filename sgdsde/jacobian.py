@@ -6,15 +6,20 @@ of different tensors never have to be joined.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jacrev
+from torch.func import jacrev, jvp
+from torch.overrides import BaseTorchFunctionMode
 
 from sgdsde._functional import FunctionalModel, jacobian_row, vectorize
 from sgdsde._types import Params
+
+logger = logging.getLogger(__name__)
 
 Blocks = dict[str, Tensor]
 """By parameter name: the Jacobian's columns of that parameter, [b*c, p_k]."""
@@ -41,16 +46,57 @@ def jacobian(functional: FunctionalModel, x: Tensor, *, params: Params | None = 
 
 
 def jacobian_product(functional: FunctionalModel, x: Tensor, direction: Params, *, rows: int) -> Tensor:
-    """J v, [n, c] in float64, from blocks of ``rows`` examples; v as tensors by parameter name."""
-    pieces = []
-    for start in range(0, len(x), rows):
-        total = torch.zeros((), dtype=torch.float64, device=functional.device)
-        for name, block in jacobian(functional, x[start : start + rows]).items():
-            vector = direction[name].flatten()
-            for columns in column_pieces(block.shape[1]):
-                total = total + block[:, columns].double() @ vector[columns].double()
-        pieces.append(total)
-    return torch.cat(pieces).view(len(x), -1)
+    """J v, [n, c] in float64, at most ``rows`` examples at a time; v as tensors by parameter name.
+
+    Exactness: forward-mode derivatives in the model's dtype, where they agree with a backward pass on two examples,
+        u . J v = J^T u . v; products with the Jacobian itself elsewhere (layers without forward-mode derivatives).
+    Cost: about two forward passes; elsewhere that of the Jacobian.
+    """
+    direction = {name: direction[name] for name in functional.params}
+    if _has_forward_mode(functional, x[[0, -1]], direction):
+        product, step = _forward_product, min(rows, 256)  # more examples at once take memory and no less time
+    else:
+        product, step = _dense_product, min(rows, 8)
+    return torch.cat([product(functional, x[start : start + step], direction) for start in range(0, len(x), step)])
+
+
+def _forward_product(functional: FunctionalModel, x: Tensor, direction: Params) -> Tensor:
+    # Attention takes a way without forward-mode derivatives in inference, but not while a mode watches.
+    with torch.no_grad(), warnings.catch_warnings(), BaseTorchFunctionMode():
+        # The first forward-mode call of a process compiles decompositions in a way that torch itself deprecates.
+        warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+        tangent: Tensor = jvp(lambda params: functional.forward(params, x), (functional.params,), (direction,))[1]
+    return tangent.double()
+
+
+def _dense_product(functional: FunctionalModel, x: Tensor, direction: Params) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device=functional.device)
+    for name, block in jacobian(functional, x).items():
+        vector = direction[name].flatten()
+        for columns in column_pieces(block.shape[1]):
+            total = total + block[:, columns].double() @ vector[columns].double()
+    return total.view(len(x), -1)
+
+
+def _has_forward_mode(functional: FunctionalModel, x: Tensor, direction: Params) -> bool:
+    """Whether J v at two examples agrees with one plain backward pass, up to rounding."""
+    try:
+        forward = _forward_product(functional, x, direction)
+    except (RuntimeError, TypeError, ValueError) as error:  # NotImplementedError is a RuntimeError
+        logger.info("no forward-mode derivatives: %s", error)
+        return False
+    weights = torch.cos(torch.arange(1.0, forward.numel() + 1, dtype=functional.dtype, device=functional.device))
+    leaves = {name: value.detach().requires_grad_() for name, value in functional.params.items()}
+    with torch.enable_grad():
+        value = (functional.forward(leaves, x).flatten() * weights).sum()
+    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    parts = [(gradient.to_dense() * vector).double() for gradient, vector in zip(gradients, direction.values())]
+    difference = forward.flatten() @ weights.double() - sum(part.sum() for part in parts)
+    tolerance = 1e-2 if functional.device.type == "cuda" else torch.finfo(functional.dtype).eps ** 0.5
+    agrees = float(difference.abs()) <= tolerance * float(sum(part.abs().sum() for part in parts))
+    if not agrees:
+        logger.warning("forward-mode derivatives disagree with a backward pass; the Jacobian itself is used, slowly")
+    return agrees
 
 
 def column_pieces(width: int) -> list[slice]:

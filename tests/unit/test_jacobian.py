@@ -48,6 +48,65 @@ def test_products_equal_those_of_the_dense_matrix(name, rows):
     torch.testing.assert_close(product.flatten(), jacobian_by_backward(model, x) @ joined, rtol=1e-12, atol=1e-14)
 
 
+FORWARD = ["linear", "residual block", "multihead attention", "batch norm 2d", "embedding", "gelu by tanh"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_product_is_the_same_by_forward_mode_and_by_the_matrix_for_every_layer(name):
+    case = CASES[name]
+    model, x = case.model(), case.inputs(3)
+    functional, _ = probe(as_functional(model), x)
+    generator = torch.Generator().manual_seed(5)
+    direction = {
+        key: torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        for key, value in functional.params.items()
+    }
+    joined = torch.cat([value.flatten() for value in direction.values()])
+    expected = jacobian_by_backward(model, x) @ joined
+    product = jacobian_product(functional, x, direction, rows=2).flatten()
+    assert (product - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_the_usual_layers_have_forward_mode_derivatives(name, monkeypatch):
+    functional, _ = probe(as_functional(CASES[name].model()), CASES[name].inputs())
+    monkeypatch.setattr("sgdsde.jacobian._dense_product", None)
+    jacobian_product(functional, CASES[name].inputs(), functional.params, rows=2)
+
+
+class WrongForward(torch.autograd.Function):
+    """The square, with half of its derivative in forward mode."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**2
+
+    @staticmethod
+    def setup_context(context, inputs, output):
+        context.save_for_backward(*inputs)
+        context.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(context, gradient):
+        return 2 * context.saved_tensors[0] * gradient
+
+    @staticmethod
+    def jvp(context, tangent):
+        return context.saved_tensors[0] * tangent
+
+
+def test_a_wrong_forward_mode_derivative_is_found_and_not_used(caplog):
+    params = {"w": torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))}
+    model = (lambda p, x: WrongForward.apply(x @ p["w"]), params)
+    functional, x = as_functional(model), torch.eye(3, dtype=torch.float64)
+    product = jacobian_product(functional, x, params, rows=2).flatten()
+    expected = jacobian_by_backward(model, x) @ params["w"].flatten()
+    torch.testing.assert_close(product, expected, rtol=1e-12, atol=0)
+    assert "disagree" in caplog.text
+
+
 @pytest.mark.parametrize("width", [1, 1023, 1024, 1025, 40_000, 10**6])
 def test_pieces_of_columns_cover_each_column_once_and_stay_small(width):
     pieces = column_pieces(width)
