@@ -89,23 +89,30 @@ class LearningRate:
         if not self.is_part:
             return self.number, f"lr = {self.number:.6g}"
         sampling: Any = "without_replacement" if options.sampling == "shuffled" else options.sampling
-        limit = stability.max_lr(linearization, options.batch_size, momentum=options.momentum, sampling=sampling)
+        limit = stability.max_lr(
+            linearization,
+            options.batch_size,
+            momentum=options.momentum,
+            nesterov=options.nesterov,
+            weight_decay=options.weight_decay,
+            sampling=sampling,
+        )
         of = " of batches drawn without replacement" if options.sampling == "shuffled" else ""
         lr = self.number * limit
         return lr, f"lr = {lr:.6g}, {self.number:g} of the mean-square limit {limit:.6g}{of}"
 
 
-def parse_lr(options: TrainingOptions) -> LearningRate:
+def parse_lr(options: TrainingOptions, option: str = "--lr") -> LearningRate:
     """What ``--lr`` says: "half" and "0.8x" are parts of the limit."""
     text = options.lr.strip().lower()
     part = "0.5" if text == "half" else text[:-1] if text.endswith("x") else None
     remedy = "write 0.1, half or 0.8x"
     try:
-        number = positive_number("--lr", float(text if part is None else part), remedy)
+        number = positive_number(option, float(text if part is None else part), remedy)
     except ValueError:
-        raise ValueError(complaint("--lr", "a positive number, or a part of the limit", options.lr, remedy)) from None
+        raise ValueError(complaint(option, "a positive number, or a part of the limit", options.lr, remedy)) from None
     if part is not None and options.loss != "mse":
-        raise ValueError(complaint("--lr", "a number under cross-entropy, which has no limit", options.lr, "write 0.1"))
+        raise ValueError(complaint(option, "a number under cross-entropy, which has no limit", options.lr, "write 0.1"))
     return LearningRate(number, part is not None)
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import singledispatch
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +14,11 @@ from torch import Tensor
 import sgdsde
 from sgdsde import meanfield, plots, stability
 from sgdsde._checks import whole_number
-from sgdsde._types import Progress
+from sgdsde.cli import studies
 from sgdsde.cli.builders import build_dynamics, build_problem, build_sgd, parse_lr
-from sgdsde.cli.options import Command, Compare, Eoc, Ntk, Predict
+from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Ntk, Predict, Sweep
 from sgdsde.cli.results import ResultFolder, write_manifest, write_table
+from sgdsde.cli.work import Work, default_name, facts_of, printed, say_written
 
 QUANTILES = {"q10": 0.1, "q90": 0.9}
 
@@ -30,44 +28,16 @@ def run(command: Command, argv: Sequence[str]) -> None:
     _run(command, list(argv))
 
 
-class Work:
-    """Progress bars and wall times, by stage."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.seconds: dict[str, float] = {}
-        self._quiet = quiet
-
-    def stage(self, name: str, do: Callable[[Progress], Any]) -> Any:
-        """The result of ``do``, which is handed a progress bar."""
-        start = time.perf_counter()
-        result = do(self._bar(name))
-        self.seconds[name] = round(time.perf_counter() - start, 3)
-        return result
-
-    def _bar(self, name: str) -> Progress:
-        try:
-            from tqdm import tqdm
-        except ModuleNotFoundError:
-            return None
-        if self._quiet:
-            return None
-
-        def bar(items: Iterable[int]) -> Iterable[int]:
-            return tqdm(items, desc=name, unit="step", leave=False, disable=None, file=sys.stderr)
-
-        return bar
-
-
 @singledispatch
 def _run(command: Command, argv: list[str]) -> None:
-    raise TypeError(f"command must be one of Compare, Predict, Ntk, Eoc, got {type(command).__name__}")
+    raise TypeError(f"command must be one of Compare, Predict, Diagnose, Sweep, Ntk, Eoc, got {type(command).__name__}")
 
 
 @_run.register
 def _compare(command: Compare, argv: list[str]) -> None:
     names = ("comparison.png", "predicted.npz", "measured.npz", "comparison.csv")
     n_runs = whole_number("--runs", command.runs, minimum=2)
-    folder = ResultFolder.prepared(command.output, _default_name("compare", command), names)
+    folder = ResultFolder.prepared(command.output, default_name("compare", command), names)
     forecast, n_steps, seed = Forecast.of(command), command.training.steps, command.compute.seed
     problem, sgd, predicted = forecast.problem, forecast.sgd, forecast.predicted
     measured = forecast.work.stage(
@@ -80,32 +50,42 @@ def _compare(command: Compare, argv: list[str]) -> None:
         measured.save(target / "measured.npz")
         write_table(target / "comparison.csv", _comparison_columns(result))
         plots.plot_comparison(result, target / "comparison.png")
-        write_manifest(target, names, _facts("compare", command, argv) | facts)
+        write_manifest(target, names, facts_of("compare", command, argv) | facts)
     print(result)
-    _say_written(folder.path, names)
+    say_written(folder.path, names)
 
 
 @_run.register
 def _predict(command: Predict, argv: list[str]) -> None:
     names = ("prediction.png", "predicted.npz", "prediction.csv")
-    folder = ResultFolder.prepared(command.output, _default_name("predict", command), names)
+    folder = ResultFolder.prepared(command.output, default_name("predict", command), names)
     forecast = Forecast.of(command)
     predicted, facts = forecast.predicted, forecast.facts()
     with folder.writing() as target:
         predicted.save(target / "predicted.npz")
         write_table(target / "prediction.csv", _trajectory_columns(predicted))
         plots.plot_trajectory(predicted, target / "prediction.png")
-        write_manifest(target, names, _facts("predict", command, argv) | facts)
+        write_manifest(target, names, facts_of("predict", command, argv) | facts)
     print(predicted.dynamics)
-    print(_table(_trajectory_columns(predicted, bands=("mean", "q10", "q90"))))
-    _say_written(folder.path, names)
+    print(printed(_trajectory_columns(predicted, bands=("mean", "q10", "q90"))))
+    say_written(folder.path, names)
+
+
+@_run.register
+def _diagnose(command: Diagnose, argv: list[str]) -> None:
+    studies.diagnose(command, argv)
+
+
+@_run.register
+def _sweep(command: Sweep, argv: list[str]) -> None:
+    studies.sweep(command, argv)
 
 
 @_run.register
 def _ntk(command: Ntk, argv: list[str]) -> None:
     names = ("kernel.npz",)
     top, batch_size = whole_number("--top", command.top), whole_number("--batch-size", command.batch_size, minimum=1)
-    folder = ResultFolder.prepared(command.output, _default_name("ntk", command), names)
+    folder = ResultFolder.prepared(command.output, default_name("ntk", command), names)
     work = Work(command.compute.quiet)
     problem = build_problem(command.data, command.network, command.compute, command.loss)
     linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
@@ -129,7 +109,7 @@ def _ntk(command: Ntk, argv: list[str]) -> None:
         saved = {name: value.cpu().numpy() for name, value in arrays.items() if value is not None}
         np.savez(target / "kernel.npz", **saved)
         provenance = {"problem": repr(problem), "problem_digest": problem.digest, "wall_time_s": work.seconds}
-        write_manifest(target, names, _facts("ntk", command, argv) | facts | provenance)
+        write_manifest(target, names, facts_of("ntk", command, argv) | facts | provenance)
     print(problem)
     print(f"kernel: {facts['size']} x {facts['size']}, trace {facts['trace']:.6g}, rank {facts['rank']}")
     print(f"condition on its range: {facts['condition']:.4g}")
@@ -138,7 +118,7 @@ def _ntk(command: Ntk, argv: list[str]) -> None:
         drawn = command.sampling.replace("_", " ")
         print(f"largest stable learning rate, batches of {batch_size} {drawn}: {facts['max_lr']:.6g}")
         print(f"largest stable learning rate, full batch: {facts['max_lr_full_batch']:.6g}")
-    _say_written(folder.path, names)
+    say_written(folder.path, names)
 
 
 @_run.register
@@ -187,19 +167,6 @@ class Forecast:
         }
 
 
-def _facts(name: str, command: Command, argv: list[str]) -> dict[str, Any]:
-    arguments = dataclasses.asdict(command)
-    seed = arguments["compute"]["seed"]
-    seeds = {"examples": seed, "initial_weights": seed, "batches": seed}
-    return {"command": name, "argv": argv, "arguments": arguments, "seeds": seeds}
-
-
-def _default_name(name: str, command: Compare | Predict | Ntk) -> str:
-    batch = command.batch_size if isinstance(command, Ntk) else command.training.batch_size
-    network = f"{command.network.network}{command.network.width}"
-    return f"sgdsde-{name}-{command.data.data}-{network}-batch{batch}-seed{command.compute.seed}"
-
-
 def _trajectory_columns(
     trajectory: sgdsde.Trajectory, bands: Sequence[str] = ("mean", "std", "q10", "q90")
 ) -> dict[str, Tensor]:
@@ -226,15 +193,3 @@ def _comparison_columns(result: sgdsde.Comparison) -> dict[str, Tensor]:
             f"{side}_coverage": curve.coverage,
         }
     return columns
-
-
-def _table(columns: dict[str, Tensor]) -> str:
-    """At most twelve rows."""
-    rows = torch.unique(torch.linspace(0, len(columns["step"]) - 1, 12).round().long()).tolist()
-    lines = [" ".join(f"{name:>11}" for name in columns)]
-    lines += [" ".join(f"{float(values[i]):>11.5g}" for values in columns.values()) for i in rows]
-    return "\n".join(lines)
-
-
-def _say_written(path: Path, names: Sequence[str]) -> None:
-    print(f"written to {path}: {', '.join((*names, 'manifest.json'))}")

@@ -136,6 +136,35 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Diagnose:
+    """Tell beforehand which prediction to trust, and the error to expect."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    tolerance: float = 0.05
+    """Relative error of the training loss that is asked for."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Predict the last loss over learning rates and batch sizes, without training."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    theory: DynamicsOptions = field(default_factory=DynamicsOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    lrs: Annotated[tuple[str, ...], arg(metavar="LR [LR ...]")] = ("0.1x", "0.2x", "0.4x", "0.8x")
+    """Learning rates in place of --lr; 0.4x is a part of the largest stable one of each batch size."""
+    batch_sizes: Annotated[tuple[int, ...], arg(metavar="B [B ...]")] = (1, 2, 4, 8, 16, 32)
+    """Batch sizes in place of --batch-size."""
+
+
+@dataclass(frozen=True)
 class Ntk:
     """Compute the neural tangent kernel, its spectrum and the largest stable learning rates."""
 
@@ -163,4 +192,4 @@ class Eoc:
     """Standard deviation of the biases."""
 
 
-Command = Predict | Compare | Ntk | Eoc
+Command = Predict | Compare | Diagnose | Sweep | Ntk | Eoc

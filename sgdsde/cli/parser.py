@@ -14,13 +14,21 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
-from sgdsde.cli.options import Command, Compare, Eoc, Ntk, Predict
+from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Ntk, Predict, Sweep
 
 WRONG_KINDS = {
     r"invalid literal for int\(\) with base 10:": "a whole number",
     "could not convert string to float:": "a number",
+    "Could not find valid parse for arguments:": "whole numbers",
 }
-COMMANDS = {"compare": Compare, "predict": Predict, "ntk": Ntk, "eoc": Eoc}
+COMMANDS = {
+    "compare": Compare,
+    "predict": Predict,
+    "diagnose": Diagnose,
+    "sweep": Sweep,
+    "ntk": Ntk,
+    "eoc": Eoc,
+}
 DESCRIPTION = (
     "Predict what minibatch SGD will do to the loss of a network, before training it. Start with: sgdsde compare --help"
 )

@@ -121,6 +121,53 @@ def test_a_part_of_the_limit_is_meant_by_half_and_x(tmp_path, capsys):
     assert rates[0] == rates[1] == pytest.approx(number, rel=1e-5)
 
 
+def test_a_part_of_the_limit_knows_every_word_of_the_training(tmp_path, capsys):
+    assert call("predict", SYNTHETIC, "--steps 2 --lr 0.5x --momentum 0.8 --nesterov --weight-decay 0.3 --out n") == OK
+    data = sgdsde.datasets.synthetic(16, 8, 5)
+    model = sgdsde.networks.MLP(5, 16, 1, generator=torch.Generator().manual_seed(0))
+    problem = sgdsde.Problem(model, **data.tensors(), loss=torch.nn.MSELoss())
+    limit = sgdsde.stability.max_lr(problem, 4, momentum=0.8, nesterov=True, weight_decay=0.3)
+    lr = json.loads((tmp_path / "n" / "manifest.json").read_text())["lr"]
+    assert lr == pytest.approx(limit / 2, rel=1e-6)
+
+
+def test_diagnose_writes_and_prints_what_the_library_finds(tmp_path, capsys):
+    assert call("diagnose", SMALL, "--lr 0.3 --steps 12 --tolerance 0.2 --out d") == OK
+    data = sgdsde.datasets.digits(16, 8)
+    model = sgdsde.networks.MLP(64, 16, 1, generator=torch.Generator().manual_seed(0))
+    problem = sgdsde.Problem(model, **data.tensors(), loss=torch.nn.MSELoss())
+    found = sgdsde.diagnose(problem, sgdsde.SGD(0.3, 4), 12, tolerance=0.2)
+    assert str(found) in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    assert (manifest["advice"], manifest["sentence"]) == (found.advice.name, found.sentence)
+    assert manifest["frozen_error"] == found.frozen_error
+    with (tmp_path / "d" / "diagnosis.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == list(found.checks)
+    assert float(rows[1]["value"]) == found.checks["kernel_drift"].value
+    assert rows[0]["grade"] == found.checks["stability"].grade.value
+
+
+def test_sweep_predicts_every_cell_and_marks_what_is_unstable(tmp_path, capsys):
+    assert call("sweep", SYNTHETIC, "--steps 6 --lrs 0.5x 1.5x 0.05 --batch-sizes 2 8 --out s") == OK
+    data = sgdsde.datasets.synthetic(16, 8, 5)
+    model = sgdsde.networks.MLP(5, 16, 1, generator=torch.Generator().manual_seed(0))
+    problem = sgdsde.Problem(model, **data.tensors(), loss=torch.nn.MSELoss())
+    with (tmp_path / "s" / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["batch_size"]) for row in rows] == [2, 2, 2, 8, 8, 8]
+    limit = sgdsde.stability.max_lr(problem, 8)
+    assert [float(row["lr"]) for row in rows[3:]] == pytest.approx([0.5 * limit, 1.5 * limit, 0.05], rel=1e-6)
+    assert [row["past_mean_square_limit"] for row in rows] == ["False", "True", "False"] * 2
+    expected = sgdsde.predict(problem, sgdsde.SGD(0.05, 8), 6)
+    assert float(rows[5]["test_loss"]) == pytest.approx(float(expected.test_loss.mean[-1]), rel=1e-9)
+    assert float(rows[4]["train_loss"]) == float("inf")
+    said = capsys.readouterr().out
+    assert said.count("unstable (lr ") == 4
+    best = min(float(row["test_loss"]) for row in rows)
+    assert f"smallest test loss: {best:.5g} with batch size " in said
+
+
 @pytest.mark.parametrize("network", ["cnn", "resnet"])
 def test_other_networks_and_targets(network, capsys):
     words = f"--network {network} --width 4 --depth 2 --target onehot --image-size 4 --steps 2 --out {network}"
@@ -148,7 +195,7 @@ def test_eoc(capsys):
 def test_help_names_every_command_and_option_with_its_default(capsys):
     assert call() == OK
     overview = capsys.readouterr().out
-    assert all(f"• {name} " in overview for name in ("compare", "predict", "ntk", "eoc"))
+    assert all(f"• {name} " in overview for name in ("compare", "predict", "diagnose", "sweep", "ntk", "eoc"))
     assert call("compare --help") == OK
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     for option, default in {"runs": 64, "lr": "half", "batch-size": 8, "data": "digits", "out": "auto"}.items():
@@ -170,7 +217,8 @@ def test_help_names_every_command_and_option_with_its_default(capsys):
         ("compare --nope 3", "Unrecognized options: --nope, 3; see sgdsde compare --help"),
         (
             "compair",
-            "Unrecognized options: compair Available subcommands: compare, predict, ntk, eoc; see sgdsde --help",
+            "Unrecognized options: compair Available subcommands: "
+            "compare, predict, diagnose, sweep, ntk, eoc; see sgdsde --help",
         ),
         ("compare --runs 1", "--runs must be at least 2, got 1"),
         ("compare --steps 0", "--steps must be at least 1, got 0"),
@@ -185,8 +233,8 @@ def test_help_names_every_command_and_option_with_its_default(capsys):
             "predict --loss ce --lr 0.1 --target sign",
             "--target must be one that fits --loss ce, got sign; use --loss ce",
         ),
-        ("predict --dynamics Adam", "--dynamics must be one of GradientDescent, GradientFlow, "),
-        ("predict --dynamics __import__('os')", "--dynamics must be one of GradientDescent, GradientFlow, "),
+        ("predict --dynamics Adam", "--dynamics must be one of GaussianClosure, GradientDescent, "),
+        ("predict --dynamics __import__('os')", "--dynamics must be one of GaussianClosure, GradientDescent, "),
         ("predict --nesterov", "nesterov must be used with momentum and without dampening, got momentum=0.0"),
         ("predict --device abacus", "--device must be a device that torch can use here, got abacus ("),
         ("predict --activation swish", "activation must be one of 'relu', 'leaky_relu'"),
@@ -196,6 +244,12 @@ def test_help_names_every_command_and_option_with_its_default(capsys):
         ),
         ("predict --data synthetic --network cnn", "--network must be mlp or resnet for synthetic data, got cnn"),
         ("eoc --activation relu", "sigma_b of relu must be 0, got sigma_b=0.1"),
+        ("diagnose --tolerance 0", "--tolerance must be positive, got 0.0"),
+        ("diagnose --steps 0", "--steps must be at least 1, got 0"),
+        ("sweep --batch-sizes 0", "--batch-sizes must be at least 1, got 0"),
+        ("sweep --batch-sizes many", "--batch-sizes must be whole numbers, got ['many']; see sgdsde sweep --help"),
+        ("sweep --lrs fast", "--lrs must be a positive number, or a part of the limit, got fast; write 0.1, half or"),
+        ("sweep --loss ce", "--lrs must be a number under cross-entropy, which has no limit, got 0.1x; write 0.1"),
         ("ntk --batch-size 0", "--batch-size must be at least 1, got 0"),
     ],
 )

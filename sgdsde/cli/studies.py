@@ -1,0 +1,143 @@
+"""The commands that look at a problem before it is trained: what to trust, and what to choose."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from typing import Any
+
+import sgdsde
+from sgdsde import stability
+from sgdsde._checks import complaint, positive_number, whole_number
+from sgdsde.cli.builders import LearningRate, build_dynamics, build_problem, build_sgd, parse_lr
+from sgdsde.cli.options import Diagnose, Sweep
+from sgdsde.cli.results import ResultFolder, write_manifest, write_rows
+from sgdsde.cli.work import Work, default_name, facts_of, say_written
+
+
+def diagnose(command: Diagnose, argv: list[str]) -> None:
+    """Prints the diagnosis; its checks go to a table."""
+    names = ("diagnosis.csv",)
+    training, work = command.training, Work(command.compute.quiet)
+    n_steps = whole_number("--steps", training.steps, minimum=1)
+    tolerance = positive_number("--tolerance", command.tolerance)
+    folder = ResultFolder.prepared(command.output, default_name("diagnose", command), names)
+    rate = parse_lr(training)
+    build_sgd(training)
+    problem = build_problem(command.data, command.network, command.compute, training.loss)
+    linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
+    lr, words = rate.resolved(training, linearization)
+    print(problem)
+    print(f"{words}, batch size {training.batch_size}, {n_steps} steps\n", flush=True)
+    sgd = build_sgd(training, lr)
+    found = work.stage(
+        "diagnosis", lambda bar: sgdsde.diagnose(linearization, sgd, n_steps, tolerance=tolerance, progress=bar)
+    )
+    rows = [vars(check) | {"grade": check.grade.value} for check in found.checks.values()]
+    facts = {
+        "problem": repr(problem),
+        "problem_digest": problem.digest,
+        "lr": lr,
+        "advice": found.advice.name,
+        "predictor": repr(found.predictor),
+        "sentence": found.sentence,
+        "frozen_error": _finite(found.frozen_error),
+        "moving_error": _finite(found.moving_error),
+        "wall_time_s": work.seconds,
+    }
+    with folder.writing() as target:
+        write_rows(target / "diagnosis.csv", rows)
+        write_manifest(target, names, facts_of("diagnose", command, argv) | facts)
+    print(found)
+    say_written(folder.path, names)
+
+
+def sweep(command: Sweep, argv: list[str]) -> None:
+    """Prints the predicted last loss over batch sizes (rows) and learning rates (columns), and the smallest."""
+    names = ("sweep.csv",)
+    training, work = command.training, Work(command.compute.quiet)
+    n_steps = whole_number("--steps", training.steps, minimum=1)
+    sizes = [whole_number("--batch-sizes", size, minimum=1) for size in command.batch_sizes]
+    rates = [parse_lr(dataclasses.replace(training, lr=text), "--lrs") for text in command.lrs]
+    for option, given in (("--batch-sizes", sizes), ("--lrs", rates)):
+        if not given:
+            raise ValueError(complaint(option, "one value at least", "none"))
+    theory = build_dynamics(command.theory.dynamics)
+    folder = ResultFolder.prepared(command.output, default_name("sweep", command), names)
+    build_sgd(training)
+    problem = build_problem(command.data, command.network, command.compute, training.loss)
+    linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
+    print(problem)
+    print(f"{n_steps} steps", flush=True)
+    cells = [(dataclasses.replace(training, batch_size=size), rate) for size in sizes for rate in rates]
+
+    def predicted(bar: Any) -> list[dict[str, Any]]:
+        order = range(len(cells)) if bar is None else bar(range(len(cells)))
+        return [_cell(linearization, *cells[i], n_steps, theory) for i in order]
+
+    rows = work.stage("sweep", predicted)
+    with folder.writing() as target:
+        write_rows(target / "sweep.csv", rows)
+        provenance = {"problem": repr(problem), "problem_digest": problem.digest, "wall_time_s": work.seconds}
+        write_manifest(target, names, facts_of("sweep", command, argv) | provenance)
+    print(_sweep_table(rows, sizes, list(command.lrs)))
+    say_written(folder.path, names)
+
+
+def _cell(
+    linearization: sgdsde.Linearization,
+    training: Any,
+    rate: LearningRate,
+    n_steps: int,
+    theory: sgdsde.dynamics.Dynamics | None,
+) -> dict[str, Any]:
+    """One batch size and learning rate: the losses after the last step; infinite past the mean-square limit."""
+    lr, _ = rate.resolved(training, linearization)
+    sgd = build_sgd(training, lr)
+    with warnings.catch_warnings():
+        # Past the limit the table says so.
+        warnings.simplefilter("ignore", stability.UnstableWarning)
+        found = sgdsde.predict(linearization, sgd, n_steps, dynamics=theory, record=[0, n_steps])
+    losses = {"train_loss": found.train_loss, "test_loss": found.test_loss}
+    last = {
+        name: math.inf if found.is_past_limit else float(band.mean[-1])
+        for name, band in losses.items()
+        if band is not None
+    }
+    return {
+        "batch_size": training.batch_size,
+        "lr": lr,
+        "examples": training.batch_size * n_steps,
+        "past_mean_square_limit": found.is_past_limit,
+        **last,
+    }
+
+
+def _sweep_table(rows: list[dict[str, Any]], sizes: list[int], rates: list[str]) -> str:
+    side = "test_loss" if "test_loss" in rows[0] else "train_loss"
+    lines = []
+    for name in ("train_loss", "test_loss"):
+        if name not in rows[0]:
+            continue
+        lines += [f"{name} after the last step", f"{'batch size':>11}" + "".join(f" {rate:>21}" for rate in rates)]
+        for place, size in enumerate(sizes):
+            row = rows[place * len(rates) : (place + 1) * len(rates)]
+            lines.append(f"{size:>11}" + "".join(f" {_entry(cell, name):>21}" for cell in row))
+    best = min(rows, key=lambda cell: cell[side])
+    if math.isfinite(best[side]):
+        lines.append(
+            f"smallest {side.replace('_', ' ')}: {best[side]:.5g} with batch size {best['batch_size']}, "
+            f"lr {best['lr']:.5g}"
+        )
+    return "\n".join(lines)
+
+
+def _entry(cell: dict[str, Any], name: str) -> str:
+    loss = "unstable" if cell["past_mean_square_limit"] else f"{cell[name]:.4g}"
+    return f"{loss} (lr {cell['lr']:.3g})"
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity."""
+    return value if math.isfinite(value) else None

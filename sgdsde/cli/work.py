@@ -1,0 +1,69 @@
+"""What the commands share: progress bars and wall times, names and facts for the manifest, printed tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgdsde._types import Progress
+from sgdsde.cli.options import Command, Compare, Diagnose, Ntk, Predict, Sweep
+
+
+class Work:
+    """Progress bars and wall times, by stage."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.seconds: dict[str, float] = {}
+        self._quiet = quiet
+
+    def stage(self, name: str, do: Callable[[Progress], Any]) -> Any:
+        """The result of ``do``, which is handed a progress bar."""
+        start = time.perf_counter()
+        result = do(self._bar(name))
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+        return result
+
+    def _bar(self, name: str) -> Progress:
+        try:
+            from tqdm import tqdm
+        except ModuleNotFoundError:
+            return None
+        if self._quiet:
+            return None
+
+        def bar(items: Iterable[int]) -> Iterable[int]:
+            return tqdm(items, desc=name, unit="step", leave=False, disable=None, file=sys.stderr)
+
+        return bar
+
+
+def facts_of(name: str, command: Command, argv: list[str]) -> dict[str, Any]:
+    arguments = dataclasses.asdict(command)
+    seed = arguments["compute"]["seed"]
+    seeds = {"examples": seed, "initial_weights": seed, "batches": seed}
+    return {"command": name, "argv": argv, "arguments": arguments, "seeds": seeds}
+
+
+def default_name(name: str, command: Compare | Predict | Diagnose | Sweep | Ntk) -> str:
+    batch = command.batch_size if isinstance(command, Ntk) else command.training.batch_size
+    network = f"{command.network.network}{command.network.width}"
+    return f"sgdsde-{name}-{command.data.data}-{network}-batch{batch}-seed{command.compute.seed}"
+
+
+def printed(columns: dict[str, Tensor]) -> str:
+    """At most twelve rows."""
+    rows = torch.unique(torch.linspace(0, len(columns["step"]) - 1, 12).round().long()).tolist()
+    lines = [" ".join(f"{name:>11}" for name in columns)]
+    lines += [" ".join(f"{float(values[i]):>11.5g}" for values in columns.values()) for i in rows]
+    return "\n".join(lines)
+
+
+def say_written(path: Path, names: Sequence[str]) -> None:
+    print(f"written to {path}: {', '.join((*names, 'manifest.json'))}")
