@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from sgdsde._functional import FunctionalModel, vectorize
 from sgdsde._types import Params
-from sgdsde.kernel.uses import Alias, Call, Use, derived, read
+from sgdsde.kernel.calls import Call, derived, read
+from sgdsde.kernel.uses import Alias, Use
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _watched(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], call: Call) -> Any:
-        result = func(*args, **kwargs)
+        result = func(*args, **kwargs) if call.instead is None else call.instead()
         weight, bias = self._alias(call.weight), self._alias(call.bias)
         parameter = call.bias if weight is None else call.weight
         assert parameter is not None

@@ -1,0 +1,95 @@
+"""A parameter that acts where nothing can watch it, or in two places, is never silently left out of the kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sgdsde
+from sgdsde.kernel.structure import structure_of
+from tests.architectures import Wrapped
+from tests.catalogue import CASES, Case, kernel_by_backward
+from tests.laws.test_structured_kernel_equals_backward import MORE, error, watched
+
+
+class Hidden(torch.autograd.Function):
+    """x W^T, by a call that no mode can watch."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight.mT
+
+    @staticmethod
+    def setup_context(context: Any, inputs: Any, output: Tensor) -> None:
+        context.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = context.saved_tensors
+        return gradient @ weight, gradient.mT @ x
+
+
+def hidden() -> nn.Module:
+    return Wrapped(
+        lambda m, x: m.readout(torch.tanh(Hidden.apply(x, m.layer.weight) + m.layer.bias)),
+        layer=nn.Linear(4, 3),
+        readout=nn.Linear(3, 2),
+    )
+
+
+def half_hidden() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.readout(torch.tanh(Hidden.apply(x, m.layer.weight)) + 0.1 * m.layer(x))
+
+    return Wrapped(forward, layer=nn.Linear(4, 3), readout=nn.Linear(3, 2))
+
+
+def inner_loop() -> nn.Module:
+    """A layer under the model's own vmap, whose inputs do not leave it."""
+    return Wrapped(lambda m, x: torch.vmap(lambda row: m.layer(torch.tanh(row)))(x).flatten(1), layer=nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("build", [hidden, half_hidden, inner_loop], ids=["hidden", "half hidden", "inner loop"])
+def test_a_use_that_cannot_be_watched_is_found_and_said(build, caplog):
+    case = Case(build, (3, 4) if build is inner_loop else (4,))
+    kernel = sgdsde.empirical_ntk(case.model(), case.inputs())
+    assert error(kernel, kernel_by_backward(case.model(), case.inputs())) < 1e-9
+    assert "the kernel is made from plain Jacobians, slowly" in caplog.text
+
+
+def test_the_check_finds_every_single_use_that_is_left_out(monkeypatch):
+    # Negative control of the check itself: forget the uses of a model one by one.
+    model, x = MORE["two biases"].model(), MORE["two biases"].inputs()
+    functional, structure, c = watched(model, x)
+    assert len(structure.watched.uses) == 3
+    real = sgdsde.kernel.structure.terms_of
+    for forgotten in range(3):
+
+        def terms_of(*args: Any, which: int = forgotten) -> Any:
+            terms = [dataclasses.replace(t, uses=tuple(use for use in t.uses if use != which)) for t in real(*args)]
+            return tuple(term for term in terms if term.uses or term.name in args[2])
+
+        monkeypatch.setattr("sgdsde.kernel.structure.terms_of", terms_of)
+        found = structure_of(functional, functional.params, x, c)
+        assert found is None or found.others
+
+
+def test_taking_layers_one_by_one_is_wrong_for_a_layer_that_is_used_twice():
+    model, x = CASES["layer used twice"].model(), CASES["layer used twice"].inputs()
+    functional, structure, c = watched(model, x)
+    seen = structure.observe(functional, x, torch.eye(c, dtype=torch.float64))
+    naive = torch.zeros(3 * c, 3 * c, dtype=torch.float64)
+    for use, source, delta in zip(structure.watched.uses, seen.sources, seen.deltas):
+        assert use.weight is not None
+        gradients = delta.reshape(3 * c, -1)
+        inputs = source.reshape(3, -1)
+        naive += (gradients @ gradients.mT) * (inputs @ inputs.mT + 1).repeat_interleave(c, 0).repeat_interleave(c, 1)
+    expected = kernel_by_backward(model, x)
+    assert error(naive, expected) > 0.2
+    assert error(sgdsde.empirical_ntk(model, x), expected) < 1e-9
