@@ -14,6 +14,7 @@ from sgdsde.budget.result import ErrorBudget
 from sgdsde.dynamics import (
     Dynamics,
     EulerMaruyama,
+    GaussianClosure,
     GradientDescent,
     GradientFlow,
     MomentEquations,
@@ -165,9 +166,9 @@ class Curves:
 
     def _at_frozen_kernel(self, gaussian: Curve) -> Curve:
         """What a moving kernel predicts where the kernel does not move."""
-        if self._is_squared and self.sgd.sampling == "shuffled":
-            return self._evolved(MomentRecursion())
-        return gaussian
+        if self._is_certain or (self._is_squared and self.sgd.sampling != "shuffled"):
+            return gaussian
+        return self._evolved(MomentRecursion() if self._is_squared else GaussianClosure())
 
     def _sde(self, dynamics: Dynamics) -> Curve:
         if self._is_squared:
@@ -208,7 +209,10 @@ class Curves:
         return self.sgd.label_noise_std == 0 and all(plan.noise_factor(k) == 0 for k in range(len(plan)))
 
 
-KNOWN = (MomentRecursion, MomentEquations, OrnsteinUhlenbeck, GradientDescent, GradientFlow, SDEPaths, MovingKernel)
+KNOWN = (
+    *(MomentRecursion, MomentEquations, OrnsteinUhlenbeck, GradientDescent, GradientFlow),
+    *(GaussianClosure, SDEPaths, MovingKernel),
+)
 """Dynamics whose place in the chain is known."""
 
 

@@ -18,6 +18,7 @@ from sgdsde.diagnosis.path import KernelPath, kernel_path
 from sgdsde.diagnosis.result import Advice, Check, Diagnosis, Grade
 from sgdsde.dynamics import Dynamics, GradientDescent, MovingKernel
 from sgdsde.linearization import Linearization, as_linearization
+from sgdsde.losses import SquaredError
 from sgdsde.prediction import default_dynamics
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
@@ -127,6 +128,11 @@ class _Patient:
         ratios = [numbers.limit_ratio(at, self.sgd, self.record[-1]) for at in (self.linearization, *later)]
         return max(ratios)
 
+    @property
+    def is_past_limit(self) -> bool:
+        """Only under squared error: the quadratic of another loss has a limit past which the loss need not grow."""
+        return isinstance(self.linearization.problem.criterion, SquaredError) and self.limit_ratio >= 1
+
     @cached_property
     def noise_share(self) -> float:
         share = numbers.noise_share(self.frozen_losses, self.linearization, self.sgd, self.record)
@@ -152,13 +158,13 @@ class _Patient:
 
     @cached_property
     def moving_error(self) -> float:
-        if self.moving[1] or self.limit_ratio >= 1:
+        if self.moving[1] or self.is_past_limit:
             return math.inf
         return calibration.moving_error(self.feedback)
 
     @cached_property
     def frozen_error(self) -> float:
-        if self.limit_ratio >= 1:
+        if self.is_past_limit:
             return math.inf
         return self.kernel_gap + calibration.moving_error(self.feedback)
 
@@ -169,8 +175,9 @@ class _Patient:
         source = "1 is the exact limit of the linearized SGD; 0.6 was the largest at which a prediction kept 5 %"
         sentence = f"lr is {ratio:.2g} of the largest that is stable in mean square along the path"
         if math.isnan(ratio):
-            return Check("stability", ratio, bound, source, Grade.GOOD, "no such limit is known for this loss")
-        if ratio >= 1:
+            said = "no limit: the loss is not curved upwards at the outputs"
+            return Check("stability", ratio, bound, source, Grade.CAUTION, said)
+        if self.is_past_limit:
             return Check("stability", ratio, bound, source, Grade.BAD, sentence + ": the expected loss grows")
         return _graded("stability", ratio, bound, source, sentence, beyond="fluctuations amplify every other error")
 
@@ -217,7 +224,8 @@ class _Patient:
         value = numbers.sde_error(self.frozen_losses, self.linearization, self.sgd, self.record)
         source = "the tolerance of compare"
         if math.isnan(value):
-            return Check("sde", value, SDE_TOLERANCE, source, Grade.CAUTION, "shuffled epochs have no SDE")
+            said = "shuffled epochs have no SDE" if self.sgd.sampling == "shuffled" else "no curvature to tell by"
+            return Check("sde", value, SDE_TOLERANCE, source, Grade.CAUTION, said)
         sentence = f"the SDE's expected loss is off from that of SGD by up to {100 * value:.2g} %"
         return _graded("sde", value, SDE_TOLERANCE, source, sentence, beyond="predict in steps, not in time")
 

@@ -17,9 +17,7 @@ from sgdsde.reduction import Reducer
 from sgdsde.sgd import SGD
 from sgdsde.stability import gradient_noise_scale
 from sgdsde.stability.limits import limit_at_noise
-
-POWER_STEPS = 60
-"""Of the power iteration for a number that decides at a factor of two."""
+from sgdsde.stability.local import local_modes
 
 SDE_RTOL = 1e-4
 """Of the SDE's moments: far below any threshold."""
@@ -28,18 +26,20 @@ SDE_RTOL = 1e-4
 def limit_ratio(linearization: Linearization, sgd: SGD, n_steps: int) -> float:
     """lr over the mean-square limit: the largest learning rate of a schedule, the limit of its smallest batch.
 
-    Shuffled epochs are held against fresh batches without replacement. NaN for losses other than squared error.
+    Shuffled epochs are held against fresh batches without replacement, losses other than squared error by their
+    quadratic at the linearization's outputs. NaN where that is no minimum.
     """
-    if not isinstance(linearization.problem.criterion, SquaredError) or n_steps == 0:
-        return math.nan
     iid = sgd
     if sgd.sampling == "shuffled":
         iid = dataclasses.replace(sgd, sampling="without_replacement", drop_last=False)
     plan = iid.plan(linearization.problem.n_train, n_steps)
     noise = plan.noise_factor(int(plan.batch_size.argmin()))
-    limit = limit_at_noise(
-        linearization, noise, momentum=sgd.momentum, nesterov=sgd.nesterov, weight_decay=sgd.weight_decay
-    )
+    try:
+        limit = limit_at_noise(
+            linearization, noise, momentum=sgd.momentum, nesterov=sgd.nesterov, weight_decay=sgd.weight_decay
+        )
+    except ValueError:  # no positive curvature
+        return math.nan
     return float(plan.lr.max()) / limit
 
 
@@ -89,25 +89,16 @@ def noise_share(losses: Tensor, linearization: Linearization, sgd: SGD, record: 
 def sde_error(losses: Tensor, linearization: Linearization, sgd: SGD, record: list[int]) -> float:
     """Largest relative difference of the expected loss between SGD and its SDE, both on the linearized model.
 
-    NaN for shuffled epochs, which have none. Losses other than squared error: lr h / 2 with h the largest eigenvalue of
-    the curvature of the loss at the start, the relative error of the rate of its fastest mode.
+    NaN for shuffled epochs, which have none. Losses other than squared error: lr h / 2 with h the largest curvature at
+    the initial outputs, the relative error of the rate of the fastest mode.
     """
     if sgd.sampling == "shuffled":
         return math.nan
     if isinstance(linearization.problem.criterion, SquaredError):
         flow = expected_losses(MomentEquations(order=1, rtol=SDE_RTOL), linearization, sgd, record)
         return float((flow / losses - 1).abs().max())
-    return 0.5 * float(sgd.plan(linearization.problem.n_train, record[-1]).lr.max()) * _top_curvature(linearization)
-
-
-def _top_curvature(linearization: Linearization) -> float:
-    """Largest eigenvalue of K G / n, G the second derivative of the loss at the first outputs, by power iteration."""
-    problem = linearization.problem
-    blocks = problem.criterion.hessian(linearization.outputs, linearization.targets).to(linearization.outputs)
-    vector, size = linearization.outputs.new_ones(problem.n_train, problem.n_outputs, 1), 0.0
-    vector = vector + torch.linspace(0, 1, vector.numel()).to(vector).view_as(vector)
-    for _ in range(POWER_STEPS):
-        pushed = (linearization.kernel @ (blocks @ vector).flatten()).view_as(vector) / problem.n_train
-        size = float(pushed.norm() / vector.norm())
-        vector = pushed / pushed.norm().clamp_min(torch.finfo(pushed.dtype).tiny)
-    return size
+    try:
+        fastest = float(local_modes(linearization).drift.max())
+    except ValueError:  # no positive curvature
+        return math.nan
+    return float(sgd.plan(linearization.problem.n_train, record[-1]).lr.max()) * fastest / 2

@@ -11,7 +11,6 @@ from torch import Tensor
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
 from sgdsde.dynamics.mean_path import MeanPath, kernel_between
-from sgdsde.kernel import KernelOperator
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD
 
@@ -25,7 +24,7 @@ class KernelPath:
 
     Attributes:
         losses: training loss at the recorded steps, [T]. drifts: |K_k - K_0| / |K_0| in Frobenius norm, by step.
-        linearizations: with the kernel K_k in place of the first (train rows only are new), by step.
+        linearizations: with kernel and outputs of the training set at that step; of the test set those of the start.
     """
 
     losses: Tensor
@@ -48,7 +47,7 @@ def kernel_path(linearization: Linearization, sgd: SGD, record: Sequence[int], *
     problem, n_steps = linearization.problem, record[-1]
     at, wanted = {max(1, round(part * n_steps)) for part in PARTS}, set(record)
     losses, drifts, later = [], {}, {}
-    start = as_tensor(linearization.kernel)
+    start = linearization.dense_kernel
     path = MeanPath.start(problem, sgd, sgd.plan(problem.n_train, n_steps))
     ticks = ticker(progress, n_steps, "mean path")
     for k in range(n_steps + 1):
@@ -56,18 +55,13 @@ def kernel_path(linearization: Linearization, sgd: SGD, record: Sequence[int], *
             reached = path.outputs(k)[: problem.n_train]
             losses.append(float(problem.criterion.mean(reached, problem.y_train)))
         if k in at:
-            path.outputs(k)
+            reached = path.outputs(k)[: problem.n_train].to(start)
             kernel = kernel_between(problem, path.params, problem.x_train).to(start)
             drifts[k] = float((kernel - start).norm() / start.norm())
-            outputs, test_outputs = linearization.outputs, linearization.test_outputs
-            later[k] = Linearization(problem, kernel, linearization.cross_kernel, outputs, test_outputs)
+            cross, test_outputs = linearization.cross_kernel, linearization.test_outputs
+            later[k] = Linearization(problem, kernel, cross, reached, test_outputs)
         if k < n_steps:
             path = path.advanced(k)
             ticks.update(1)
     ticks.close()
     return KernelPath(torch.tensor(losses, dtype=torch.float64), drifts, later)
-
-
-def as_tensor(kernel: Tensor | KernelOperator) -> Tensor:
-    """The kernel written out."""
-    return kernel if isinstance(kernel, Tensor) else kernel.to_dense()

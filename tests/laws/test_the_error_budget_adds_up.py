@@ -76,7 +76,7 @@ def test_it_adds_up_however_it_is_trained(theory: Dynamics | None, words: dict) 
 
 @pytest.mark.parametrize("words", [{}, {"sampling": "shuffled"}], ids=["i.i.d.", "shuffled"])
 def test_it_adds_up_for_cross_entropy(words: dict) -> None:
-    for theory in (dynamics.GradientDescent(), *([] if words else [dynamics.SDEPaths(64), None])):
+    for theory in (dynamics.GradientDescent(), *([] if words else [dynamics.SDEPaths(64), dynamics.GaussianClosure(), None])):
         sgd = sgdsde.SGD(0.1, 3, **words)
         assert added_up(sgdsde.error_budget(classification_problem(), sgd, 5, 4, dynamics=theory, n_reference=64))
 

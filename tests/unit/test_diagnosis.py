@@ -214,8 +214,18 @@ def test_shuffled_epochs_and_other_losses_are_diagnosed() -> None:
     assert math.isnan(shuffled.checks["sde"].value)
     assert shuffled.checks["sde"].sentence == "shuffled epochs have no SDE"
     entropy = diagnose(classification_problem(), sgdsde.SGD(0.1, 3), 10)
-    assert "no such limit is known for this loss" in entropy.checks["stability"].sentence
+    quadratic = sgdsde.stability.max_lr(classification_problem(), 3)
+    assert entropy.checks["stability"].value >= 0.1 / quadratic * (1 - 1e-6)
     assert math.isfinite(entropy.frozen_error)
+
+
+def test_past_the_quadratic_of_another_loss_is_a_caution_only() -> None:
+    """Cross-entropy need not grow there, so the errors are still given."""
+    problem = classification_problem()
+    found = diagnose(problem, sgdsde.SGD(1.5 * sgdsde.stability.max_lr(problem, 3), 3), 4)
+    assert found.checks["stability"].value > 1
+    assert found.checks["stability"].grade is Grade.CAUTION
+    assert math.isfinite(found.frozen_error)
 
 
 def test_momentum_and_decay() -> None:
