@@ -30,6 +30,7 @@ LOOKS: dict[str, tuple[str, Any, str]] = {
     "SDEPaths": (_COLORBLIND[4], (0, (4, 2, 1, 2)), "SDE paths"),
     "ModalMoments": ("#6a3d9a", (0, (6, 2)), "modal moments"),
     "Volterra": ("#5b3a1e", (0, (2, 2)), "Volterra equation"),
+    "GaussianClosure": ("#1b6e2e", (0, (5, 2)), "Gaussian closure"),
     "MovingKernel": (_COLORBLIND[3], "--", "moving kernel"),
 }
 """(color, line pattern, label) of each curve. A name is a fact about a curve in every figure; never reuse a color."""
