@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from sgdsde.kernel.structure import Structure
@@ -37,13 +37,18 @@ class LayerPlan:
     """One term of a kernel as it will be made.
 
     Attributes:
-        label: its parameters. way: how it is contracted. operations: multiplications and additions of all products.
+        label: its parameters. way: how it is contracted.
+        tile_operations: multiplications and additions of the products between examples, all pairs together.
+        example_operations: of the products that make the factors of one example.
+        entries: numbers that are read and written one by one, all pairs together.
         held: bytes of its factors for one example. working: bytes that a tile takes for one pair of examples.
     """
 
     label: str
     way: Way
-    operations: int
+    tile_operations: int
+    example_operations: int
+    entries: int
     held: int
     working: int
 
@@ -53,17 +58,24 @@ def layer_plan(term: Term, job: Job) -> LayerPlan:
     ways = [_by_jacobian(term, job)]
     if term.has_gram:
         ways.append(_by_gram(term, job))
-    weight = {
-        way.way: passes for way, passes in zip(ways, (_passes(term, job, "jacobian"), _passes(term, job, "gram")))
-    }
-    return min(ways, key=lambda plan: plan.operations + ENTRY * weight[plan.way])
+
+    def cost(plan: LayerPlan) -> int:
+        numbers = plan.entries + (job.examples * plan.held // job.itemsize)
+        return plan.tile_operations + job.examples * plan.example_operations + ENTRY * numbers
+
+    return min(ways, key=cost)
+
+
+def jacobian_plan(label: str, size: int, job: Job) -> LayerPlan:
+    """Of Jacobians with ``size`` columns that are there already."""
+    c = job.n_outputs
+    pair = 2 * (c * c if job.outputs == "full" else c) * size
+    return LayerPlan(label, "jacobian", job.pairs * pair, 0, 0, c * size * job.itemsize, 0)
 
 
 def _by_jacobian(term: Term, job: Job) -> LayerPlan:
-    c = job.n_outputs
-    pair = 2 * (c * c if job.outputs == "full" else c) * term.size
-    example = 2 * c * term.positions * term.width[0] * term.width[1]
-    return LayerPlan(term.label, "jacobian", job.pairs * pair + job.examples * example, c * term.size * job.itemsize, 0)
+    example = 2 * job.n_outputs * term.positions * term.width[0] * term.width[1]
+    return replace(jacobian_plan(term.label, term.size, job), example_operations=example)
 
 
 def _by_gram(term: Term, job: Job) -> LayerPlan:
@@ -79,28 +91,19 @@ def _by_gram(term: Term, job: Job) -> LayerPlan:
         working = 2 * places**2 + 2 * places * c * o + c * c
     else:
         deltas, held, working = 2 * places**2 * c * o, c * places * o, 3 * places**2
-    operations = job.pairs * (inputs + deltas)
     sizes = (places * (1 if term.lookup else q) + held) * job.itemsize
-    return LayerPlan(term.label, "gram", operations, sizes, working * job.itemsize)
+    entries = job.pairs * max(working, job.entries)
+    return LayerPlan(term.label, "gram", job.pairs * (inputs + deltas), 0, entries, sizes, working * job.itemsize)
 
 
-def _passes(term: Term, job: Job, way: Way) -> int:
-    """Numbers that are read and written one by one."""
-    if way == "jacobian":
-        return job.examples * job.n_outputs * term.size
-    return job.pairs * max(_by_gram(term, job).working // job.itemsize, job.entries)
-
-
-def network_operations(structure: Structure, job: Job) -> int:
-    """Of the forward pass and of c backward passes to the inputs of the layers, for all examples."""
-    total = 0
-    for term in structure.terms:
-        for i in term.uses:
-            use = structure.watched.uses[i]
-            if use.kind in ("matrix", "convolution") and use.weight is not None and use.weight.name == term.name:
-                q, o = use.width
-                total += 2 * use.positions * q * o * use.groups
-    return (1 + job.n_outputs) * total * job.examples
+def network_operations(structure: Structure, n_outputs: int) -> int:
+    """Of a forward pass and of c backward passes to the inputs of all layers but the first, for one example."""
+    passes = []
+    for use in structure.watched.uses:
+        if use.kind in ("matrix", "convolution") and use.weight is not None:
+            q, o = use.width
+            passes.append(2 * use.positions * q * o * use.groups)
+    return sum(passes) + n_outputs * sum(passes[1:])
 
 
 def observation_bytes(structure: Structure, n_outputs: int, itemsize: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from sgdsde.kernel.costs import Outputs
 from sgdsde.kernel.plan import KernelPlan
 
 
+@overload
 def empirical_ntk(
     model: Any,
     x1: Tensor,
@@ -28,8 +29,40 @@ def empirical_ntk(
     memory: int | None = None,
     dtype: torch.dtype | None = None,
     outputs: Outputs = "full",
+    explain: Literal[False] = False,
     progress: Progress = None,
-) -> Tensor:
+) -> Tensor: ...
+
+
+@overload
+def empirical_ntk(
+    model: Any,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    params: Params | None = None,
+    where: Callable[[str], bool] | None = None,
+    memory: int | None = None,
+    dtype: torch.dtype | None = None,
+    outputs: Outputs = "full",
+    explain: Literal[True],
+    progress: Progress = None,
+) -> KernelPlan: ...
+
+
+def empirical_ntk(
+    model: Any,
+    x1: Tensor,
+    x2: Tensor | None = None,
+    *,
+    params: Params | None = None,
+    where: Callable[[str], bool] | None = None,
+    memory: int | None = None,
+    dtype: torch.dtype | None = None,
+    outputs: Outputs = "full",
+    explain: bool = False,
+    progress: Progress = None,
+) -> Tensor | KernelPlan:
     """Empirical neural tangent kernel between two sets of inputs.
 
         K[i*c + a, j*c + b] = sum over parameters of  df_a(x1_i)/dtheta . df_b(x2_j)/dtheta
@@ -41,14 +74,21 @@ def empirical_ntk(
         where: keeps the parameters whose name satisfies it, e.g. ``lambda name: "weight" in name``.
         memory: bytes allowed for tensors, the result included; default a quarter of what is free.
         dtype: of products and result; default float64 whatever the model's dtype.
+        outputs: "full" for all pairs of outputs; "trace" for the sum of K[(i,a),(j,a)] over a; "per_class" for these
+            terms one by one.
+        explain: nothing is computed; the plan comes back, whose ``str`` tells operations, bytes, tiles and seconds.
     Returns:
-        [n1*c, n2*c], rows and columns sample-major; no factor 1/n or 1/c.
+        [n1*c, n2*c], rows and columns sample-major ([n1, n2] for the trace, [c, n1, n2] per class); no factor 1/n or
+        1/c. With ``explain`` a ``KernelPlan``.
     Raises:
         ValueError, TypeError: a model whose output is no deterministic function of one example (named by layer), bad
             inputs, unknown parameter names. MemoryError: the budget is too small; names the bytes, before taking them.
-    Exactness: equal to one backward pass per output, to rounding; Jacobians in the model's dtype.
-    Cost: 2 d1 d2 p operations (half when symmetric) and the Jacobians: those of a block of rows are made once, those of
-        the columns once per block.
+    Exactness: equal to one backward pass per output, to rounding; inputs, gradients and Jacobians in the model's dtype.
+        How the parameters act is found by watching one forward pass, and held against a backward pass at two examples;
+        what cannot be watched goes to plain Jacobians, and a warning is logged.
+    Cost: c backward passes an example, and for a dense layer [q] -> [o] 2 n1 n2 (q + c^2 o) operations (c o in place of
+        c^2 o for the trace), where the Jacobian would take 2 n1 n2 c^2 q o; half of that when symmetric.
+    Source: docs/derivations.md, section 9; laws/test_structured_kernel_*.py.
     """
     functional = as_functional(model)
     functional = _with_params(functional, params)
@@ -64,6 +104,8 @@ def empirical_ntk(
     plan = KernelPlan.make(functional, chosen, x1, x2, at_two.shape[1], memory=memory, dtype=dtype, outputs=outputs)
     if plan.structure is None:  # plain Jacobians are vectorized only where that is right
         functional, _ = probe(functional, x1, "x1")
+    if explain:
+        return plan.timed(functional)
     return gram(functional, x1, x2, plan=plan, params=chosen, progress=progress)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,7 +13,16 @@ from sgdsde._checks import complaint, word
 from sgdsde._functional import FunctionalModel
 from sgdsde._types import Params
 from sgdsde.jacobian import ExampleBytes
-from sgdsde.kernel.costs import Job, LayerPlan, Outputs, layer_plan, network_operations, observation_bytes
+from sgdsde.kernel.costs import (
+    Job,
+    LayerPlan,
+    Outputs,
+    jacobian_plan,
+    layer_plan,
+    network_operations,
+    observation_bytes,
+)
+from sgdsde.kernel.rates import Rates
 from sgdsde.kernel.structure import Structure, structure_of
 
 COMFORTABLE = 2**27
@@ -35,7 +44,8 @@ class KernelPlan:
         structure: what the model is made of; None: plain Jacobians.
         layers: how each term is made.
         result_bytes: of the result. example_bytes: of the factors of one example. workspace_bytes: beside both.
-        network: operations of the passes through the network.
+        network: operations of the passes of one example through the network.
+        rates: measured speeds, for ``seconds``; None until they are asked for.
     """
 
     rows: int
@@ -53,7 +63,7 @@ class KernelPlan:
     example_bytes: int
     workspace_bytes: int
     network: int
-    rate: float | None = None
+    rates: Rates | None = None
 
     @classmethod
     def make(
@@ -84,14 +94,14 @@ class KernelPlan:
         structure = structure_of(functional, params, x1, n_outputs) if method == "structured" else None
         making = ExampleBytes.of(functional, params, x1[:1], n_outputs)
         if structure is None:
-            layers = tuple(_plain(name, value, job) for name, value in params.items())
+            layers = tuple(jacobian_plan(name, value.numel(), job) for name, value in params.items())
             observed = making.held + making.making
         else:
             layers = tuple(layer_plan(term, job) for term in structure.terms)
             observed = making.making + observation_bytes(
                 structure, n_outputs, max(dtype.itemsize, functional.dtype.itemsize)
             )
-        network = 0 if structure is None else network_operations(structure, job)
+        network = 0 if structure is None else network_operations(structure, n_outputs)
         result = n1 * n2 * job.entries * dtype.itemsize
         held = sum(layer.held for layer in layers)
         working = max((layer.working for layer in layers), default=0)
@@ -117,9 +127,33 @@ class KernelPlan:
         )
 
     @property
+    def made_examples(self) -> int:
+        """Examples whose factors are made, counted again for each time that a block is made again."""
+        if self.symmetric:
+            return self.n1 + sum(self.n1 - stop for stop in range(self.rows, self.n1, self.rows))
+        return self.n2 + self.n1 * -(-self.n2 // self.rows)
+
+    @property
     def operations(self) -> int:
         """Multiplications and additions of all matrix products."""
-        return self.network + sum(layer.operations for layer in self.layers)
+        made = self.network + sum(layer.example_operations for layer in self.layers)
+        return self.made_examples * made + sum(layer.tile_operations for layer in self.layers)
+
+    @property
+    def seconds(self) -> float | None:
+        """What matrix products and passes over the tiles take at the measured rates, the checks of the model aside."""
+        if self.rates is None:
+            return None
+        network, entries = self.made_examples * self.network, sum(layer.entries for layer in self.layers)
+        products = (self.operations - network) / self.rates.products
+        return network / self.rates.network + products + entries / self.rates.entries
+
+    def timed(self, functional: FunctionalModel) -> KernelPlan:
+        """The plan with the speed of this machine, measured in a few hundredths of a second."""
+        return replace(self, rates=Rates.measure(functional.dtype, self.dtype, functional.device))
+
+    def __str__(self) -> str:
+        return explained(self)
 
     @property
     def total_bytes(self) -> int:
@@ -132,12 +166,6 @@ class KernelPlan:
         if self.symmetric and self.rows >= self.n1:
             return self.n1
         return min(self.rows, self.n1) + min(self.rows, self.n2)
-
-
-def _plain(name: str, value: Tensor, job: Job) -> LayerPlan:
-    c, size = job.n_outputs, value.numel()
-    pair = 2 * (c * c if job.outputs == "full" else c) * size
-    return LayerPlan(name, "jacobian", job.pairs * pair, c * size * job.itemsize, 0)
 
 
 def _sizes(
@@ -175,6 +203,31 @@ def _tile(job: Job, most: int, symmetric: bool) -> int:
     if symmetric:
         examples = min(examples, max(-(-most // 6), -(-128 // c)))
     return _evenly(most, examples)
+
+
+def explained(plan: KernelPlan) -> str:
+    """The plan in words and numbers, a line for each term."""
+    kind = {"full": "all pairs of outputs", "trace": "summed over outputs", "per_class": "one block an output"}
+    half = ", symmetric: half of it is computed" if plan.symmetric else ""
+    name, seconds = str(plan.dtype).removeprefix("torch."), plan.seconds
+    blocks = (-(-plan.n1 // plan.rows)) * (-(-plan.n2 // plan.rows))
+    lines = [
+        f"kernel of {plan.n1} x {plan.n2} examples with {plan.n_outputs} outputs, {kind[plan.outputs]}, {name}{half}",
+        f"memory: {plan.total_bytes:,} bytes = result {plan.result_bytes:,} + factors of {plan.held_examples} examples "
+        f"{plan.held_examples * plan.example_bytes:,} + workspace {plan.workspace_bytes:,}",
+        f"blocks: {blocks} of at most {plan.rows} x {plan.rows} examples, in tiles of {plan.tile} x {plan.tile}; "
+        f"{plan.step} examples at once through the network, {plan.made_examples} in all",
+        f"{'operations':>12} {'bytes/example':>14}  how                     parameters",
+    ]
+    names = {"gram": "inputs and gradients", "jacobian": "Jacobian"}
+    for layer in plan.layers:
+        count = layer.tile_operations + plan.made_examples * layer.example_operations
+        lines.append(f"{count:12.3g} {layer.held:14,}  {names[layer.way]:22}  {layer.label}")
+    lines.append(f"{plan.made_examples * plan.network:12.3g} {'':14}  passes through the network")
+    lines.append(f"{plan.operations:12.3g} {plan.example_bytes:14,}  in all")
+    if plan.rates is not None and seconds is not None:
+        lines.append(f"expected: {seconds:.3g} s at {plan.rates}")
+    return "\n".join(lines)
 
 
 def _too_little(allowed: int, result: int, needed: int, n_outputs: int) -> str:

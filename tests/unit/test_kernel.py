@@ -267,3 +267,48 @@ def test_bad_arguments_are_refused_by_name(words, error, message):
     model = CASES["linear"].model()
     with pytest.raises(error, match=re.escape(message)):
         sgdsde.empirical_ntk(model, **({"x1": X} | words))
+
+
+# ----------------------------------------------------------------------------------------------- explained
+
+
+def test_a_plan_is_explained_before_anything_runs():
+    model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 3))
+    x = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    plan = sgdsde.empirical_ntk(model, x, dtype=torch.float32, explain=True)
+    assert isinstance(plan, KernelPlan)
+    # By hand: 50 * 51 / 2 pairs; a dense layer q -> o takes 2 (q + c^2 o) a pair, the last one (identity) 2 q.
+    assert [layer.tile_operations for layer in plan.layers] == [1275 * 2 * (30 + 9 * 20), 1275 * 2 * 20]
+    assert plan.network == 2 * (30 * 20 + 20 * 3) + 3 * 2 * 20 * 3
+    assert plan.operations == 50 * plan.network + sum(layer.tile_operations for layer in plan.layers)
+    assert plan.result_bytes == 4 * 150**2
+    assert plan.example_bytes == 4 * (30 + 3 * 20 + 20)
+    assert plan.total_bytes == plan.result_bytes + 50 * plan.example_bytes + plan.workspace_bytes
+    assert plan.seconds is not None
+    assert 0 < plan.seconds < 10
+    text = str(plan)
+    for words in (
+        "50 x 50 examples with 3 outputs",
+        "0.weight, 0.bias",
+        "2.weight, 2.bias",
+        f"{plan.total_bytes:,} bytes",
+    ):
+        assert words in text
+    assert f"expected: {plan.seconds:.3g} s" in text
+
+
+def test_blocks_that_are_made_again_are_counted():
+    model, x = CASES["linear"].model(), CASES["linear"].inputs(7)
+    functional = as_functional(model)
+    for pair, made in (((x, None), 7 + 3), ((x, x[:5]), 5 + 2 * 7)):
+        plan = KernelPlan.make(functional, functional.params, *pair, 3)
+        assert plan.made_examples == sum(len(side) for side in pair if side is not None)
+        assert dataclasses.replace(plan, rows=4).made_examples == made
+
+
+def test_each_layer_takes_the_cheaper_way():
+    # One pixel or two: inputs and gradients. 256 pixels and four channels: the Jacobian has fewer numbers.
+    for size, way in ((1, "gram"), (16, "jacobian")):
+        model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * size**2, 3))
+        plan = sgdsde.empirical_ntk(model, torch.randn(6, 4, size, size), explain=True)
+        assert [layer.way for layer in plan.layers] == [way, "gram"]
