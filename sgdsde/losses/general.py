@@ -67,6 +67,16 @@ class TorchLoss(Loss):
             *outputs.shape, outputs.shape[-1]
         )
 
+    def hessian_product(self, outputs: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+        """G_i v_i for vectors [..., n, c], whatever is known of kinks; one backward pass."""
+        flat, rows = _flat(outputs, targets)
+
+        def product(outputs: Tensor) -> Tensor:
+            _, pull, *_ = vjp(self._all_gradients(rows), outputs)
+            return pull(vectors.reshape(flat.shape))[0]
+
+        return self._quietly(product, flat).view(outputs.shape)
+
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
         loss = self._in[outputs.dtype]
         if outputs.ndim == 2:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgdsde.losses.base import Loss
+from sgdsde.losses.general import TorchLoss
 
-SEGMENTS = 48
+SEGMENTS = 32
 PIECES = 64
 HALVINGS = 24
 SCALES = (1.0, 4.0)
@@ -15,7 +15,7 @@ JUMP = 1e-3
 """Of the gradient's way along a segment: a piece of relative length 2^-30 holds less under any bounded Hessian."""
 
 
-def find_kink(loss: Loss, targets: Tensor, *, n_outputs: int) -> str:
+def find_kink(loss: TorchLoss, targets: Tensor, *, n_outputs: int) -> str:
     """What is wrong with the second derivative, in words: a jump of the gradient, or none known to torch; else "".
 
     Along each segment the change of the gradient is compared with the integral of the Hessian, and the piece where they
@@ -23,10 +23,10 @@ def find_kink(loss: Loss, targets: Tensor, *, n_outputs: int) -> str:
     that vanishes with the length; a jump stays.
 
     Args:
-        loss: with ``gradient`` and ``hessian``, in float64. targets: a few rows, [m, ...], in float64 if they are real.
-    Limits: 48 segments for each row of the targets and scale, in the directions of a fixed draw, half of them through
+        targets: a few rows, [m, ...], in float64 if they are real.
+    Limits: 32 segments for each row of the targets and scale, in the directions of a fixed draw, half of them through
         the target where it has the outputs' shape. A kink on a small part of the output space may lie on none.
-    Cost: about 90 gradients and Hessians of all segments.
+    Cost: some 250 gradients of all segments.
     """
     stream = torch.Generator().manual_seed(0)
     start, stop, rows = _segments(targets, n_outputs, stream)
@@ -64,36 +64,41 @@ def _segments(targets: Tensor, n_outputs: int, stream: torch.Generator) -> tuple
     return torch.cat(starts).to(targets.device), torch.cat(stops).to(targets.device), torch.cat(rows)
 
 
-def _worst_piece(loss: Loss, start: Tensor, stop: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _worst_piece(loss: TorchLoss, start: Tensor, stop: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where on each segment gradient and Hessian disagree most, [s] each: left end and width of the last piece, and
     how much the gradient changes along the whole segment."""
-    direction, count = stop - start, len(start)
-    width = start.new_full((count,), 1 / PIECES)
-    change, worst = torch.zeros_like(width), torch.full_like(width, -1.0)
-    left = torch.zeros_like(width)
+    direction = stop - start
+    width = start.new_full((len(start),), 1 / PIECES)
+    change, worst, left = torch.zeros_like(width), torch.full_like(width, -1.0), torch.zeros_like(width)
+    before = loss.gradient(start, rows)
     for piece in range(PIECES):
         place = torch.full_like(width, piece / PIECES)
-        difference = _difference(loss, start, direction, rows, place, width)
+        after = loss.gradient(start + (place + width)[:, None] * direction, rows)
+        difference = _difference(loss, start, direction, rows, place, width, after - before)
         left, worst = torch.where(difference > worst, place, left), torch.maximum(difference, worst)
-        low, high = (start + (place + side * width)[:, None] * direction for side in (0, 1))
-        change += _gradient_change(loss, low, high, rows).norm(dim=1).nan_to_num(0.0, 0.0)
+        change += (after - before).norm(dim=1).nan_to_num(0.0, 0.0)
+        before = after
     for _ in range(HALVINGS):
         width = width / 2
-        halves = [_difference(loss, start, direction, rows, left + side * width, width) for side in (0, 1)]
+        ends = [loss.gradient(start + (left + side * width)[:, None] * direction, rows) for side in (0, 1, 2)]
+        halves = [
+            _difference(loss, start, direction, rows, left + side * width, width, ends[side + 1] - ends[side])
+            for side in (0, 1)
+        ]
         left = left + width * torch.stack(halves).argmax(0)
     return left, width, change
 
 
-def _difference(loss: Loss, start: Tensor, direction: Tensor, rows: Tensor, left: Tensor, width: Tensor) -> Tensor:
+def _difference(
+    loss: TorchLoss, start: Tensor, direction: Tensor, rows: Tensor, left: Tensor, width: Tensor, change: Tensor
+) -> Tensor:
     """|change of the gradient - Hessian at the middle times the step| of one piece of each segment, [s]."""
-    low = start + left[:, None] * direction
     step = width[:, None] * direction
-    expected = (loss.hessian(low + step / 2, rows) @ step[:, :, None])[:, :, 0]
-    difference = (_gradient_change(loss, low, low + step, rows) - expected).norm(dim=1)
-    return difference.nan_to_num(0.0, 0.0)
+    middle = start + left[:, None] * direction + step / 2
+    return (change - loss.hessian_product(middle, step, rows)).norm(dim=1).nan_to_num(0.0, 0.0)
 
 
-def _gradient_change(loss: Loss, low: Tensor, high: Tensor, rows: Tensor) -> Tensor:
+def _gradient_change(loss: TorchLoss, low: Tensor, high: Tensor, rows: Tensor) -> Tensor:
     return loss.gradient(high, rows) - loss.gradient(low, rows)
 
 
