@@ -152,9 +152,10 @@ class _Patient:
             return math.inf
         losses, _ = self.moving
         if losses is not None:
-            return float((self.frozen_losses / losses - 1).abs().max())
+            return float((self.frozen_losses / losses - 1).abs().nan_to_num(nan=math.inf).max())
         descent = numbers.expected_losses(GradientDescent(), self.linearization, self.sgd, self.record)
-        return float(((self.path.losses.to(descent) - descent) / self.frozen_losses).abs().max())
+        change = (self.path.losses.to(descent) - descent) / self.frozen_losses
+        return float(change.abs().nan_to_num(nan=math.inf).max())
 
     @cached_property
     def moving_error(self) -> float:
@@ -221,6 +222,9 @@ class _Patient:
         return _graded("linearization", self.kernel_gap, self.tolerance, source, sentence, beyond="let it move")
 
     def _sde(self) -> Check:
+        if self.is_past_limit:
+            said = "not compared past the mean-square limit"
+            return Check("sde", math.nan, SDE_TOLERANCE, "the tolerance of compare", Grade.BAD, said)
         value = numbers.sde_error(self.frozen_losses, self.linearization, self.sgd, self.record)
         source = "the tolerance of compare"
         if math.isnan(value):

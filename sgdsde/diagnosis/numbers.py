@@ -81,9 +81,9 @@ def expected_losses(dynamics: Dynamics, linearization: Linearization, sgd: SGD, 
 
 
 def noise_share(losses: Tensor, linearization: Linearization, sgd: SGD, record: list[int]) -> float:
-    """The largest share of the expected loss that gradient descent would not have."""
+    """The largest share of the expected loss that gradient descent would not have; 1 where both are infinite."""
     descent = expected_losses(GradientDescent(), linearization, sgd, record)
-    return float((1 - descent / losses).clamp(0, 1).max())
+    return float((1 - descent / losses).nan_to_num(nan=1.0).clamp(0, 1).max())
 
 
 def sde_error(losses: Tensor, linearization: Linearization, sgd: SGD, record: list[int]) -> float:

@@ -169,6 +169,7 @@ def test_past_the_limit_nothing_is_advised() -> None:
     assert found.predictor is None
     assert found.expected_error == math.inf
     assert found.checks["stability"].grade is Grade.BAD
+    assert found.checks["sde"].sentence == "not compared past the mean-square limit"
     assert "none given with a frozen kernel, none given with a moving one" in found.sentence
 
 
