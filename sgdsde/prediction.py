@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Observable, Progress
-from sgdsde.dynamics import Dynamics, MomentRecursion, SDEPaths
+from sgdsde.dynamics import Dynamics, MomentRecursion, SDEPaths, truncation_error
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
@@ -38,7 +39,8 @@ def predict(
         observe: ``"loss"``; ``"accuracy"`` for the fraction of examples on the right side (sign or argmax);
             ``"outputs"`` for mean and std of every output.
     Returns:
-        A ``Trajectory`` with ``n_runs`` = 0 for laws in closed form.
+        A ``Trajectory`` with ``n_runs`` = 0 for laws in closed form; on a truncated eigenbasis with a bound on what the
+        truncation changes, ``truncation_error``.
     Warns:
         UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit.
     Raises:
@@ -60,7 +62,11 @@ def predict(
     reducer = Reducer(problem, observe)
     for law in dynamics.evolve(linearization, sgd, steps.tolist(), progress=progress):
         reducer.add(law)
-    return reducer.trajectory(steps, repr(dynamics), n_steps, limit)
+    trajectory = reducer.trajectory(steps, repr(dynamics), n_steps, limit)
+    if dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
+        return trajectory
+    error = truncation_error(linearization, sgd, steps.tolist(), noise=dynamics.noise_source)
+    return replace(trajectory, truncation_error=error)
 
 
 def default_dynamics(problem: Problem) -> Dynamics:

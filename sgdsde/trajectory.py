@@ -143,6 +143,8 @@ class Trajectory:
         mean_square_limit: the largest stable learning rate of the linearized SGD in mean square, where the learning
             rate lies past it; else None.
         train_accuracy, test_accuracy: ``AccuracyBand`` if observed, else None.
+        truncation_error: [T], a bound on |expected train loss on the whole kernel - train_loss.mean| of a prediction
+            on its leading eigenpairs; None where nothing was left out. Test losses have no such bound.
     """
 
     steps: Tensor
@@ -158,6 +160,7 @@ class Trajectory:
     mean_square_limit: float | None = None
     train_accuracy: AccuracyBand | None = None
     test_accuracy: AccuracyBand | None = None
+    truncation_error: Tensor | None = None
 
     @property
     def is_past_limit(self) -> bool:
@@ -172,6 +175,8 @@ class Trajectory:
         for name, band in self._bands().items():
             for part in ("mean", "std", "standard_error"):
                 columns[f"{name}_{part}"] = getattr(band, part).numpy()
+        if self.truncation_error is not None:
+            columns["truncation_error"] = self.truncation_error.numpy()
         return pandas.DataFrame(columns)
 
     def to_xarray(self) -> xarray.Dataset:
@@ -181,6 +186,9 @@ class Trajectory:
         data: dict[str, Any] = {"diverged_at": ("run", self.diverged_at.numpy())}
         for name, array in self._arrays().items():
             if name in ("steps", "times", "diverged_at"):
+                continue
+            if name == "truncation_error":
+                data[name] = ("step", array)
                 continue
             side, what, part = name.split(".")
             dims: tuple[str, ...] = ("step", f"{side}_example", "output") if what == "outputs" else ("step",)
@@ -237,6 +245,8 @@ class Trajectory:
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {"steps": self.steps, "times": self.times, "diverged_at": self.diverged_at}
+        if self.truncation_error is not None:
+            arrays["truncation_error"] = self.truncation_error
         for side in ("train", "test"):
             for what, parts in _PARTS.items():
                 band = getattr(self, f"{side}_{what}")
@@ -253,6 +263,7 @@ class Trajectory:
             for what, parts in _PARTS.items():
                 found = {part: arrays.get(f"{side}.{what}.{part}") for part in parts}
                 bands[f"{side}_{what}"] = None if found["mean"] is None else kinds[what](**found)
+        bands["truncation_error"] = arrays.get("truncation_error")
         return cls(steps=arrays["steps"], times=arrays["times"], diverged_at=arrays["diverged_at"], **bands, **header)
 
 

@@ -11,6 +11,7 @@ from sgdsde.dynamics.moment_recursion import MomentRecursion
 from sgdsde.dynamics.moving_kernel import MovingKernel
 from sgdsde.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from sgdsde.dynamics.paths import SDEPaths
+from sgdsde.dynamics.truncation import truncation_error
 
 __all__ = [
     "Covariance",
@@ -29,4 +30,5 @@ __all__ = [
     "OutputLaw",
     "SDEInt",
     "SDEPaths",
+    "truncation_error",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -76,8 +77,17 @@ class OutputLaw:
     test_samples: Tensor | None = None
 
 
+NoiseSource: TypeAlias = Literal["none", "start", "mean", "state"]
+"""What the noise of a dynamics is evaluated at: not at all, the start, the mean, or mean and spread."""
+
+
 class Dynamics(ABC):
     """Evolves the law of the outputs from the linearization at initialization; never computes a loss."""
+
+    @property
+    def noise_source(self) -> NoiseSource | None:
+        """Where the noise is taken, of a dynamics that follows the kernel's eigenpairs; None where it does not."""
+        return None
 
     @abstractmethod
     def evolve(
@@ -91,7 +101,7 @@ class Dynamics(ABC):
 
 
 class Modes:
-    """Coordinates of a linearized problem under squared error in the eigenbasis of its kernel.
+    """Coordinates of a linearized problem under squared error in the eigenbasis of its kernel, whole or truncated.
 
     The displacement f - f_0 lies in the range of K at every step, so the residual e = f - y has one coordinate for each
     positive eigenvalue, a = U^T e, and a part in the null space that never moves. Test outputs follow the training
@@ -99,7 +109,8 @@ class Modes:
 
         f_test = f_test,0 + (g - 1) J_test theta_0 + K(test, train) U diag(1/l) (a - a_0 - (g - 1) U^T J theta_0)
 
-    where theta = g theta_0 + J^T w; g = 1 without weight decay. Exact for a rank-deficient K.
+    where theta = g theta_0 + J^T w; g = 1 without weight decay. Exact for a rank-deficient K. On a truncated eigenbasis
+    what is left out stays where it is, like a null space (``truncation.truncation_error``).
     """
 
     def __init__(self, linearization: Linearization) -> None:

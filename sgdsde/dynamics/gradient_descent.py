@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, Modes, OutputLaw
+from sgdsde.dynamics.base import Dynamics, Modes, NoiseSource, OutputLaw
 from sgdsde.dynamics.update import Mean, torch_step, update
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
@@ -25,6 +25,10 @@ class GradientDescent(Dynamics):
     at B = n.
     Cost: n numbers a step under squared error, n^2 c^2 otherwise.
     """
+
+    @property
+    def noise_source(self) -> NoiseSource | None:
+        return "none"
 
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None

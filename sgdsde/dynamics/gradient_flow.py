@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, Modes, OutputLaw
+from sgdsde.dynamics.base import Dynamics, Modes, NoiseSource, OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD
 
@@ -20,6 +20,10 @@ class GradientFlow(Dynamics):
     Exactness: exact for lr -> 0 at fixed t on a model linear in its parameters; no batch size enters.
     Cost: n numbers a recorded step after one eigendecomposition.
     """
+
+    @property
+    def noise_source(self) -> NoiseSource | None:
+        return "none"
 
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None

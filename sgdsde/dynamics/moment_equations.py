@@ -12,7 +12,7 @@ from torch import Tensor
 from sgdsde._checks import complaint, positive_number
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, Modes, OutputLaw
+from sgdsde.dynamics.base import Dynamics, Modes, NoiseSource, OutputLaw
 from sgdsde.dynamics.collocation import Collocation
 from sgdsde.dynamics.moment_recursion import GradientNoise
 from sgdsde.dynamics.momentum_equations import MomentumFlow
@@ -53,6 +53,10 @@ class MomentEquations(Dynamics):
         if self.order not in (1, 2):
             raise ValueError(complaint("order", "2 or 1", self.order))
         check_rtol(self.rtol)
+
+    @property
+    def noise_source(self) -> NoiseSource | None:
+        return "state"
 
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None

@@ -11,7 +11,7 @@ from torch import Tensor
 from sgdsde._checks import whole_number
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, Modes, OutputLaw
+from sgdsde.dynamics.base import Dynamics, Modes, NoiseSource, OutputLaw
 from sgdsde.dynamics.shuffled import EpochMoments
 from sgdsde.dynamics.update import Mean, Update, update
 from sgdsde.linearization import Linearization
@@ -46,6 +46,10 @@ class MomentRecursion(Dynamics):
     def __post_init__(self) -> None:
         if self.epoch_starts is not None:
             object.__setattr__(self, "epoch_starts", whole_number("epoch_starts", self.epoch_starts))
+
+    @property
+    def noise_source(self) -> NoiseSource | None:
+        return "state"
 
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
@@ -143,13 +147,16 @@ class GradientNoise:
         """Covariance [r, r] of one step's gradient; None when the batch is the whole set."""
         if noise_factor == 0:
             return None
-        blocks = self.moment_blocks(covariance, mean)
+        moment = torch.outer(mean, mean) if covariance is None else torch.addr(covariance, mean, mean)
+        return self.from_blocks(self.moment_blocks(covariance, mean), moment, noise_factor)
+
+    def from_blocks(self, blocks: Tensor, moment: Tensor, noise_factor: float) -> Tensor:
+        """(phi/B) K (s^2/n D - s^2/n^2 M) K in modal coordinates, D [n, c, c] and M [r, r]; M is overwritten."""
         if self._modes.n_outputs == 1:
             weighted = blocks.view(-1, 1) * self._scaled
         else:
             weighted = (blocks @ self._scaled.view(self._shape)).view_as(self._scaled)
         noise = self._scaled.mT @ weighted
-        moment = torch.outer(mean, mean) if covariance is None else torch.addr(covariance, mean, mean)
         values = self._modes.values
         noise.sub_(moment.mul_(values[:, None]).mul_(values), alpha=1 / self._modes.n_train)
         return noise.mul_(noise_factor * self._factor)
@@ -158,12 +165,14 @@ class GradientNoise:
         """E[e_i e_i^T] of every example, [n, c, c]: the part of the residual that never moves included."""
         residual = self._modes.residual(mean).view(self._modes.n_train, self._modes.n_outputs)
         blocks = residual[:, :, None] * residual[:, None, :]
-        if covariance is None:
-            return blocks
+        return blocks if covariance is None else blocks + self.covariance_blocks(covariance)
+
+    def covariance_blocks(self, covariance: Tensor) -> Tensor:
+        """The diagonal blocks of U S U^T, [n, c, c]."""
         rows = self._modes.vectors @ covariance
         if self._modes.n_outputs == 1:
-            return blocks + (rows * self._modes.vectors).sum(1).view(-1, 1, 1)
-        return blocks + rows.view(self._shape) @ self._modes.vectors.view(self._shape).mT
+            return (rows * self._modes.vectors).sum(1).view(-1, 1, 1)
+        return rows.view(self._shape) @ self._modes.vectors.view(self._shape).mT
 
     def add_labels(self, noise: Tensor | None, variance: float, batch_size: int) -> Tensor:
         """Adds the noise of freshly drawn targets, (s^2 v / (n B)) Lambda^2; it survives B = n."""

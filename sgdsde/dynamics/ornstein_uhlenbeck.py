@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgdsde._checks import complaint, word
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, Modes, OutputLaw
+from sgdsde.dynamics.base import Dynamics, Modes, NoiseSource, OutputLaw
 from sgdsde.dynamics.moment_equations import Flow, check_rtol
 from sgdsde.dynamics.moment_recursion import GradientNoise
 from sgdsde.dynamics.momentum_equations import MomentumFlow
@@ -54,6 +54,10 @@ class OrnsteinUhlenbeck(Dynamics):
     def __post_init__(self) -> None:
         word("freeze", self.freeze, get_args(Freeze))
         check_rtol(self.rtol)
+
+    @property
+    def noise_source(self) -> NoiseSource | None:
+        return "start" if self.freeze == "init" else "mean"
 
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None

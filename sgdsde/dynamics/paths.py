@@ -12,8 +12,8 @@ from sgdsde._checks import complaint, whole_number
 from sgdsde._progress import ticker
 from sgdsde._streams import BLOCK
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, OutputLaw
-from sgdsde.dynamics.integrators import BlockDraws, EulerMaruyama, Integrator, PathGroup, PathSetup
+from sgdsde.dynamics.base import Dynamics, NoiseSource, OutputLaw
+from sgdsde.dynamics.integrators import BlockDraws, EulerMaruyama, ExponentialEuler, Integrator, PathGroup, PathSetup
 from sgdsde.dynamics.ito_term import ItoTerm
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
@@ -59,6 +59,10 @@ class SDEPaths(Dynamics):
             raise TypeError(complaint("integrator", expected, repr(self.integrator), remedy))
         if self.ito_term is not None and not isinstance(self.ito_term, ItoTerm):
             raise TypeError(complaint("ito_term", "an ItoTerm or None", repr(self.ito_term), "use dynamics.ItoTerm()"))
+
+    @property
+    def noise_source(self) -> NoiseSource | None:
+        return "state" if isinstance(self.integrator, ExponentialEuler) else None
 
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None

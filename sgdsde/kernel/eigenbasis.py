@@ -96,7 +96,8 @@ class Eigenbasis:
         example = torch.linalg.eigvalsh((blocks + blocks.mT) / 2)[:, -1].clamp_min(0)
         trace = float(blocks.diagonal(dim1=1, dim2=2).sum().clamp_min(0))
         largest = min(float(values[0] + found.residuals.max()), trace)
-        if len(basis.values) < rank or len(kernel) == rank:  # nothing but rounding is left
+        rounding = len(kernel) * torch.finfo(kernel.dtype).eps * float(basis.values.sum())
+        if len(kernel) == rank or trace <= rounding:
             return basis
         return replace(basis, tail=Tail(largest, trace, example))
 

@@ -109,7 +109,7 @@ def test_a_damaged_tile_is_named_and_never_used(folder, again, kind):
     damage(path, kind)
     for attempt in (lambda: TiledKernel.open(folder), again):
         with pytest.raises(
-            StoredKernelError, match="tile_00001_00000.bin must be .* delete it and call TiledKernel.create"
+            StoredKernelError, match=r"tile_00001_00000.bin must be .* delete it and call TiledKernel.create"
         ):
             attempt()
     path.unlink()
@@ -134,7 +134,7 @@ def test_a_tile_of_another_place_or_kernel_is_named(folder, again, tmp_path):
 def test_a_tile_cut_after_it_was_verified_is_named_when_it_is_read(folder):
     kernel = TiledKernel.open(folder)
     damage(folder / "tile_00001_00000.bin", "empty")
-    with pytest.raises(StoredKernelError, match="tile_00001_00000.bin must be there and whole"):
+    with pytest.raises(StoredKernelError, match=r"tile_00001_00000.bin must be there and whole"):
         kernel @ torch.ones(14, dtype=torch.float64)
 
 
@@ -180,7 +180,7 @@ def test_a_full_disk_is_named_and_what_was_made_is_kept(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tile_file, "replacing", filling)
         with pytest.raises(
-            OSError, match="must be on a disk with .* bytes for its next tile, got .* free; free some"
+            OSError, match=r"must be on a disk with .* bytes for its next tile, got .* free; free some"
         ) as e:
             TiledKernel.create(tmp_path / "k", network(), inputs(), tile=3)
     assert e.value.errno == errno.ENOSPC
@@ -229,7 +229,7 @@ def test_foreign_folders_and_manifests_are_refused(folder, again, tmp_path):
             with pytest.raises(StoredKernelError, match=re.escape(message)):
                 attempt()
     manifest.write_text(json.dumps(good)[:-40])
-    with pytest.raises(StoredKernelError, match="manifest.json must be a complete manifest, got JSONDecodeError"):
+    with pytest.raises(StoredKernelError, match=r"manifest.json must be a complete manifest, got JSONDecodeError"):
         again()
     manifest.unlink()
     with pytest.raises(
@@ -240,7 +240,7 @@ def test_foreign_folders_and_manifests_are_refused(folder, again, tmp_path):
         FileExistsError, match=r"must be new, empty, or the folder of a tiled kernel, got a folder that"
     ):
         again()
-    with pytest.raises(FileNotFoundError, match="the folder of .* must exist"):
+    with pytest.raises(FileNotFoundError, match=r"the folder of .* must exist"):
         TiledKernel.create(tmp_path / "no" / "k", network(), inputs())
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="must be a folder, got a file"):
