@@ -158,11 +158,12 @@ class ClosureState:
             outputs = outputs + float(self._factor - 1) * weight_outputs
         return outputs + (kernel @ self._w).view_as(outputs)
 
-    def _covariance(self, side: str, kernel: Tensor) -> Covariance:
+    def _covariance(self, side: str, kernel: Tensor) -> Covariance | None:
+        if not self._blocks:
+            return None
         if side not in self._grams:
             self._grams[side] = kernel.mT @ kernel
-        core = self._blocks["ww"] if self._blocks else torch.zeros_like(self._kernel)
-        return Covariance(kernel, core, self._grams[side])
+        return Covariance(kernel, self._blocks["ww"], self._grams[side])
 
     def _moments(self, moved: Tensor | None, k: int) -> GaussianMoments:
         """Expectations under the present law; ``moved`` is K Cov(w), None while nothing has spread."""
