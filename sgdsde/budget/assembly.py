@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from sgdsde._checks import whole_number
 from sgdsde._types import Progress
@@ -76,7 +78,8 @@ def error_budget(
             epochs); at least 4 n_runs are taken.
     Raises:
         ValueError: what the dynamics cannot represent; a loss that is not finite at a recorded step.
-    Exactness: the terms add up to rounding. Under squared error and i.i.d. batches the expectation is exact.
+    Exactness: the terms add up to rounding. Under squared error and i.i.d. batches the expectation is exact. What a
+        truncated kernel leaves out is in ``closure`` (in the first term of the theory where the kernel is no tensor).
     Cost: real and linearized runs, the prediction, and the curves between, of which ``MomentRecursion`` is always one
         under squared error.
     """
@@ -111,16 +114,24 @@ class Curves:
 
     def chain(self, dynamics: Dynamics, used: Curve) -> Chain:
         """From the real runs to the prediction ``used`` of a dynamics."""
+        whole = self._at_whole_kernel(dynamics, used)
         real = self._runs(self.linearization.problem, self.n_runs, "real runs")
-        runs, expectation = self._linearized(dynamics, used)
+        runs, expectation = self._linearized(dynamics, whole)
         gaussian, why = self._gaussian(expectation)
-        sde, frozen, closed, reasons = self._theory(dynamics, gaussian, used)
+        sde, frozen, closed, reasons = self._theory(dynamics, gaussian, whole)
+        closed = used if closed is whole else closed
         return Chain([real, runs, expectation, gaussian, sde, frozen, closed, used], reasons | {"non_gaussian": why})
+
+    def _at_whole_kernel(self, dynamics: Dynamics, used: Curve) -> Curve:
+        """The prediction where no eigenpairs are left out of a kernel that could give them all."""
+        is_truncated = self.linearization.basis is not None and isinstance(self.linearization.kernel, Tensor)
+        by_modes = not isinstance(dynamics, SDEPaths | GaussianClosure | MovingKernel)
+        return self._evolved(dynamics) if is_truncated and by_modes and self._is_squared else used
 
     def _linearized(self, dynamics: Dynamics, used: Curve) -> tuple[Curve, Curve]:
         """Runs on the batches of the measured ones, and their expectation."""
         name = "runs of the linearized model"
-        if self._is_squared and self.sgd.sampling != "shuffled":
+        if self._is_squared and self.sgd.sampling != "shuffled" and self._whole.basis is None:
             exact = used if isinstance(dynamics, MomentRecursion) else self._evolved(MomentRecursion())
         elif self._is_certain:
             exact = self._evolved(GradientDescent())
@@ -193,10 +204,17 @@ class Curves:
     def _evolved(self, dynamics: Dynamics) -> Curve:
         """Without the warnings of ``predict``, which the prediction itself has given."""
         reducer = Reducer(self.linearization.problem, ("loss",))
-        for law in dynamics.evolve(self.linearization, self.sgd, self.record, progress=self.progress):
+        for law in dynamics.evolve(self._whole, self.sgd, self.record, progress=self.progress):
             reducer.add(law)
         trajectory = reducer.trajectory(torch.tensor(self.record), repr(dynamics), self.n_steps, None)
         return Curve(trajectory, repr(dynamics))
+
+    @cached_property
+    def _whole(self) -> Linearization:
+        """With all eigenpairs, where the kernel is a tensor."""
+        if self.linearization.basis is None or not isinstance(self.linearization.kernel, Tensor):
+            return self.linearization
+        return replace(self.linearization, basis=None)
 
     @property
     def _is_squared(self) -> bool:

@@ -76,7 +76,10 @@ def test_it_adds_up_however_it_is_trained(theory: Dynamics | None, words: dict) 
 
 @pytest.mark.parametrize("words", [{}, {"sampling": "shuffled"}], ids=["i.i.d.", "shuffled"])
 def test_it_adds_up_for_cross_entropy(words: dict) -> None:
-    for theory in (dynamics.GradientDescent(), *([] if words else [dynamics.SDEPaths(64), dynamics.GaussianClosure(), None])):
+    for theory in (
+        dynamics.GradientDescent(),
+        *([] if words else [dynamics.SDEPaths(64), dynamics.GaussianClosure(), None]),
+    ):
         sgd = sgdsde.SGD(0.1, 3, **words)
         assert added_up(sgdsde.error_budget(classification_problem(), sgd, 5, 4, dynamics=theory, n_reference=64))
 
@@ -94,6 +97,23 @@ def test_what_is_not_known_of_a_theory_is_in_closure() -> None:
     assert added_up(budget)
     assert not budget.terms["closure"].is_zero
     assert budget.terms["frozen_noise"].note == "0: not told apart for Halved; see closure"
+
+
+@pytest.mark.parametrize(
+    "theory", [None, dynamics.MomentEquations(1), dynamics.OrnsteinUhlenbeck(), dynamics.SDEPaths(64)]
+)
+def test_what_a_truncated_kernel_leaves_out_is_in_closure(theory: Dynamics | None) -> None:
+    problem, sgd = mlp_problem(), sgdsde.SGD(0.1, 3)
+    whole = sgdsde.linearize(problem)
+    few = whole.truncate(3)
+    full, truncated = (sgdsde.error_budget(at, sgd, 6, 5, dynamics=theory) for at in (whole, few))
+    assert added_up(truncated)
+    for name in ("linearization", "monte_carlo", "non_gaussian", "discretization", "frozen_noise"):
+        torch.testing.assert_close(full.terms[name].value, truncated.terms[name].value, rtol=1e-9, atol=1e-12)
+    moved = full.train.predicted - truncated.train.predicted
+    change = truncated.terms["closure"].value - full.terms["closure"].value
+    torch.testing.assert_close(change, moved, rtol=1e-9, atol=1e-12)
+    assert isinstance(theory, dynamics.SDEPaths) or float(moved.abs().max()) > 1e-3
 
 
 # ------------------------------------------------------------------------------------- zero where it must be
