@@ -22,6 +22,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS := build/$(SCALE)/results
 FIGURES := build/$(SCALE)/figures
+PEERS := build/peers
 
 # The first Python that the pinned versions accept and that can make an environment.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
@@ -45,7 +46,7 @@ MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDEXPANSION:
-.PHONY: help figures figures-all results $(ALL_FIGURES) test test-slow test-gpu check format bench venv clean clean-outdated clean-all
+.PHONY: help figures figures-all results $(ALL_FIGURES) test test-slow test-gpu check format bench bench-peers venv clean clean-outdated clean-all
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=VALUE]"; echo; echo "Targets:"
@@ -92,10 +93,25 @@ format: $(STAMP) ## Rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## Run the benchmarks
-	@found=; for file in benchmarks/bench_*.py; do test -e "$$file" || continue; found=yes; \
-		echo "== $$file"; $(BIN)/python "$$file" || exit 1; done; \
+bench: $(STAMP) bench-peers ## Run the benchmarks, twenty minutes on a quiet machine
+	@found=; for file in benchmarks/bench_*.py; do test -e "$$file" || continue; found=yes; name=$${file##*/}; \
+		echo "== $$file"; $(BIN)/python -m benchmarks.$${name%.py} || exit 1; done; \
 		test -n "$$found" || echo "benchmarks/ holds no bench_*.py"
+
+bench-peers: $(PEERS)/jax/.installed $(PEERS)/torch/.installed ## Create the environments of the tools compared with
+
+# An older jax with its older NumPy cannot share .venv; --no-deps, because the pinned lists are complete.
+$(PEERS)/jax/.installed: benchmarks/peers/jax.txt | $(STAMP)
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --no-deps -r $<
+	@touch $@
+
+# Beside .venv's own torch: a folder for PYTHONPATH, nothing of it in .venv.
+$(PEERS)/torch/.installed: benchmarks/peers/torch.txt | $(STAMP)
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --no-deps --target $(@D) -r $<
+	@touch $@
 
 venv: $(STAMP) ## Create or update .venv with the tested versions
 
