@@ -52,8 +52,10 @@ STAGE_OF = {name: number for number, names in enumerate(STAGES.values()) for nam
 BESIDE = set(STAGES["beside the pipeline"])
 COMMAND_LINE = {"cli", "__main__"}
 
-# Imports against the stream, allowed inside a function only: a result's .plot draws when it is called.
+# Imports against the stream, allowed inside a function only: a result's .plot draws when it is called, a kernel that
+# moves is asked for its stability limit on the way.
 WHEN_CALLED = {("trajectory", "plots"), ("comparison", "plots"), ("budget", "plots"), ("linearization", "meanfield")}
+WHEN_CALLED |= {("dynamics", "stability")}
 # What `import sgdsde` makes available although it stands beside the pipeline.
 OFFERED = {("__init__", name) for name in ("meanfield", "pruning", "regimes", "cleaning")}
 

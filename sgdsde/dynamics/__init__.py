@@ -8,7 +8,7 @@ from sgdsde.dynamics.integrators import EulerMaruyama, ExponentialEuler, Integra
 from sgdsde.dynamics.ito_term import ItoTerm
 from sgdsde.dynamics.moment_equations import MomentEquations
 from sgdsde.dynamics.moment_recursion import MomentRecursion
-from sgdsde.dynamics.moving_kernel import MovingKernel
+from sgdsde.dynamics.moving_kernel import MovingKernel, NoiseFeedback
 from sgdsde.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from sgdsde.dynamics.paths import SDEPaths
 from sgdsde.dynamics.truncation import truncation_error
@@ -26,6 +26,7 @@ __all__ = [
     "MomentEquations",
     "MomentRecursion",
     "MovingKernel",
+    "NoiseFeedback",
     "OrnsteinUhlenbeck",
     "OutputLaw",
     "SDEInt",

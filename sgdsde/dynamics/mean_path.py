@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +21,6 @@ from sgdsde.sgd import SGD, StepPlan, check_sgd
 
 KERNELS = 8
 """Steps at which the drift is measured when the caller names none."""
-
-OutputGradient = Callable[[Tensor], Tensor]
-"""From outputs [n, c] to the vectors [n, c] whose mean product with the Jacobian is the gradient that is followed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +42,12 @@ class MeanPath:
         buffers = {name: torch.zeros_like(value) for name, value in problem.params.items()}
         return cls(problem, sgd, plan, problem.params, buffers)
 
-    def advanced(
-        self, step: int, output_gradient: OutputGradient | None = None, correction: Params | None = None
-    ) -> MeanPath:
+    def advanced(self, step: int, output_gradient: Tensor | None = None, correction: Params | None = None) -> MeanPath:
         """The path one step later.
 
         Args:
             step: k of the update k -> k + 1.
-            output_gradient: what stands for r(f); default the gradient of the loss of each example.
+            output_gradient: what stands for r(f), [n, c]; default the gradient of the loss of each example.
             correction: added to the gradient of the weights.
         """
         gradient = self.gradient(output_gradient)
@@ -65,14 +60,14 @@ class MeanPath:
             params[name] = value - lr * move
         return dataclasses.replace(self, params=params, buffers=buffers)
 
-    def gradient(self, output_gradient: OutputGradient | None = None) -> Params:
+    def gradient(self, output_gradient: Tensor | None = None) -> Params:
         """(1/n) J^T r by parameter, decay aside."""
         problem = self.problem
         leaves = {name: value.detach().requires_grad_() for name, value in self.params.items()}
         with torch.enable_grad():
             outputs = problem.forward(leaves, problem.x_train)
         seen = outputs.detach()
-        r = problem.criterion.gradient(seen, problem.y_train) if output_gradient is None else output_gradient(seen)
+        r = problem.criterion.gradient(seen, problem.y_train) if output_gradient is None else output_gradient
         parts = torch.autograd.grad(
             outputs, list(leaves.values()), r.to(seen) / problem.n_train, allow_unused=True, materialize_grads=True
         )

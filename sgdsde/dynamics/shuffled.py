@@ -253,7 +253,7 @@ class EpochMoments:
         """E[(e o s)(e o s)^T], [d, d]."""
         m, P, d, n = start.mean[: self._d], start.usage, self._d, self._n
         other = P[:d][:, self._example]
-        q, ia, ib = self._pair_factors(draw)
+        q, ia, ib = pair_factors(draw)
         shifted = m[:, None] - q * (own[:, None] + other)
         pairs = shifted * shifted.mT + start.covariance[:d, :d]
         if draw.remaining < n:
@@ -263,19 +263,21 @@ class EpochMoments:
 
     def _usage_source(self, start: Start, draw: Draw, own: Tensor, drawn_mean: Tensor) -> Tensor:
         """What the drawn batch adds to P before the response, [d, n]."""
-        q, _, _ = self._pair_factors(draw)
+        q, _, _ = pair_factors(draw)
         m, P = start.mean[: self._d], start.usage[: self._d]
         both = draw.both_remain * (m[:, None] - q * (own[:, None] + P))
         columns = torch.arange(self._n, device=P.device)
         others = self._example[:, None] != columns
         return draw.share * drawn_mean[:, None] + (draw.pair - draw.single) * both * others
 
-    def _pair_factors(self, draw: Draw) -> tuple[float, float, float]:
-        n, rho = self._n, draw.share
-        if n <= 2:
-            return 0.0, 0.0, 0.0
-        q = (n - 1) / (rho * (n - 2))
-        if draw.remaining == n:
-            return q, 0.0, 0.0
-        base = (n - 1) / (rho * (1 - rho) * n * (n - 2))
-        return q, (n - 1) * base, base
+
+def pair_factors(draw: Draw) -> tuple[float, float, float]:
+    """What stands before P in the regression on two examples at once: of the mean, and twice of the covariance."""
+    n, rho = draw.n, draw.share
+    if n <= 2:
+        return 0.0, 0.0, 0.0
+    q = (n - 1) / (rho * (n - 2))
+    if draw.remaining == n:
+        return q, 0.0, 0.0
+    base = (n - 1) / (rho * (1 - rho) * n * (n - 2))
+    return q, (n - 1) * base, base

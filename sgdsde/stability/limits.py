@@ -23,7 +23,7 @@ from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.noise.covariance import diagonal_blocks
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD, sampling_factor
-from sgdsde.stability.local import local_kernel, local_modes
+from sgdsde.stability.local import LocalModes, local_kernel, local_modes
 from sgdsde.stability.second_moments import SecondMomentMap, largest_eigenvalue
 
 
@@ -102,8 +102,13 @@ def limit_at_noise(
 ) -> float:
     """``max_lr`` for any value of phi/B, which need not belong to a whole batch size."""
     sgd = SGD(1.0, 1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-    moments = SecondMomentMap(local_modes(linearization))
-    if momentum == 0 and weight_decay == 0:
+    return limit_of_modes(local_modes(linearization), noise, sgd=sgd)
+
+
+def limit_of_modes(modes: LocalModes, noise: float, *, sgd: SGD, precision: float = 1e-9) -> float:
+    """The same for a kernel in its eigenbasis and the momentum and decay of ``sgd``; ``precision`` is relative."""
+    moments = SecondMomentMap(modes)
+    if sgd.momentum == 0 and sgd.weight_decay == 0:
         return _plain_limit(moments, noise)
     full_batch = _full_batch_limit(moments, sgd)
     if noise == 0:
@@ -116,7 +121,7 @@ def limit_at_noise(
     low = math.log(full_batch) - 1.0
     while excess(low) > 0:
         high, low = low, low - 1.0
-    return math.exp(brentq(excess, low, high, xtol=1e-9))
+    return math.exp(brentq(excess, low, high, xtol=precision))
 
 
 def _plain_limit(moments: SecondMomentMap, noise: float) -> float:

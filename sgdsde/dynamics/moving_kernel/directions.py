@@ -1,0 +1,159 @@
+"""Weight directions in which minibatch noise moves a network, and what they do to its outputs.
+
+The deviation of the weights from their mean path is delta = V^T a, with the rows of V [r, p] orthonormal. To first
+order the outputs move by J delta = Phi a, Phi = J V^T [rows, r]: nothing of the size of the kernel is ever formed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgdsde import _memory
+from sgdsde._types import Params
+from sgdsde.kernel.directional import Directional, directional
+from sgdsde.linearization import Linearization
+from sgdsde.problem import Problem
+
+VECTORS, ROWS = 64, 256
+"""Directions and examples of one pass of derivatives."""
+
+FEW = 256
+"""Directions of which none is left out."""
+
+COPIES = 4
+"""Of the directions, while they are turned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Phi = J V^T in the dtype of moments.
+
+    Attributes:
+        train: [n*c, r]. test: [m*c, r], or None.
+    """
+
+    train: Tensor
+    test: Tensor | None
+
+    def toward(self, other: Features, share: float) -> Features:
+        """The way to other features of the same directions, 0 to 1."""
+        test = None if self.test is None or other.test is None else torch.lerp(self.test, other.test, share)
+        return Features(torch.lerp(self.train, other.train, share), test)
+
+    def plus(self, change: Features, share: float) -> Features:
+        """Phi + share * change."""
+        test = None if self.test is None or change.test is None else self.test + share * change.test
+        return Features(self.train + share * change.train, test)
+
+
+def kernel_distance(features: Features, other: Features) -> float:
+    """|Phi Phi^T - Psi Psi^T| / |Psi Psi^T| in Frobenius norm over training outputs, Psi the other's. Cost: 6 d r^2."""
+    ours, theirs = features.train, other.train
+    norm = (theirs.mT @ theirs).square().sum()
+    squared = (ours.mT @ ours).square().sum() + norm - 2 * (theirs.mT @ ours).square().sum()
+    return float((squared.clamp_min(0) / norm).sqrt())
+
+
+class Directions:
+    """V [r, p] with orthonormal rows, in the model's dtype."""
+
+    def __init__(self, problem: Problem, derivatives: Directional, rows: Tensor, dtype: torch.dtype) -> None:
+        self._problem, self._derivatives, self._dtype = problem, derivatives, dtype
+        self.rows = rows
+
+    @classmethod
+    def leading(cls, linearization: Linearization, *, neglected: float) -> Directions:
+        """The right singular vectors of J, the largest first, without those of the last share ``neglected`` of |J|^2.
+
+        Up to ``FEW`` are all kept.
+
+        Raises:
+            MemoryError: the directions do not fit; names the bytes.
+        """
+        problem, basis = linearization.problem, linearization.eigenbasis
+        values, vectors = basis.values.flip(0), basis.vectors.flip(1)
+        rest = 1 - values.cumsum(0) / values.sum()
+        count = min(len(values), max(FEW, int((rest > neglected).sum()) + 1))
+        needed = COPIES * problem.functional.n_params * problem.dtype.itemsize
+        what = f"one of the {count} weight directions that the noise moves (n_params={problem.functional.n_params})"
+        _memory.rows_within(_memory.budget(None, problem.device), needed * count, 1, f"{count} times {what}")
+        derivatives = directional(problem.functional, problem.x_train, problem.n_outputs)
+        start = cls(problem, derivatives, torch.empty(0), linearization.kernel.dtype)
+        cotangents = (vectors[:, :count] / values[:count].sqrt()).mT
+        return start._spanning(problem.params, cotangents)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def features(self, params: Params) -> Features:
+        """J V^T at these parameters."""
+        return self.features_along(params, self.rows)
+
+    def features_along(self, params: Params, rows: Tensor) -> Features:
+        """J W^T for other directions W [k, p]."""
+        problem = self._problem
+        train = self._push(params, rows, problem.x_train)
+        return Features(train, None if problem.x_test is None else self._push(params, rows, problem.x_test))
+
+    def turned(self, params: Params, features: Features) -> Directions:
+        """The directions after one step of subspace iteration toward the leading ones of J at these parameters.
+
+        V = R^T (rotated by the singular vectors of Phi = U diag(s) R^T) leaves its span by what J^T U / s adds.
+        """
+        gram = features.train.mT @ features.train
+        values, rotation = torch.linalg.eigh((gram + gram.mT) / 2)
+        kept = values > values[-1] * len(values) * torch.finfo(self._problem.dtype).eps
+        scaled = rotation[:, kept] / values[kept]
+        return self._spanning(params, (features.train @ scaled).mT)
+
+    def overlap(self, other: Directions) -> Tensor:
+        """V W^T [r, r'] for the directions W of the other: coordinates there to coordinates here."""
+        return (self.rows @ other.rows.mT).to(self._dtype)
+
+    def weights(self, coordinates: Tensor) -> Params:
+        """V^T a for a [k, r], by parameter: [k, *shape]."""
+        flat = coordinates.to(self.rows) @ self.rows
+        shapes = [value.shape for value in self._problem.params.values()]
+        parts = flat.split([shape.numel() for shape in shapes], dim=1)
+        return {name: part.view(-1, *shape) for name, part, shape in zip(self._problem.params, parts, shapes)}
+
+    def _spanning(self, params: Params, cotangents: Tensor) -> Directions:
+        """Orthonormal directions that span J^T u for the rows u of cotangents [k, n*c]."""
+        rows = self._pull(params, cotangents.to(self._problem.dtype))
+        for _ in range(2):  # the second pass removes what rounding left of the first
+            gram = (rows @ rows.mT).double()
+            values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
+            kept = values > values[-1] * len(values) * torch.finfo(rows.dtype).eps
+            turn = (vectors[:, kept] / values[kept].sqrt()).mT
+            rows = turn.to(rows) @ rows
+            if values[0] > 0.1 * values[-1] and rows.dtype == torch.float32:
+                break
+        return Directions(self._problem, self._derivatives, rows, self._dtype)
+
+    def _at(self, params: Params) -> Directional:
+        return type(self._derivatives)(dataclasses.replace(self._problem.functional, params=params))
+
+    def _push(self, params: Params, rows: Tensor, x: Tensor) -> Tensor:
+        derivatives, shapes = self._at(params), {name: value.shape for name, value in params.items()}
+        slopes = []
+        for some in rows.split(VECTORS):
+            parts = some.split([shape.numel() for shape in shapes.values()], dim=1)
+            directions = {name: part.reshape(-1, *shapes[name]) for name, part in zip(shapes, parts)}
+            moved = torch.cat([derivatives.push(piece, directions) for piece in x.split(ROWS)], dim=1)
+            slopes.append(moved.flatten(1).to(self._dtype))
+        return torch.cat(slopes).mT.contiguous()
+
+    def _pull(self, params: Params, cotangents: Tensor) -> Tensor:
+        derivatives, problem = self._at(params), self._problem
+        rows = cotangents.new_empty(len(cotangents), problem.functional.n_params)
+        for start in range(0, len(cotangents), VECTORS):
+            some = cotangents[start : start + VECTORS].view(-1, problem.n_train, problem.n_outputs)
+            total = rows[start : start + VECTORS].zero_()
+            for first in range(0, problem.n_train, ROWS):
+                pulled = derivatives.pull(problem.x_train[first : first + ROWS], some[:, first : first + ROWS])
+                total += torch.cat([pulled[name].reshape(len(some), -1) for name in problem.params], dim=1)
+        return rows

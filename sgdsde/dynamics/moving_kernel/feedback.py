@@ -1,0 +1,191 @@
+"""How the noise acts back on the mean: expectations over the fluctuation of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from sgdsde._checks import whole_number
+from sgdsde._functional import vectorize
+from sgdsde._streams import torch_stream
+from sgdsde._types import Params
+from sgdsde.dynamics.mean_path import MeanPath
+from sgdsde.dynamics.moving_kernel.directions import Directions, Features
+from sgdsde.problem import Problem
+
+NETWORKS_AT_ONCE = 16
+"""Sets of weights of one pass."""
+
+
+@dataclass(frozen=True)
+class NoiseFeedback:
+    """What the noise changes in the mean, from pairs of networks at both sides of the mean weights.
+
+    With delta ~ N(0, Cov) the fluctuation of the weights, E h = (1/2P) sum_p [h(mean + delta_p) + h(mean - delta_p)]
+    replaces h(mean), with P draws whose second moments are exact in the P leading directions.
+
+    Args:
+        n_draws: P.
+        gradient: the mean path follows E of the gradient (third derivatives of the loss, the Ito term among them).
+        outputs: the mean outputs are E f (the Ito term of the outputs themselves).
+        n_kernel_draws: the features Phi, and with them the kernel and the gradient noise, are E over this many of the
+            draws; 0 takes those of the mean path.
+    Exactness: up to the error of sampling; the distribution of the weights is taken as Gaussian.
+    Cost: at each refresh of the kernel 2 n_draws full-batch gradients, and 2 n_kernel_draws times its features.
+    """
+
+    n_draws: int = 32
+    gradient: bool = True
+    outputs: bool = True
+    n_kernel_draws: int = 0
+
+    def __post_init__(self) -> None:
+        whole_number("n_draws", self.n_draws, minimum=1)
+        whole_number("n_kernel_draws", self.n_kernel_draws)
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """What the noise added at one refresh, where its size was ``size``; between refreshes it grows with the size.
+
+    Attributes:
+        gradient: of the weights, by name, or None. outputs: [n + m, c], or None. features: change of Phi, or None.
+    """
+
+    size: float = 0.0
+    gradient: Params | None = None
+    outputs: Tensor | None = None
+    features: Features | None = None
+
+    def share(self, size: float) -> float:
+        return size / self.size if self.size > 0 else 0.0
+
+
+def draws(covariance: Tensor, count: int) -> Tensor:
+    """a_p [count, r], of which +-a_p have this covariance in its ``count`` leading directions, and about it beyond.
+
+    Blocks of random orthogonal matrices; the same at every call.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    stream = torch_stream(0, "noise feedback", 0, torch.device("cpu"))
+    blocks = [
+        torch.linalg.qr(torch.randn(count, count, generator=stream, dtype=torch.float64))[0] * math.sqrt(count)
+        for _ in range(-(-len(values) // count))
+    ]
+    normal = torch.cat(blocks, dim=1)[:, : len(values)].to(covariance)
+    return (normal * values.flip(0).clamp_min(0).sqrt()) @ vectors.flip(1).mT
+
+
+def effect_of_noise(
+    feedback: NoiseFeedback,
+    path: MeanPath,
+    directions: Directions,
+    features: Features,
+    covariance: Tensor,
+    *,
+    size: float,
+    step: int,
+) -> Effect:
+    """The effect of a fluctuation with this covariance of the coordinates [r, r] around the path at ``step``."""
+    problem = path.problem
+    coordinates = draws(covariance, feedback.n_draws)
+    deltas = directions.weights(coordinates)
+    outputs_of, gradient_of = _evaluations(problem)
+    around = Around(path.params, deltas, feedback.n_draws)
+    gradient, outputs, change, mean_outputs = None, None, None, path.outputs(step)
+    if feedback.outputs:
+        outputs = around.mean(outputs_of)[OUTPUTS] - mean_outputs
+    if feedback.gradient:
+        expected = around.mean(gradient_of)
+        linear = _linear_part(path, features, coordinates, mean_outputs + (0 if outputs is None else outputs))
+        gradient = {name: value - linear[name] for name, value in expected.items()}
+    if feedback.n_kernel_draws:
+        change = _features_change(feedback.n_kernel_draws, path, directions, features, deltas)
+    return Effect(size, gradient, outputs, change)
+
+
+@dataclass(frozen=True, eq=False)
+class Around:
+    """Averages over the networks at both sides of the mean weights."""
+
+    params: Params
+    deltas: Params
+    count: int
+
+    def mean(self, evaluate: Callable[[Params], Params]) -> Params:
+        """Mean of a function of many weights [k, ...]."""
+        total: Params = {}
+        for start in range(0, self.count, NETWORKS_AT_ONCE):
+            some = slice(start, start + NETWORKS_AT_ONCE)
+            for sign in (1, -1):
+                moved = {name: value + sign * self.deltas[name][some] for name, value in self.params.items()}
+                for name, value in evaluate(moved).items():
+                    total[name] = total.get(name, 0) + value.sum(0) / (2 * self.count)
+        return total
+
+
+OUTPUTS = "outputs"
+
+
+def _evaluations(problem: Problem) -> tuple[Callable[[Params], Params], Callable[[Params], Params]]:
+    """Outputs [k, n + m, c], under their name, and full-batch gradients [k, ...] of many weights."""
+    x = problem.x_train if problem.x_test is None else torch.cat([problem.x_train, problem.x_test])
+
+    def one_loss(params: Params) -> Tensor:
+        return problem.criterion.mean(problem.forward(params, problem.x_train), problem.y_train)
+
+    def one_output(params: Params) -> Params:
+        with torch.no_grad():
+            return {OUTPUTS: problem.forward(params, x)}
+
+    if problem.functional.vectorizes:
+        return vectorize(one_output), vectorize(grad(one_loss))
+    return _looped(one_output), _looped(lambda params: _plain_gradient(one_loss, params))
+
+
+def _looped(function: Callable[[Params], Params]) -> Callable[[Params], Params]:
+    def call(params: Params) -> Params:
+        count = len(next(iter(params.values())))
+        results = [function({name: value[i] for name, value in params.items()}) for i in range(count)]
+        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+
+    return call
+
+
+def _plain_gradient(loss: Callable[[Params], Tensor], params: Params) -> Params:
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    with torch.enable_grad():
+        value = loss(leaves)
+    parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return {name: part.to_dense() for name, part in zip(leaves, parts)}
+
+
+def _linear_part(path: MeanPath, features: Features, coordinates: Tensor, outputs: Tensor) -> Params:
+    """The same mean of gradients for a model linear in its weights, with the Jacobian of the path and these outputs."""
+    problem, criterion = path.problem, path.problem.criterion
+    outputs = outputs[: problem.n_train]
+    moves = (coordinates @ features.train.mT).view(-1, problem.n_train, problem.n_outputs).to(outputs)
+    above, below = (criterion.gradient(outputs + sign * moves, problem.y_train) for sign in (1, -1))
+    return path.gradient((above.mean(0) + below.mean(0)) / 2)
+
+
+def _features_change(
+    count: int, path: MeanPath, directions: Directions, features: Features, deltas: Params
+) -> Features:
+    count = min(count, len(next(iter(deltas.values()))))
+    train = torch.zeros_like(features.train)
+    test = None if features.test is None else torch.zeros_like(features.test)
+    for i in range(count):
+        for sign in (1, -1):
+            moved = {name: value + sign * deltas[name][i] for name, value in path.params.items()}
+            found = directions.features(moved)
+            train += found.train / (2 * count)
+            if test is not None and found.test is not None:
+                test += found.test / (2 * count)
+    test = None if test is None or features.test is None else test - features.test
+    return Features(train - features.train, test)

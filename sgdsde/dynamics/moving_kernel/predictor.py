@@ -1,0 +1,88 @@
+"""Minibatch SGD of a network that learns features: fluctuations around its mean path, with the kernel of that path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from sgdsde._checks import complaint, fraction_below_one, positive_number, whole_number
+from sgdsde._progress import ticker
+from sgdsde._types import Progress
+from sgdsde.dynamics.base import Dynamics, OutputLaw
+from sgdsde.dynamics.moving_kernel.course import Course, Words
+from sgdsde.dynamics.moving_kernel.feedback import NoiseFeedback
+from sgdsde.dynamics.moving_kernel.refresh import Refresh, Watch
+from sgdsde.linearization import Linearization
+from sgdsde.losses import SquaredError
+from sgdsde.sgd import SGD
+
+DEFAULT_FEEDBACK = NoiseFeedback()
+
+
+@dataclass(frozen=True)
+class MovingKernel(Dynamics):
+    """The mean weights of the real network, and the covariance of the weights around them:
+
+        mean' = mean - lr E g(mean + delta),     delta ~ N(0, S)
+        S' = G S G^T + nu nu^T (x) (phi/B) Cov(J_i^T r_i),     G = G_0 + nu (x) (1/n) J^T E[G] J
+
+    with momentum and decay in G_0 and nu (``dynamics.update``) and J the Jacobian of the path. S is kept in the leading
+    directions of J, and those, J and the effect of the noise on the mean are made anew when the kernel has moved; in
+    between they are linear. An interval is accepted when the kernel moves by at most ``tolerance`` over it (relative,
+    in Frobenius norm), and the next one is chosen from that drift.
+
+    Args:
+        tolerance: kernel drift allowed between two refreshes. first_interval: steps to the second one.
+        feedback: how the noise acts on the mean; None leaves the mean path to full-batch descent.
+        neglected: share of the kernel's trace whose directions are left out of the noise.
+        on_refresh: called with every ``Refresh``: step, drift, margin to the mean-square limit, seconds.
+    Exactness: that of ``MomentRecursion`` (shuffled epochs: with ``epoch_starts=0``) for a model linear in its
+        parameters, up to ``neglected``; that of full-batch training at B = n. Beyond: weights are taken as Gaussian
+        around their mean, their fluctuation as linear in J. The curvature of the network in the fluctuation is left
+        out. Errors on real networks: docs/choosing_a_predictor.md.
+    Cost: one full-batch gradient a step, 6 d r^2 + 6 r^3 operations a step for r directions of d = n c outputs; at each
+        refresh about three products of r directions with the Jacobian and 2 ``feedback.n_draws`` full-batch gradients.
+        Memory: four times r p numbers, p parameters.
+    Warns:
+        KernelDriftWarning: the tolerance is exceeded within one step, or step after step. NearLimitWarning: the
+        learning rate is beyond 0.6 of the mean-square limit of the kernel of the path.
+    Raises:
+        ValueError: the outputs of the mean path stop being finite; names the step. MemoryError: r p numbers do not fit.
+    """
+
+    tolerance: float = 0.1
+    first_interval: int = 2
+    feedback: NoiseFeedback | None = DEFAULT_FEEDBACK
+    neglected: float = 0.01
+    on_refresh: Callable[[Refresh], None] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        positive_number("tolerance", self.tolerance)
+        whole_number("first_interval", self.first_interval, minimum=1)
+        fraction_below_one("neglected", self.neglected)
+        if not isinstance(self.feedback, NoiseFeedback | None):
+            remedy = "use dynamics.NoiseFeedback(...)"
+            raise TypeError(complaint("feedback", "a NoiseFeedback or None", repr(self.feedback), remedy))
+
+    def evolve(
+        self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
+    ) -> Iterator[OutputLaw]:
+        problem, n_steps, wanted = linearization.problem, record[-1], set(record)
+        if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
+            raise self.refuse("label noise under another loss than nn.MSELoss()", "label_noise_std=0")
+        plan = sgd.plan(problem.n_train, n_steps)
+        words = Words(self.tolerance, self.first_interval, self.feedback, self.neglected)
+        course, watch = Course(words, linearization, sgd, plan), Watch(self.tolerance)
+        ticks, done = ticker(progress, n_steps, "moving kernel"), 0
+        while course.step < n_steps:
+            for event in course.interval(n_steps, wanted):
+                if isinstance(event, OutputLaw):
+                    yield event
+                    continue
+                watch.see(event, float(plan.lr[event.step]))
+                if self.on_refresh is not None:
+                    self.on_refresh(event)
+            ticks.update(course.step - done)
+            done = course.step
+        ticks.close()
+        yield course.law()
