@@ -60,7 +60,9 @@ def _unchanging(functional: FunctionalModel, x: Tensor, name: str) -> Tensor:
     written, after = x._version, dict(functional.constants)
     try:
         outputs = functional.forward(functional.params, x)
-        if functional.module is not None:  # once more, to see which buffers forward puts others in place of
+        if (
+            functional.module is not None and functional.constants
+        ):  # once more, to see which buffers forward puts others in place of
             everything = {**functional.params, **functional.constants}
             functional_call(functional.module, everything, (x.clone(),))
             after = {key: everything[key] for key in after}

@@ -141,7 +141,7 @@ class ExampleBytes:
 
 def activation_bytes(functional: FunctionalModel, x: Tensor) -> tuple[int, int]:
     """Bytes of the largest and of all tensors that the backward pass at x needs, parameters aside."""
-    saved = {tensor.data_ptr(): tensor.nbytes for tensor in (x, functional.forward(functional.params, x))}
+    saved = {x.data_ptr(): x.nbytes}
 
     def pack(tensor: Tensor) -> Tensor:
         saved[tensor.data_ptr()] = tensor.nbytes
@@ -149,7 +149,8 @@ def activation_bytes(functional: FunctionalModel, x: Tensor) -> tuple[int, int]:
 
     leaves = {name: value.detach().requires_grad_() for name, value in functional.params.items()}
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        functional.forward(leaves, x)
+        outputs = functional.forward(leaves, x)
+    saved[outputs.data_ptr()] = outputs.nbytes
     for value in [*leaves.values(), *functional.constants.values()]:
         saved.pop(value.data_ptr(), None)
     return max(saved.values()), sum(saved.values())

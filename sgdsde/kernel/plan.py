@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -28,8 +29,11 @@ from sgdsde.kernel.structure import Structure, structure_of
 COMFORTABLE = 2**27
 """Bytes beyond which more examples at once make nothing faster."""
 
-TILE_ROWS = 512
+TILE_ROWS = 400
 """Rows of a tile: large enough for a matrix product at full rate, small enough for a cache."""
+
+ALIGNED = 16
+"""Rows come in multiples of this number, which the kernels of matrix products like."""
 
 
 @dataclass(frozen=True)
@@ -199,10 +203,9 @@ def _evenly(n: int, most: int) -> int:
 def _tile(job: Job, most: int, symmetric: bool) -> int:
     """Examples on a side of a tile: a symmetric kernel saves half only when it has several tiles."""
     c = job.n_outputs if job.outputs == "full" else 1
-    examples = -(-TILE_ROWS // c)
-    if symmetric:
-        examples = min(examples, max(-(-most // 6), -(-128 // c)))
-    return _evenly(most, examples)
+    multiple = ALIGNED // math.gcd(ALIGNED, c)
+    examples = min(-(-TILE_ROWS // c), -(-most // 2) if symmetric else most)
+    return max(1, examples - examples % multiple if examples > multiple else examples)
 
 
 def explained(plan: KernelPlan) -> str:
