@@ -14,7 +14,9 @@ from sgdsde import datasets, dynamics, networks, stability
 from sgdsde._checks import complaint, positive_number
 from sgdsde.cli.options import ComputeOptions, DataOptions, NetworkOptions, TrainingOptions
 
-LOSSES = {"mse": nn.MSELoss, "ce": nn.CrossEntropyLoss}
+LOSSES = {"mse": nn.MSELoss, "ce": nn.CrossEntropyLoss, "logistic": nn.SoftMarginLoss, "huber": nn.HuberLoss}
+TARGETS = {"mse": ("sign", "onehot"), "ce": ("class",), "logistic": ("sign",), "huber": ("sign", "onehot")}
+"""By loss, what a network may be asked for; auto is the first."""
 
 
 def build_problem(data: DataOptions, network: NetworkOptions, compute: ComputeOptions, loss: str) -> sgdsde.Problem:
@@ -26,16 +28,17 @@ def build_problem(data: DataOptions, network: NetworkOptions, compute: ComputeOp
 
 
 def build_dataset(data: DataOptions, compute: ComputeOptions, loss: str, *, flatten: bool) -> datasets.Dataset:
-    target = data.target if data.target != "auto" else {"mse": "sign", "ce": "class"}[loss]
-    if (target == "class") != (loss == "ce"):
-        remedy = "use --loss ce with --target class, and --loss mse with the others"
+    target = data.target if data.target != "auto" else TARGETS[loss][0]
+    if target not in TARGETS[loss]:
+        remedy = f"use {' or '.join(TARGETS[loss])}, or another loss"
         raise ValueError(complaint("--target", f"one that fits --loss {loss}", target, remedy))
     words: dict[str, Any] = {"dtype": getattr(torch, compute.dtype), "seed": compute.seed}
     if data.data == "synthetic":
         if not flatten:
             raise ValueError(complaint("--network", "mlp or resnet for synthetic data", "cnn", "use images"))
-        if loss == "ce" or data.target not in ("auto", "sign"):
-            raise ValueError(complaint("--loss", "mse for synthetic data", f"--loss {loss} --target {target}"))
+        if loss not in ("mse", "huber") or data.target not in ("auto", "sign"):
+            expected = "mse or huber for synthetic data"
+            raise ValueError(complaint("--loss", expected, f"--loss {loss} --target {target}"))
         return datasets.synthetic(data.n_train, data.n_test, data.in_features, **words)
     words |= {"target": target, "flatten": flatten, "image_size": data.image_size or None}
     source = {"digits": datasets.digits, "mnist": datasets.mnist, "cifar10": datasets.cifar10}[data.data]
@@ -98,6 +101,7 @@ class LearningRate:
             sampling=sampling,
         )
         of = " of batches drawn without replacement" if options.sampling == "shuffled" else ""
+        of += "" if options.loss == "mse" else " of the quadratic at the initial outputs"
         lr = self.number * limit
         return lr, f"lr = {lr:.6g}, {self.number:g} of the mean-square limit {limit:.6g}{of}"
 
@@ -111,8 +115,6 @@ def parse_lr(options: TrainingOptions, option: str = "--lr") -> LearningRate:
         number = positive_number(option, float(text if part is None else part), remedy)
     except ValueError:
         raise ValueError(complaint(option, "a positive number, or a part of the limit", options.lr, remedy)) from None
-    if part is not None and options.loss != "mse":
-        raise ValueError(complaint(option, "a number under cross-entropy, which has no limit", options.lr, "write 0.1"))
     return LearningRate(number, part is not None)
 
 

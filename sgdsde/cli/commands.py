@@ -96,9 +96,8 @@ def _ntk(command: Ntk, argv: list[str]) -> None:
         "rank": len(values),
         "condition": float(values[0] / values[-1]),
     }
-    if command.loss == "mse":
-        limit = stability.max_lr(linearization, batch_size, sampling=command.sampling)
-        facts |= {"max_lr": limit, "max_lr_full_batch": stability.max_lr_full_batch(linearization)}
+    limit = stability.max_lr(linearization, batch_size, sampling=command.sampling)
+    facts |= {"max_lr": limit, "max_lr_full_batch": stability.max_lr_full_batch(linearization)}
     arrays = {
         "kernel": linearization.kernel,
         "cross_kernel": linearization.cross_kernel,
@@ -114,10 +113,10 @@ def _ntk(command: Ntk, argv: list[str]) -> None:
     print(f"kernel: {facts['size']} x {facts['size']}, trace {facts['trace']:.6g}, rank {facts['rank']}")
     print(f"condition on its range: {facts['condition']:.4g}")
     print(f"largest eigenvalues: {' '.join(f'{value:.5g}' for value in values[:top].tolist())}")
-    if "max_lr" in facts:
-        drawn = command.sampling.replace("_", " ")
-        print(f"largest stable learning rate, batches of {batch_size} {drawn}: {facts['max_lr']:.6g}")
-        print(f"largest stable learning rate, full batch: {facts['max_lr_full_batch']:.6g}")
+    drawn = command.sampling.replace("_", " ")
+    of = "" if command.loss == "mse" else ", of the quadratic at the initial outputs"
+    print(f"largest stable learning rate, batches of {batch_size} {drawn}{of}: {facts['max_lr']:.6g}")
+    print(f"largest stable learning rate, full batch{of}: {facts['max_lr_full_batch']:.6g}")
     say_written(folder.path, names)
 
 

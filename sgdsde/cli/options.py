@@ -10,6 +10,8 @@ from tyro.conf import arg
 from sgdsde._types import Sampling
 from sgdsde.networks.layers import Parametrization
 
+LossWord = Literal["mse", "ce", "logistic", "huber"]
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -22,7 +24,7 @@ class DataOptions:
     n_test: int = 128
     """Test examples."""
     target: Literal["auto", "sign", "onehot", "class"] = "auto"
-    """What the network must say: +1/-1, ten numbers, or the class; auto is sign for mse and class for ce."""
+    """What the network must say: +1/-1, ten numbers, or the class; auto is class for ce and sign for the others."""
     image_size: int = 0
     """Average images down to this size; 0 leaves them as they are."""
     in_features: int = 32
@@ -73,8 +75,8 @@ class TrainingOptions:
     """Skip the smaller last batch of an epoch (shuffled only)."""
     label_noise_std: float = 0.0
     """Fresh Gaussian noise on the targets of every batch."""
-    loss: Literal["mse", "ce"] = "mse"
-    """Loss: nn.MSELoss or nn.CrossEntropyLoss."""
+    loss: LossWord = "mse"
+    """Loss: nn.MSELoss, nn.CrossEntropyLoss, nn.SoftMarginLoss (logistic) or nn.HuberLoss."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,8 @@ class Ntk:
     """Batch size of the stable learning rates."""
     sampling: Literal["with_replacement", "without_replacement"] = "with_replacement"
     """How these batches are drawn."""
-    loss: Literal["mse", "ce"] = "mse"
-    """Loss; the learning rates are those of mse."""
+    loss: LossWord = "mse"
+    """Loss; the learning rates of others than mse are those of its quadratic at the initial outputs."""
     top: int = 10
     """Eigenvalues to print."""
 

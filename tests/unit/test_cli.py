@@ -131,41 +131,20 @@ def test_a_part_of_the_limit_knows_every_word_of_the_training(tmp_path, capsys):
     assert lr == pytest.approx(limit / 2, rel=1e-6)
 
 
-def test_diagnose_writes_and_prints_what_the_library_finds(tmp_path, capsys):
-    assert call("diagnose", SMALL, "--lr 0.3 --steps 12 --tolerance 0.2 --out d") == OK
-    data = sgdsde.datasets.digits(16, 8)
-    model = sgdsde.networks.MLP(64, 16, 1, generator=torch.Generator().manual_seed(0))
-    problem = sgdsde.Problem(model, **data.tensors(), loss=torch.nn.MSELoss())
-    found = sgdsde.diagnose(problem, sgdsde.SGD(0.3, 4), 12, tolerance=0.2)
-    assert str(found) in capsys.readouterr().out
-    manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
-    assert (manifest["advice"], manifest["sentence"]) == (found.advice.name, found.sentence)
-    assert manifest["frozen_error"] == found.frozen_error
-    with (tmp_path / "d" / "diagnosis.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["name"] for row in rows] == list(found.checks)
-    assert float(rows[1]["value"]) == found.checks["kernel_drift"].value
-    assert rows[0]["grade"] == found.checks["stability"].grade.value
-
-
-def test_sweep_predicts_every_cell_and_marks_what_is_unstable(tmp_path, capsys):
-    assert call("sweep", SYNTHETIC, "--steps 6 --lrs 0.5x 1.5x 0.05 --batch-sizes 2 8 --out s") == OK
-    data = sgdsde.datasets.synthetic(16, 8, 5)
-    model = sgdsde.networks.MLP(5, 16, 1, generator=torch.Generator().manual_seed(0))
-    problem = sgdsde.Problem(model, **data.tensors(), loss=torch.nn.MSELoss())
-    with (tmp_path / "s" / "sweep.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["batch_size"]) for row in rows] == [2, 2, 2, 8, 8, 8]
-    limit = sgdsde.stability.max_lr(problem, 8)
-    assert [float(row["lr"]) for row in rows[3:]] == pytest.approx([0.5 * limit, 1.5 * limit, 0.05], rel=1e-6)
-    assert [row["past_mean_square_limit"] for row in rows] == ["False", "True", "False"] * 2
-    expected = sgdsde.predict(problem, sgdsde.SGD(0.05, 8), 6)
-    assert float(rows[5]["test_loss"]) == pytest.approx(float(expected.test_loss.mean[-1]), rel=1e-9)
-    assert float(rows[4]["train_loss"]) == float("inf")
+@pytest.mark.parametrize(("loss", "module"), [("ce", "CrossEntropyLoss"), ("logistic", "SoftMarginLoss")])
+def test_other_losses_take_a_part_of_the_limit_of_their_quadratic(loss, module, tmp_path, capsys):
+    assert call("predict", SMALL, f"--loss {loss} --steps 2 --lr 0.25x --dynamics GaussianClosure --out {loss}") == OK
     said = capsys.readouterr().out
-    assert said.count("unstable (lr ") == 4
-    best = min(float(row["test_loss"]) for row in rows)
-    assert f"smallest test loss: {best:.5g} with batch size " in said
+    assert f"loss={module}" in said
+    assert "of the quadratic at the initial outputs" in said
+    data = sgdsde.datasets.digits(16, 8, target="class" if loss == "ce" else "sign")
+    model = sgdsde.networks.MLP(64, 16, data.out_features, generator=torch.Generator().manual_seed(0))
+    problem = sgdsde.Problem(model, **data.tensors(), loss=getattr(torch.nn, module)())
+    manifest = json.loads((tmp_path / loss / "manifest.json").read_text())
+    assert manifest["problem_digest"] == problem.digest
+    assert manifest["lr"] == pytest.approx(sgdsde.stability.max_lr(problem, 4) / 4, rel=1e-5)
+    assert call("ntk", SMALL, f"--loss {loss} --out k{loss}") == OK
+    assert "full batch, of the quadratic at the initial outputs: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("network", ["cnn", "resnet"])
@@ -228,11 +207,12 @@ def test_help_names_every_command_and_option_with_its_default(capsys):
         ),
         ("predict --lr -1", "--lr must be a positive number, or a part of the limit, got -1; write"),
         ("predict --lr nan", "--lr must be a positive number, or a part of the limit, got nan; write"),
-        ("predict --loss ce", "--lr must be a number under cross-entropy, which has no limit, got half; write 0.1"),
         (
-            "predict --loss ce --lr 0.1 --target sign",
-            "--target must be one that fits --loss ce, got sign; use --loss ce",
+            "predict --loss ce --target sign",
+            "--target must be one that fits --loss ce, got sign; use class, or another",
         ),
+        ("predict --loss logistic --target onehot", "--target must be one that fits --loss logistic, got onehot; use"),
+        ("predict --data synthetic --loss logistic", "--loss must be mse or huber for synthetic data, got --loss logi"),
         ("predict --dynamics Adam", "--dynamics must be one of GaussianClosure, GradientDescent, "),
         ("predict --dynamics __import__('os')", "--dynamics must be one of GaussianClosure, GradientDescent, "),
         ("predict --nesterov", "nesterov must be used with momentum and without dampening, got momentum=0.0"),
@@ -249,7 +229,6 @@ def test_help_names_every_command_and_option_with_its_default(capsys):
         ("sweep --batch-sizes 0", "--batch-sizes must be at least 1, got 0"),
         ("sweep --batch-sizes many", "--batch-sizes must be whole numbers, got ['many']; see sgdsde sweep --help"),
         ("sweep --lrs fast", "--lrs must be a positive number, or a part of the limit, got fast; write 0.1, half or"),
-        ("sweep --loss ce", "--lrs must be a number under cross-entropy, which has no limit, got 0.1x; write 0.1"),
         ("ntk --batch-size 0", "--batch-size must be at least 1, got 0"),
     ],
 )

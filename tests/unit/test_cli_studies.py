@@ -1,0 +1,61 @@
+"""The commands that look at a problem before it is trained: they write and print what the library finds."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+import sgdsde
+from sgdsde.cli import OK, main
+
+SMALL = "--n-train 16 --n-test 8 --width 16 --batch-size 4 --quiet"
+SYNTHETIC = f"{SMALL} --data synthetic --in-features 5"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def call(*words: str) -> int:
+    return main(" ".join(words).split())
+
+
+def test_diagnose_writes_and_prints_what_the_library_finds(tmp_path, capsys):
+    assert call("diagnose", SMALL, "--lr 0.3 --steps 12 --tolerance 0.2 --out d") == OK
+    data = sgdsde.datasets.digits(16, 8)
+    model = sgdsde.networks.MLP(64, 16, 1, generator=torch.Generator().manual_seed(0))
+    problem = sgdsde.Problem(model, **data.tensors(), loss=torch.nn.MSELoss())
+    found = sgdsde.diagnose(problem, sgdsde.SGD(0.3, 4), 12, tolerance=0.2)
+    assert str(found) in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    assert (manifest["advice"], manifest["sentence"]) == (found.advice.name, found.sentence)
+    assert manifest["frozen_error"] == found.frozen_error
+    with (tmp_path / "d" / "diagnosis.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == list(found.checks)
+    assert float(rows[1]["value"]) == found.checks["kernel_drift"].value
+    assert rows[0]["grade"] == found.checks["stability"].grade.value
+
+
+def test_sweep_predicts_every_cell_and_marks_what_is_unstable(tmp_path, capsys):
+    assert call("sweep", SYNTHETIC, "--steps 6 --lrs 0.5x 1.5x 0.05 --batch-sizes 2 8 --out s") == OK
+    data = sgdsde.datasets.synthetic(16, 8, 5)
+    model = sgdsde.networks.MLP(5, 16, 1, generator=torch.Generator().manual_seed(0))
+    problem = sgdsde.Problem(model, **data.tensors(), loss=torch.nn.MSELoss())
+    with (tmp_path / "s" / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["batch_size"]) for row in rows] == [2, 2, 2, 8, 8, 8]
+    limit = sgdsde.stability.max_lr(problem, 8)
+    assert [float(row["lr"]) for row in rows[3:]] == pytest.approx([0.5 * limit, 1.5 * limit, 0.05], rel=1e-6)
+    assert [row["past_mean_square_limit"] for row in rows] == ["False", "True", "False"] * 2
+    expected = sgdsde.predict(problem, sgdsde.SGD(0.05, 8), 6)
+    assert float(rows[5]["test_loss"]) == pytest.approx(float(expected.test_loss.mean[-1]), rel=1e-9)
+    assert float(rows[4]["train_loss"]) == float("inf")
+    said = capsys.readouterr().out
+    assert said.count("unstable (lr ") == 4
+    best = min(float(row["test_loss"]) for row in rows)
+    assert f"smallest test loss: {best:.5g} with batch size " in said
