@@ -13,9 +13,11 @@ from sgdsde._checks import complaint, finite_entries
 from sgdsde._types import Progress
 from sgdsde.jacobian import jacobian_product
 from sgdsde.kernel import (
+    DenseKernel,
     ImplicitKernel,
     KernelOperator,
     KernelPlan,
+    KroneckerKernel,
     as_operator,
     gram,
 )
@@ -162,7 +164,8 @@ def linearize(
     Args:
         rank: predictions follow the leading eigenpairs only, this many (``Linearization.truncate``). A kernel that does
             not fit into ``memory`` is then never formed (``ImplicitKernel``).
-        kernel: K(train, train) as it was made before, e.g. a ``TiledKernel`` of this model and training set.
+        kernel: K(train, train) as it was made before, e.g. a ``TiledKernel`` of this model and training set; with a
+            ``KroneckerKernel`` test outputs follow the mean of the kernels of all outputs.
         memory: bytes allowed for kernels and Jacobians; default a quarter of what is free.
         dtype: of kernels and outputs; default float64 whatever the model's dtype. An ``ImplicitKernel`` has the
             model's.
@@ -196,14 +199,26 @@ def _linearize_by_products(
     problem: Problem, kernel: KernelOperator, memory: int | None, dtype: torch.dtype
 ) -> Linearization:
     functional, x, x_test = problem.functional, problem.x_train, problem.x_test
-    cross = None if x_test is None else ImplicitKernel(functional, x_test, x, memory=memory)
+    cross = _cross_by_products(problem, kernel, memory)
     along = ImplicitKernel(functional, x, memory=memory).along(functional.params).to(dtype)
     test: dict[str, Any] = {"test_outputs": None, "test_weight_outputs": None}
     if cross is not None and x_test is not None:
         test["test_outputs"] = initial_outputs(problem, x_test, ROWS).to(dtype)
-        test["test_weight_outputs"] = cross.along(functional.params).to(dtype)
+        test["test_weight_outputs"] = ImplicitKernel(functional, x_test, x).along(functional.params).to(dtype)
     outputs = initial_outputs(problem, x, ROWS).to(dtype)
     return Linearization(problem, kernel, cross_kernel=cross, outputs=outputs, weight_outputs=along, **test)
+
+
+def _cross_by_products(problem: Problem, kernel: KernelOperator, memory: int | None) -> KernelOperator | None:
+    """K(test, train) of the kind that the kernel is: of K_0 (x) I_c the mean of the kernels of all outputs."""
+    functional, x, x_test = problem.functional, problem.x_train, problem.x_test
+    if x_test is None:
+        return None
+    if not isinstance(kernel, KroneckerKernel):
+        return ImplicitKernel(functional, x_test, x, memory=memory)
+    plan = KernelPlan.make(functional, functional.params, x_test, x, problem.n_outputs, memory=memory, outputs="trace")
+    trace = gram(functional, x_test, x, plan=plan)
+    return KroneckerKernel(DenseKernel(trace), problem.n_outputs, scale=1 / problem.n_outputs)
 
 
 def _plans(problem: Problem, memory: int | None, dtype: torch.dtype | None) -> tuple[KernelPlan, KernelPlan | None]:

@@ -11,6 +11,7 @@ from sgdsde.dynamics.moment_recursion import MomentRecursion
 from sgdsde.dynamics.moving_kernel import MovingKernel, NoiseFeedback
 from sgdsde.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from sgdsde.dynamics.paths import SDEPaths
+from sgdsde.dynamics.traced import TracedRecursion
 from sgdsde.dynamics.truncation import truncation_error
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "OutputLaw",
     "SDEInt",
     "SDEPaths",
+    "TracedRecursion",
     "truncation_error",
 ]

@@ -60,7 +60,7 @@ class MomentRecursion(Dynamics):
             yield from self._evolve_epochs(modes, sgd, plan, record, progress)
             return
         offset = sgd.weight_decay * modes.decay_offset() if sgd.weight_decay else None
-        mean, spread = Mean.at(modes.start), Spread.zero(modes, with_buffer=sgd.momentum > 0)
+        mean, spread = Mean.at(modes.start), Spread.zero(modes.values, with_buffer=sgd.momentum > 0)
         noise, times, wanted = GradientNoise(modes), plan.times, set(record)
         ticks = ticker(progress, record[-1], "moment recursion")
         for k in range(record[-1] + 1):
@@ -107,9 +107,9 @@ class Spread:
     uu: Tensor | None
 
     @classmethod
-    def zero(cls, modes: Modes, *, with_buffer: bool) -> Spread:
-        r = len(modes.values)
-        blocks = [modes.values.new_zeros(r, r) if with_buffer or i == 0 else None for i in range(3)]
+    def zero(cls, values: Tensor, *, with_buffer: bool) -> Spread:
+        r = len(values)
+        blocks = [values.new_zeros(r, r) if with_buffer or i == 0 else None for i in range(3)]
         ee, eu, uu = blocks
         assert ee is not None
         return cls(ee, eu, uu)

@@ -61,8 +61,8 @@ class _Bound:
         self._modes, self._sgd, self._plan, self._source = modes, sgd, plan, source
         self._noise, self._mean = GradientNoise(modes), Mean.at(modes.start)
         self._offset = sgd.weight_decay * modes.decay_offset() if sgd.weight_decay else None
-        self._spread = Spread.zero(modes, with_buffer=sgd.momentum > 0)
-        self._difference = Spread.zero(modes, with_buffer=sgd.momentum > 0)
+        self._spread = Spread.zero(modes.values, with_buffer=sgd.momentum > 0)
+        self._difference = Spread.zero(modes.values, with_buffer=sgd.momentum > 0)
         self._tail = _TailMoments(modes, tail, sgd, plan)
 
     def error(self) -> float:

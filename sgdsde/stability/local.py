@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint
+from sgdsde.kernel import KroneckerKernel
 from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
@@ -46,7 +47,12 @@ def local_modes(linearization: Linearization) -> LocalModes:
     """
     problem = linearization.problem
     if isinstance(problem.criterion, SquaredError):
-        basis, curvature = linearization.eigenbasis, problem.criterion.curvature
+        kernel, curvature = linearization.kernel, problem.criterion.curvature
+        if isinstance(kernel, KroneckerKernel) and linearization.basis is None:
+            # The second moments of any pair of outputs evolve by the map of one output.
+            basis = Eigenbasis.of(kernel.base)
+            return LocalModes(kernel.scale * basis.values, basis.vectors, problem.n_train, 1, curvature)
+        basis = linearization.eigenbasis
     else:
         kernel, curvature = local_kernel(linearization)
         basis = Eigenbasis.of(kernel)
