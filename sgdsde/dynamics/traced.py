@@ -25,8 +25,8 @@ from sgdsde.sgd import SGD
 class TracedCovariance(Covariance):
     """F C F^T, the sum over outputs of the covariances of one output each, [n, n].
 
-    Of the whole covariance S, [n*c, n*c], it knows the trace; ``squared_norm`` and ``quadratic`` are upper bounds, as if
-    the outputs were perfectly correlated.
+    Of the whole covariance S, [n*c, n*c], it knows the trace; ``squared_norm`` and ``quadratic`` are bounds from above,
+    as if the outputs were perfectly correlated.
     """
 
     n_outputs: int = 1
@@ -65,8 +65,9 @@ class TracedRecursion(Dynamics):
     with A = I - lr s K_0 / n (momentum and decay as there). No approximation is made beyond the kernel: the expected
     loss is that of ``MomentRecursion`` on K_0 (x) I_c, whose cost grows with c^3.
 
-    Exactness: the expected loss as ``MomentRecursion``; its standard deviation is an UPPER BOUND, 2 to 3 times too large
-        with three outputs. What replacing a network's kernel by K_0 (x) I_c changes is not in it: compare with runs.
+    Exactness: the expected loss as ``MomentRecursion``; its standard deviation is an UPPER BOUND, 2 to 3 times too
+        large with three outputs. What replacing a network's kernel by K_0 (x) I_c changes is not in it: compare with
+        runs.
     Cost: two products [n, r] x [r, r] a step, r = rank K_0, and c numbers a mode. Give ``KroneckerKernel`` a
         ``LowRankKernel`` of the leading eigenpairs where n is large; what it leaves out then stays where it is.
     """
