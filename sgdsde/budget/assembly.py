@@ -177,8 +177,8 @@ class Curves:
 
     def _at_frozen_kernel(self, gaussian: Curve) -> Curve:
         """What a moving kernel predicts where the kernel does not move."""
-        if self._is_certain or (self._is_squared and self.sgd.sampling != "shuffled"):
-            return gaussian
+        if self._is_certain or self._is_squared != (self.sgd.sampling == "shuffled"):
+            return gaussian  # exact already, or without a closure of its own
         return self._evolved(MomentRecursion() if self._is_squared else GaussianClosure())
 
     def _sde(self, dynamics: Dynamics) -> Curve:

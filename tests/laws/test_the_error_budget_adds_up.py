@@ -64,6 +64,7 @@ WORDS = [
     (dynamics.MovingKernel(), {"momentum": 0.8, "lr": lambda k: 0.1 / (1 + k)}),
     (dynamics.MomentRecursion(), {"sampling": "shuffled"}),
     (dynamics.GradientFlow(), {"sampling": "shuffled"}),
+    (dynamics.MovingKernel(), {"sampling": "shuffled"}),
     (None, {"sampling": "without_replacement", "batch_size": 7}),
 ]
 
@@ -77,7 +78,7 @@ def test_it_adds_up_however_it_is_trained(theory: Dynamics | None, words: dict) 
 @pytest.mark.parametrize("words", [{}, {"sampling": "shuffled"}], ids=["i.i.d.", "shuffled"])
 def test_it_adds_up_for_cross_entropy(words: dict) -> None:
     for theory in (
-        dynamics.GradientDescent(),
+        *(dynamics.GradientDescent(), dynamics.MovingKernel()),
         *([] if words else [dynamics.SDEPaths(64), dynamics.GaussianClosure(), None]),
     ):
         sgd = sgdsde.SGD(0.1, 3, **words)
