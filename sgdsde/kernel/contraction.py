@@ -54,7 +54,7 @@ def tile(left: Factors, right: Factors, *, plan: KernelPlan, out: Tensor | None 
     Cost: nothing is copied to or asked of the host; ``plan.workspace_bytes`` beside the factors.
     """
     if out is None:
-        device = left.parts[0].x.device
+        device = left.parts[0].x.device if left.parts else None
         out = torch.empty(_shape(plan, left.n_examples, right.n_examples), dtype=plan.dtype, device=device)
     symmetric, step = left is right, plan.tile
     for j in range(0, right.n_examples, step):

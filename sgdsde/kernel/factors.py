@@ -89,6 +89,8 @@ def _parts(functional: FunctionalModel, x: Tensor, plan: KernelPlan, params: Par
         blocks = jacobian(functional, x, params=params)
         return _joined([block.to(plan.dtype).view(b, c, -1) for block in blocks.values()])
     structure = plan.structure
+    if not structure.terms:  # the outputs depend on none of the parameters
+        return []
     seen = structure.observe(functional, x, torch.eye(c, dtype=functional.dtype, device=functional.device))
     grams, jacobians = [], []
     for term, layer in zip(structure.terms, plan.layers):

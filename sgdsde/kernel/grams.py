@@ -20,7 +20,7 @@ def add_gram(term: Term, first: Factor, second: Factor, plan: KernelPlan, out: T
     same over positions. Several positions and all pairs of outputs: the product of the first factor with the gradients
     of the columns comes first, T^2 (q + c o) + c^2 T o in place of T^2 (q + c^2 o) operations.
     """
-    inputs = _input_gram(term, first.x, second.x)
+    inputs = _input_gram(term, first.x, second.x).to(out.dtype)
     several = plan.outputs == "full" and plan.n_outputs > 1
     if first.deltas is None or first.deltas.ndim == 2:
         if fresh:
@@ -61,7 +61,7 @@ def _add_constant(inputs: Tensor, deltas: Tensor | None, plan: KernelPlan, out: 
     else:
         squares = deltas.square().sum(1)
         squares = squares.sum() if plan.outputs == "trace" else squares[:, None, None]
-        out.addcmul_(inputs.to(out.dtype), squares)
+        out.addcmul_(inputs, squares)
 
 
 def _add_one_position(
@@ -101,7 +101,7 @@ def _add_positions(inputs: Tensor, first: Tensor, second: Tensor, plan: KernelPl
 def _add_positions_and_outputs(inputs: Tensor, first: Tensor, second: Tensor, out: Tensor) -> None:
     b1, c, places, o = first.shape
     b2 = len(second)
-    per_column = inputs.view(b1 * places, b2, places).transpose(0, 1).to(out.dtype)  # [b2, b1 T, S]
+    per_column = inputs.view(b1 * places, b2, places).transpose(0, 1)  # [b2, b1 T, S]
     moved = torch.bmm(per_column, second.transpose(1, 2).reshape(b2, places, c * o))  # [b2, b1 T, c o]
     moved = moved.view(b2, b1, places, c, o).permute(1, 2, 4, 0, 3).reshape(b1, places * o, b2 * c)
     out.add_(torch.bmm(first.reshape(b1, c, places * o), moved).view(b1 * c, b2 * c))

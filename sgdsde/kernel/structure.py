@@ -38,14 +38,15 @@ class Structure:
 def structure_of(functional: FunctionalModel, params: Params, x: Tensor, n_outputs: int) -> Structure | None:
     """The structure of the kernel of these parameters, or None where only plain Jacobians are right.
 
-    It is compared with one plain backward pass at two examples: a parameter whose gradient differs by more than
-    rounding (it acts where nothing can watch) is given to torch.func, and a model that cannot be watched at all to the
-    Jacobians. Both are logged as warnings, because they cost time.
+    It is compared with one plain backward pass at four examples: a parameter whose gradient differs by more than
+    rounding, or that no call was seen to use although the gradient knows it, acts where nothing can watch and is given
+    to torch.func; a model that cannot be watched at all to plain Jacobians. Both are logged as warnings, because they
+    cost time.
     """
     if not functional.vectorizes:
         return None
     try:
-        return _checked(functional, params, x[[0, -1]], n_outputs)
+        return _checked(functional, params, x[_spread(len(x))], n_outputs)
     except MemoryError:
         raise
     except Exception as error:  # whatever a model may raise in a mode that it was not written for
@@ -53,20 +54,32 @@ def structure_of(functional: FunctionalModel, params: Params, x: Tensor, n_outpu
         return None
 
 
+def _spread(n: int) -> list[int]:
+    """Four examples, from the first to the last."""
+    return [(n - 1) * i // 3 for i in range(4)]
+
+
 def _checked(functional: FunctionalModel, params: Params, x: Tensor, n_outputs: int) -> Structure | None:
-    weights = torch.cos(torch.arange(1.0, n_outputs + 1, dtype=functional.dtype, device=functional.device))
-    signs = torch.tensor([1.0, -0.5], dtype=functional.dtype, device=functional.device)
-    expected = _gradient(functional, params, x, torch.outer(signs, weights))
-    structure = _watched(functional, params, (), x[:1])
+    weights, factors = _numbers(n_outputs, functional), _numbers(len(x), functional)
+    expected, idle = _gradient(functional, params, x, torch.outer(factors, weights))
+    acting = {name: value for name, value in params.items() if name not in idle}
+    structure = _watched(functional, acting, (), x[:1])
     for _ in range(2):
         seen = structure.observe(functional, x, weights[None])
-        wrong = _wrong(_structured_gradient(structure, params, seen.weighted(signs)), expected)
+        unseen = set(acting) - {name for term in structure.terms for name in (term.name, term.bias)}
+        wrong = _wrong(_structured_gradient(structure, acting, seen.weighted(factors)), expected)
+        wrong += [name for name in acting if name in unseen and name not in wrong]
         if not wrong:
             return _with_deltas(structure, seen, weights)
         logger.warning("parameters that act where they cannot be watched, left to torch.func: %s", ", ".join(wrong))
-        structure = _watched(functional, params, {*structure.others, *wrong}, x[:1])
+        structure = _watched(functional, acting, {*structure.others, *wrong}, x[:1])
     logger.warning("the kernel is made from plain Jacobians, slowly: its structure disagrees with a backward pass")
     return None
+
+
+def _numbers(n: int, functional: FunctionalModel) -> Tensor:
+    """Any numbers, but always the same."""
+    return torch.cos(torch.arange(1.0, n + 1, dtype=functional.dtype, device=functional.device))
 
 
 def _watched(functional: FunctionalModel, params: Params, others: Iterable[str], example: Tensor) -> Structure:
@@ -81,12 +94,16 @@ def _watched(functional: FunctionalModel, params: Params, others: Iterable[str],
     return Structure(terms_of(params, watched, others), watched, tuple(name for name in params if name in others))
 
 
-def _gradient(functional: FunctionalModel, params: Params, x: Tensor, weights: Tensor) -> Params:
+def _gradient(functional: FunctionalModel, params: Params, x: Tensor, weights: Tensor) -> tuple[Params, set[str]]:
+    """The gradient of the weighted sum of the outputs, and the parameters that the outputs do not depend on at all."""
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     with torch.enable_grad():
         value = (functional.forward({**functional.params, **leaves}, x) * weights).sum()
-    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return {name: gradient.to_dense() for name, gradient in zip(leaves, gradients)}
+    if not value.requires_grad:
+        return {}, set(params)
+    gradients = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), allow_unused=True)))
+    known = {name: gradient.to_dense() for name, gradient in gradients.items() if gradient is not None}
+    return known, set(params) - set(known)
 
 
 def _structured_gradient(structure: Structure, params: Params, seen: Observation) -> Params:
@@ -116,6 +133,8 @@ def _wrong(gradients: Params, expected: Params) -> list[str]:
     Rounding is measured on a parameter's own gradient, and on the largest of all for those that are zero but for it.
     """
     names = list(expected)
+    if not names:
+        return []
     errors = torch.stack([_largest(gradients[name] - expected[name]) for name in names])
     sizes = torch.stack([_largest(expected[name]) for name in names])
     first = expected[names[0]]

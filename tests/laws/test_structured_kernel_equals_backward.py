@@ -183,6 +183,7 @@ def normalized_without_biases() -> nn.Module:
 
 NETWORKS = {"width": 5, "sigma_b": 0.3}
 MORE = {
+    "one token": Case(lambda: nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(3, 2)), (1,), tokens=5),
     "tied embedding": Case(tied_embedding, (4,), tokens=5),
     "two biases": Case(two_biases, (4,)),
     "every matrix product": Case(every_matrix_product, (4,)),

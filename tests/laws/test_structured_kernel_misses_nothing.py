@@ -63,6 +63,29 @@ def test_a_use_that_cannot_be_watched_is_found_and_said(build, caplog):
     assert "the kernel is made from plain Jacobians, slowly" in caplog.text
 
 
+def asleep() -> nn.Module:
+    """A layer that nothing can watch, behind a unit that sleeps wherever the first input is negative."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.readout(x) + torch.relu(x[:, :1]) * Hidden.apply(x, m.weight)
+
+    return Wrapped(forward, weight=nn.Parameter(torch.randn(2, 4)), readout=nn.Linear(4, 2))
+
+
+def test_a_hidden_parameter_is_found_although_its_gradient_is_zero_where_it_is_checked():
+    case = Case(asleep, (4,))
+    model, x = case.model(), case.inputs(9)
+    x[:, 0] = -1.0
+    x[4, 0] = 1.0  # not among the four examples of the check
+    assert error(sgdsde.empirical_ntk(model, x), kernel_by_backward(model, x)) < 1e-9
+
+
+def test_parameters_without_any_influence_give_zero():
+    model, x = CASES["parameter without influence"].model(), CASES["parameter without influence"].inputs()
+    kernel = sgdsde.empirical_ntk(model, x, where=lambda name: name in ("bare", "unused.weight"))
+    assert torch.equal(kernel, torch.zeros(6, 6, dtype=torch.float64))
+
+
 def test_the_check_finds_every_single_use_that_is_left_out(monkeypatch):
     # Negative control of the check itself: forget the uses of a model one by one.
     model, x = MORE["two biases"].model(), MORE["two biases"].inputs()
