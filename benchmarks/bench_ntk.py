@@ -1,9 +1,9 @@
 """The empirical kernel against the tools that people would use instead, in fresh processes, one round after the other.
 
 Every process is pinned to one core and has one thread. Each result is compared with a float64 reference made by one
-backward pass per output; what is wrong gets no time. A contestant that takes long gets fewer rounds, which the result
-says. Peers live in environments of their own: `make bench-peers`. Results go to benchmarks/results/ntk.json and into
-the tables of docs/benchmarks.md.
+backward pass per output; what is wrong gets no time. A contestant gets no further round of a case after half a minute
+of calls. Peers live in environments of their own: `make bench-peers`. Results go to benchmarks/results/ntk.json and
+into the tables of docs/benchmarks.md.
 
     python -m benchmarks.bench_ntk                                  # the committed numbers, about ten minutes
     python -m benchmarks.bench_ntk --rounds 1 --cases cnn_full --output build/dry.json
@@ -37,9 +37,8 @@ RESULT = ROOT / "benchmarks" / "results" / "ntk.json"
 PEERS = ROOT / "build" / "peers"
 CACHE = ROOT / "build" / "benchmarks"
 SECONDS_ALLOWED = 300
-SLOW = 20.0
-"""Seconds a call from which on a contestant gets ``SLOW_ROUNDS`` rounds only."""
-SLOW_ROUNDS = 2
+ENOUGH = 30.0
+"""Seconds of calls after which a contestant gets no further round of a case."""
 ONE_THREAD = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
@@ -95,8 +94,7 @@ def rounds(
                 if case in shared and (number or contestant == HAND_WRITTEN):
                     continue  # these show errors, not times; the hand-written chains share nothing
                 record = records.setdefault((case, contestant), Record())
-                slow = bool(record.rounds) and record.rounds[0]["seconds"] > SLOW
-                if record.failed or (slow and number >= SLOW_ROUNDS):
+                if record.failed or sum(entry["seconds"] for entry in record.rounds) > ENOUGH:
                     continue
                 add_round(record, contestant, case, core, references[case])
                 print(f"round {number + 1}, {case}, {contestant}: {told(record)}", flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ntk.cases import CASES, TITLES, Case, operations
+from benchmarks.ntk.cases import CASES, SHARED, TITLES, Case, operations
 from benchmarks.ntk.contestants import NAMES
 from benchmarks.ntk.contestants import TITLES as CONTESTANTS
 
@@ -48,7 +48,7 @@ class Record:
         if self.failed:
             return {"failed": self.failed}
         summary: dict[str, Any] = {"error": max(self.errors), "rounds": len(self.rounds), "right": self.is_right}
-        if not self.is_right:
+        if not self.is_right or case in SHARED:
             return summary
         seconds = spread([entry["seconds"] for entry in self.rounds])
         summary["seconds"] = seconds
@@ -116,7 +116,8 @@ def _speed(entry: Mapping[str, Any]) -> str:
     if "seconds" not in entry:
         return entry.get("failed") or f"wrong by {entry['error']:.1e}"
     median, low, high = (f"{value:.3g}" for value in entry["seconds"])
-    return f"{median} ({low} to {high}) s, {entry['peak_mebibytes']:.0f} MiB"
+    spoken = f"{low} to {high}" if entry["rounds"] > 1 else "once"
+    return f"{median} ({spoken}) s, {entry['peak_mebibytes']:.0f} MiB"
 
 
 def _detail(entry: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from benchmarks.ntk.cases import CASES, WARM_UP
 
 LONG = 4.0
 """Seconds of a first call from which on it is not repeated in the same process."""
-ENOUGH = 1.0
+ENOUGH = 0.5
 """Seconds over which the calls of one process are spread."""
 ADDRESS_SPACE = 20 * 2**30
 

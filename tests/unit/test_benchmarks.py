@@ -43,6 +43,10 @@ class TestSummary:
         records = {("mlp_full", "ours"): record([1], error=1e-3), ("mlp_full", "backpack"): record([9])}
         assert "times_ours" not in summary.by_case(records, rate=1e9)["mlp_full"]["backpack"]
 
+    def test_cases_of_shared_weights_show_errors_only(self) -> None:
+        found = summary.by_case({("tied_weights", "ours"): record([1], error=1e-8)}, rate=1e9)
+        assert found["tied_weights"]["ours"] == {"error": 1e-8, "rounds": 1, "right": True}
+
     def test_one_wrong_round_suffices(self) -> None:
         rounds = record([1, 1])
         rounds.errors[1] = 1.0
