@@ -22,6 +22,8 @@ IN_FEATURES = 64
 METHODS = ("sgdsde", "torch_func")
 SWEEPS = ("examples", "outputs", "width")
 PEERS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "ntk.json"
+SHARED = ("tied_weights", "reused_layer")
+"""Cases of the benchmark that show errors, not times."""
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 LONG = 3.0
 """Seconds of a call from which on it is not repeated."""
@@ -163,21 +165,19 @@ def status(field: str) -> float:
 
 
 def peers() -> dict[str, np.ndarray]:
-    """The committed numbers of the comparison with other tools: seconds [case, tool, (median, least, largest)]."""
+    """The committed comparison with tools: seconds [case, tool, (median, least, largest)], errors [case, tool]."""
     content = json.loads(PEERS.read_text())
-    cases = [name for name, found in content["cases"].items() if any("seconds" in entry for entry in found.values())]
-    tools = list(dict.fromkeys(tool for name in cases for tool in content["cases"][name]))
-    nothing = [float("nan")] * 3
-    seconds = [[content["cases"][name].get(tool, {}).get("seconds", nothing) for tool in tools] for name in cases]
-    errors = [
-        [content["cases"][name].get(tool, {}).get("error", float("nan")) for tool in tools]
-        for name in ("tied_weights", "reused_layer")
-    ]
+    cases = content["cases"]
+    timed = [name for name in cases if name not in SHARED]
+    tools = list(dict.fromkeys(tool for found in cases.values() for tool in found))
+    seconds = [[cases[name].get(tool, {}).get("seconds", [np.nan] * 3) for tool in tools] for name in timed]
+    errors = [[cases[name].get(tool, {}).get("error", np.nan) for tool in tools] for name in SHARED]
     return {
-        "peer_cases": np.array(cases),
+        "peer_cases": np.array(timed),
         "peer_tools": np.array(tools),
         "peer_seconds": np.array(seconds),
-        "peer_shared_errors": np.array(errors),
+        "shared_cases": np.array(SHARED),
+        "shared_errors": np.array(errors),
         "peer_environment": np.array(json.dumps(content["environment"])),
     }
 

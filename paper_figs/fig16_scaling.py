@@ -4,11 +4,12 @@ Paper: none.
 Figure: none; engineering of this library.
 Claim: from layer structure the kernel costs what its matrix products cost. Against the recipe of torch.func (all
 Jacobians, one product) the advantage in seconds (a to c) and in peak memory (d to f) grows with the width, and both
-kernels are equal to rounding. What is not swept stays at 64 examples, 8 outputs and width 256; two hidden layers,
-float32; the least of several calls in turns. (g): four jobs by other tools, one thread, fresh processes, medians of
-the committed benchmark with the smallest and largest.
-Refuted by: kernels that differ by more than rounding from one backward pass per output, an advantage that is less than
-twofold at the largest sizes, or one that does not grow with the width.
+kernels are equal to rounding: an MLP of two hidden layers, float32, the least of several calls in turns. (g): the
+committed benchmark of other tools, one thread, float32, fresh processes, medians with the smallest and largest; MLPs
+64-4096-1 at n = 512 and 784-512-512-10 at n = 256 (trace over outputs, and full), CNN 32-64-64 with 10 outputs at
+n = 64. (h): errors where layers share weights, relative to the largest entry; the line is rounding in float32.
+Refuted by: kernels that differ by more than rounding from one backward pass per output, shared weights among them, an
+advantage that is less than fivefold at the largest sizes, or one that does not grow with the width.
 """
 
 import numpy as np
@@ -27,12 +28,13 @@ TOOLS = {
     "backpack": ("#8c6d31", "BackPACK"),
 }
 METHODS = {"sgdsde": "ours", "torch_func": "torch_func"}
-LABELS = {"examples": "examples", "outputs": "outputs", "width": "width"}
 CASES = {
-    "mlp_one_output": "64-4096-1\nn = 512",
-    "mlp_trace": "784-512-512-10\nn = 256, trace",
-    "mlp_full": "784-512-512-10\nn = 256, full",
-    "cnn_full": "CNN 32-64-64\nn = 64, full",
+    "mlp_one_output": "MLP\n1 output",
+    "mlp_trace": "MLP\ntrace",
+    "mlp_full": "MLP\nfull",
+    "cnn_full": "CNN\nfull",
+    "tied_weights": "tied\nweights",
+    "reused_layer": "layer\nused twice",
 }
 
 
@@ -45,6 +47,7 @@ def claims(result: Result) -> dict[str, float]:
     numbers = {
         "backward_pass_error": float(result["backward_pass_error"]),
         "largest_difference": float(result["largest_difference"]),
+        "error_with_shared_weights": float(result["shared_errors"][:, list(result["peer_tools"]).index("ours")].max()),
     }
     for sweep in map(str, result["sweeps"]):
         seconds, held = result[f"{sweep}_seconds"], result[f"{sweep}_bytes"]
@@ -58,48 +61,57 @@ def claims(result: Result) -> dict[str, float]:
 
 def draw(result: Result) -> Figure:
     figure, axes = style.panels(3, 3, height=7.4)
-    for column, sweep in enumerate(map(str, result["sweeps"])):
+    held = dict(zip(map(str, result["sweeps"]), map(int, result["held"])))
+    for column, sweep in enumerate(held):
+        others = ", ".join(f"{value} {name}" for name, value in held.items() if name not in (sweep, "width"))
+        others += "" if sweep == "width" else f", width {held['width']}"
         for row, (quantity, scale, label) in enumerate((("seconds", 1.0, "seconds"), ("bytes", 2**20, "peak MiB"))):
             axis = axes[row, column]
             for index, method in enumerate(map(str, result["methods"])):
                 color, name = TOOLS[METHODS[method]]
                 values = result[f"{sweep}_{quantity}"][:, index] / scale
                 axis.plot(result[sweep], np.where(values > 0, values, np.nan), "o-", ms=3, color=color, label=name)
-            axis.set(xscale="log", yscale="log", xlabel=LABELS[sweep], ylabel=label if column == 0 else "")
+            axis.set(xscale="log", yscale="log", xlabel=sweep, ylabel=label if column == 0 else "")
             axis.set_xticks(result[sweep], [str(value) for value in result[sweep]], minor=False)
             axis.set_xticks([], minor=True)
+        axes[0, column].set_title(others)
     axes[0, 0].legend(loc="upper left")
     for row in (0, 1):
         low = min(axis.get_ylim()[0] for axis in axes[row])
         high = max(axis.get_ylim()[1] for axis in axes[row])
         for axis in axes[row]:
             axis.set_ylim(low, high)
-    others(figure, axes, result)
+    draw_peers(figure, axes[2], result)
     return figure
 
 
-def others(figure: Figure, axes: np.ndarray, result: Result) -> None:
-    """The committed comparison as bars over the whole last row."""
-    grid = axes[2, 0].get_gridspec()
-    for axis in axes[2]:
-        axis.remove()
-    axis = figure.add_subplot(grid[2, :])
+def draw_peers(figure: Figure, row: np.ndarray, result: Result) -> None:
+    """The committed comparison: seconds over two columns, errors in the third."""
+    grid = row[0].get_gridspec()
+    row[0].remove()
+    row[1].remove()
+    axis = figure.add_subplot(grid[2, :2])
     axis.annotate("g", (0, 1), xytext=(-22, 6), xycoords="axes fraction", textcoords="offset points", fontweight="bold")
-    bars(axis, result)
+    row[2].texts[0].set_text("h")
+    dots(axis, result, result["peer_cases"], result["peer_seconds"])
+    axis.set(ylabel="seconds", title="other tools, one thread")
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high * (high / low) ** 0.35)
+    axis.legend(loc="upper left", ncols=3)
+    dots(row[2], result, result["shared_cases"], np.repeat(result["shared_errors"][..., None], 3, axis=2))
+    row[2].axhline(np.finfo(np.float32).eps, color="#808080", linestyle=":", linewidth=1)
+    row[2].set(ylabel="error", title="shared weights")
 
 
-def bars(axis: Axes, result: Result) -> None:
+def dots(axis: Axes, result: Result, cases: np.ndarray, values: np.ndarray) -> None:
+    """A column of dots per case, one per tool, with bars from the smallest to the largest [case, tool, 3]."""
     tools = [str(tool) for tool in result["peer_tools"]]
     shown = [name for name in TOOLS if name in tools]
-    cases = [str(case) for case in result["peer_cases"]]
-    positions = np.arange(len(cases))
-    width = 0.8 / len(shown)
     for index, name in enumerate(shown):
-        median, low, high = result["peer_seconds"][:, tools.index(name)].T
+        median, low, high = values[:, tools.index(name)].T
         color, label = TOOLS[name]
-        place = positions + (index - (len(shown) - 1) / 2) * width
-        axis.bar(place, median, width, color=color, label=label)
-        axis.errorbar(place, median, [median - low, high - median], fmt="none", ecolor="#808080", elinewidth=1)
-    axis.set_xticks(positions, [CASES.get(case, case) for case in cases])
-    axis.set(yscale="log", ylabel="seconds", title="one thread, float32")
-    axis.legend(loc="upper left", ncols=2)
+        place = np.arange(len(cases)) + 0.1 * (index - (len(shown) - 1) / 2)
+        axis.errorbar(place, median, [median - low, high - median], fmt="o", ms=4, color=color, label=label)
+    axis.set_yscale("log")
+    axis.set_xticks(np.arange(len(cases)), [CASES.get(str(case), str(case)) for case in cases])
+    axis.set_xlim(-0.5, len(cases) - 0.5)
