@@ -24,6 +24,7 @@ WORDS = {
     "nesterov, decay": {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
     "decay": {"weight_decay": 0.2},
     "schedules": {"lr": lambda k: 0.3 / (1 + k) ** 0.5, "batch_size": lambda k: 1 + k % 4},
+    "noisy labels": {"label_noise_std": 0.3, "momentum": 0.5},
     "all examples": {"batch_size": 4, "sampling": "without_replacement"},
 }
 CASES = {case.name: case for case in (*LINEAR, *AFFINE)}
@@ -55,6 +56,30 @@ def test_closure_is_the_recursion(case: str, words: str) -> None:
             one, other = (getattr(result, f"{side}_{what}") for result in (exact, closure))
             torch.testing.assert_close(other.mean, one.mean, rtol=1e-10, atol=1e-13)
             torch.testing.assert_close(other.std, one.std, rtol=1e-8, atol=atol)
+
+
+SHUFFLED = {
+    "plain": {},
+    "momentum, decay": {"momentum": 0.8, "weight_decay": 0.1},
+    "noisy labels": {"label_noise_std": 0.3},
+    "drop last": {"batch_size": 3, "drop_last": True},
+    "nesterov": {"batch_size": 3, "nesterov": True, "momentum": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", SHUFFLED)
+def test_shuffled_epochs_are_those_of_the_recursion(name: str) -> None:
+    """With the recursion's starts of epochs taken together, as the closure takes them."""
+    linearization = sgdsde.linearize(CASES["two outputs, constant part"].problem())
+    sgd = sgdsde.SGD(**({"lr": 0.2, "batch_size": 2, "sampling": "shuffled"} | SHUFFLED[name]))
+    exact = sgdsde.predict(linearization, sgd, 11, dynamics=MomentRecursion(epoch_starts=0), record=range(12))
+    closure = sgdsde.predict(linearization, sgd, 11, dynamics=GaussianClosure(), record=range(12))
+    torch.testing.assert_close(closure.train_loss.mean, exact.train_loss.mean, rtol=1e-10, atol=0)
+    torch.testing.assert_close(closure.test_loss.mean, exact.test_loss.mean, rtol=1e-10, atol=0)
+    independent = dataclasses.replace(sgd, sampling="without_replacement", drop_last=False)
+    other = sgdsde.predict(linearization, independent, 11, dynamics=GaussianClosure(), record=range(12))
+    apart = float((other.train_loss.mean / exact.train_loss.mean - 1).abs().max())
+    assert apart < 1e-10 if name == "drop last" else apart > 1e-3, "epochs of one batch are fresh batches"
 
 
 def test_squares_by_automatic_differentiation_are_squares() -> None:
@@ -92,7 +117,7 @@ def test_what_it_cannot_represent_is_refused_with_what_can() -> None:
     def ask(problem: sgdsde.Problem, **words: object) -> None:
         sgdsde.predict(problem, sgdsde.SGD(0.1, 2, **words), 2, dynamics=GaussianClosure())
 
-    with pytest.raises(ValueError, match=r"cannot represent label noise; use label_noise_std=0"):
+    with pytest.raises(ValueError, match=r"cannot represent label noise without squared error; use label_noise_std=0"):
         ask(problem, label_noise_std=0.1)
     kinked = sgdsde.Problem(nn.Linear(2, 1), torch.ones(4, 2), torch.zeros(4, 1), loss=nn.L1Loss())
     with pytest.raises(ValueError, match=r"must be twice differentiable.*got L1Loss, whose gradient jumps"):

@@ -2,7 +2,8 @@
 
 Against runs of the linearized model on real batches, 24 examples, 4 a batch. At a learning rate where full-batch
 descent is off by some per cent the closure is within Monte-Carlo error and 0.3 %; where descent is off by 20 % it is
-within 1.5 %; and it says how far it can be trusted. Negative controls: descent, and half the batch.
+within 1.5 %; and it says how far it can be trusted. Negative controls: descent, half the batch, and for shuffled epochs
+the closure of independent batches.
 """
 
 from __future__ import annotations
@@ -74,6 +75,19 @@ def test_small_learning_rates(kind: str, words: dict) -> None:
     assert (
         errors(sgdsde.predict(linearization, half, STEPS, dynamics=GaussianClosure(), record=RECORD), measured)[0] > 1
     )
+
+
+@pytest.mark.parametrize("kind", ["cross-entropy", "logistic"])
+def test_shuffled_epochs(kind: str) -> None:
+    linearization = sgdsde.linearize(problem_of(kind))
+    lr, record = 0.1 * max_lr_full_batch(linearization), (0, 1, 3, 5, 6, 9, 12, 15, 30)
+    sgd = sgdsde.SGD(lr, B, sampling="shuffled")
+    measured = sgdsde.run_ensemble(linearization, sgd, 30, RUNS, seed=1, record=record)
+    closure = sgdsde.predict(linearization, sgd, 30, dynamics=GaussianClosure(), record=record)
+    assert errors(closure, measured)[0] < 1
+    independent = sgdsde.SGD(lr, B, sampling="without_replacement")
+    control = sgdsde.predict(linearization, independent, 30, dynamics=GaussianClosure(), record=record)
+    assert errors(control, measured)[0] > 3
 
 
 def test_larger_learning_rates_and_the_warning() -> None:
