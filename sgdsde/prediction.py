@@ -34,9 +34,11 @@ def predict(
         problem_or_linearization: a ``Problem`` is linearized first; a ``Linearization`` is used as it is.
         sgd: how it is trained. n_steps: number of updates.
         dynamics: the theory; default ``MomentRecursion()``, the exact second moments of the linearized model, under
-            squared error, and ``SDEPaths()``, 1000 sample paths of SGD with Gaussian noise, under cross-entropy.
+            squared error, and ``SDEPaths()``, 1000 sample paths of SGD with Gaussian noise, under any other loss
+            (``GaussianClosure()`` has no sampling error and needs a second derivative).
         record: steps to report; default about 50, geometric, with 0, 1 and n_steps.
-        observe: ``"loss"``; ``"accuracy"`` for the fraction of examples on the right side (sign or argmax);
+        observe: ``"loss"``; ``"accuracy"`` for the fraction of examples whose output is right (its sign, or the
+            largest of several; the loss says what the targets mean);
             ``"outputs"`` for mean and std of every output.
     Returns:
         A ``Trajectory`` with ``n_runs`` = 0 for laws in closed form; on a truncated eigenbasis with a bound on what the

@@ -118,7 +118,9 @@ class Modes:
         if not isinstance(criterion, SquaredError):
             loss = type(linearization.problem.loss).__name__
             raise ValueError(
-                complaint("loss", "nn.MSELoss() for moments in closed form", loss, "use dynamics.SDEPaths")
+                complaint(
+                    "loss", "nn.MSELoss() for moments in closed form", loss, "use dynamics.SDEPaths or GaussianClosure"
+                )
             )
         basis = linearization.eigenbasis
         self.linearization = linearization
