@@ -50,19 +50,19 @@ KEPT = ("jax", "jaxlib", "neural-tangents", "nngeometry", "backpack-for-pytorch"
 """Packages whose versions are told."""
 
 
-def python_of(contestant: str) -> Path:
-    """The interpreter that has this contestant's libraries."""
-    return PEERS / "jax" / "bin" / "python" if contestant == "neural_tangents" else Path(sys.executable)
+def place_of(contestant: str) -> tuple[Path, list[Path]]:
+    """The interpreter that has this contestant's libraries, and folders with more of them."""
+    if contestant == "neural_tangents":
+        return PEERS / "jax" / "bin" / "python", []
+    return Path(sys.executable), [PEERS / "torch"] if contestant in ("nngeometry", "backpack") else []
 
 
 def run_once(contestant: str, case: str, core: int, result: Path) -> dict[str, Any]:
     """What one fresh process measured, or why it did not."""
-    python = python_of(contestant)
-    if not python.exists() or not (PEERS / "torch").exists():
+    python, folders = place_of(contestant)
+    if not all(path.exists() for path in (python, *folders)):
         return {"failed": "not installed: make bench-peers"}
-    paths = os.pathsep.join(
-        (str(ROOT), str(PEERS / "torch")) if contestant in ("nngeometry", "backpack") else (str(ROOT),)
-    )
+    paths = os.pathsep.join(map(str, (ROOT, *folders)))
     environment = {**os.environ, **ONE_THREAD, "BENCHMARK_CORE": str(core), "PYTHONPATH": paths}
     command = [str(python), "-W", "ignore", "-m", "benchmarks.ntk.worker", contestant, case, str(result)]
     try:

@@ -70,8 +70,9 @@ class TestSummary:
     def test_goals(self, seconds: float, verdict: str) -> None:
         records = {("mlp_full", "ours"): record([1.0]), ("mlp_full", "neural_tangents"): record([seconds])}
         lines = summary.goal_table(summary.by_case(records, rate=1e9)).splitlines()
-        assert len(lines) == 3
+        assert len(lines) == 4
         assert verdict in lines[2]
+        assert lines[3].endswith("at most 200 MiB | 3 | reached |")
 
 
 class TestOperations:
