@@ -66,8 +66,8 @@ class TracedRecursion(Dynamics):
     loss is that of ``MomentRecursion`` on K_0 (x) I_c, whose cost grows with c^3.
 
     Exactness: the expected loss as ``MomentRecursion``; its standard deviation is an UPPER BOUND, 2 to 3 times too
-        large with three outputs. What replacing a network's kernel by K_0 (x) I_c changes is not in it: compare with
-        runs.
+        large with three outputs, 4 to 6 with ten. What replacing a network's kernel by K_0 (x) I_c changes is not in
+        it: compare with runs (docs/large_kernels.md).
     Cost: two products [n, r] x [r, r] a step, r = rank K_0, and c numbers a mode. Give ``KroneckerKernel`` a
         ``LowRankKernel`` of the leading eigenpairs where n is large; what it leaves out then stays where it is.
     """
