@@ -65,18 +65,9 @@ def problems(device: torch.device) -> dict[str, sgdsde.Problem]:
 
 def cast(problem: sgdsde.Problem, dtype: torch.dtype) -> sgdsde.Problem:
     """The same problem with weights and data rounded to ``dtype``."""
-
-    def value(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(dtype)
-
-    return sgdsde.Problem(
-        copy.deepcopy(problem.model).to(dtype),
-        value(problem.x_train),
-        value(problem.y_train),
-        loss=nn.MSELoss(),
-        x_test=value(problem.x_test),
-        y_test=value(problem.y_test),
-    )
+    names = ("x_train", "y_train", "x_test", "y_test")
+    tensors = {name: getattr(problem, name).to(dtype) for name in names}
+    return sgdsde.Problem(copy.deepcopy(problem.model).to(dtype), **tensors, loss=nn.MSELoss())
 
 
 def numbers(problem: sgdsde.Problem, way: Way, lr: float | None) -> dict[str, Any]:
@@ -86,10 +77,11 @@ def numbers(problem: sgdsde.Problem, way: Way, lr: float | None) -> dict[str, An
         limit = sgdsde.stability.max_lr(linearization, BATCH_SIZE)
         lr = lr or limit / 2
         predicted = sgdsde.predict(linearization, sgdsde.SGD(lr, BATCH_SIZE), N_STEPS)
-        kernel = linearization.kernel.double()
+        kernel = linearization.kernel
+        assert isinstance(kernel, Tensor)
         return {
-            "kernel": kernel,
-            "eigenvalue": float(torch.linalg.eigvalsh(linearization.kernel)[-1]),
+            "kernel": kernel.double(),
+            "eigenvalue": float(torch.linalg.eigvalsh(kernel)[-1]),
             "limit": limit,
             "lr": lr,
             "loss": predicted.train_loss.mean.double().cpu(),

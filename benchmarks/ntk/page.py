@@ -21,10 +21,10 @@ def write_page(blocks: Mapping[str, str], page: Path = PAGE) -> None:
 def filled(text: str, blocks: Mapping[str, str]) -> str:
     """The page with each named block replaced; a block without its marks is an error."""
     for name, block in blocks.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, count = pattern.subn(lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text)
-        if count != 1:
-            raise ValueError(f"the page must hold the marks of {name!r} once, got {count} times")
+        found = list(re.finditer(rf"<!-- {name} -->\n(.*?)<!-- end -->", text, re.DOTALL))
+        if len(found) != 1:
+            raise ValueError(f"the page must hold the marks of {name!r} once, got {len(found)} times")
+        text = f"{text[: found[0].start(1)]}{block}\n{text[found[0].end(1) :]}"
     return text
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import bench_precision
-from benchmarks.ntk import cases, page, reference, summary, torch_models
+from benchmarks.ntk import cases, machine, page, reference, summary, torch_models
 from benchmarks.ntk.contestants import layer_structure, ours, torch_func
 from benchmarks.ntk.summary import Record
 
@@ -113,6 +113,17 @@ class TestKernels:
     def test_the_digest_knows_the_data_and_not_the_question(self) -> None:
         assert reference.digest(MLP) == reference.digest(cases.replace(MLP, outputs="trace", name="other"))
         assert reference.digest(MLP) != reference.digest(cases.replace(MLP, n=7))
+
+
+class TestMemory:
+    @pytest.mark.skipif(not machine.CLEAR.exists(), reason="this system does not tell a peak that can be reset")
+    def test_a_peak_is_seen_after_it_is_freed_and_forgotten_after_a_reset(self) -> None:
+        machine.reset_peak()
+        before = machine.resident_bytes()
+        np.ones(2**23)  # 64 MiB
+        assert machine.peak_bytes() - before > 60 * 2**20
+        machine.reset_peak()
+        assert machine.peak_bytes() - before < 30 * 2**20
 
 
 class TestPage:
