@@ -25,7 +25,7 @@ from torch import nn
 
 import sgdsde
 from sgdsde import SGD, dynamics, stability
-from sgdsde.kernel import KroneckerKernel, LowRankKernel, TiledKernel, leading_eigenpairs
+from sgdsde.kernel import KroneckerKernel, TiledKernel, leading_eigenpairs
 
 RESULT = Path(__file__).parent / "results" / "tiled_mnist.json"
 STAGES = ("kernels", "spectrum", "curves")
@@ -81,7 +81,6 @@ def spectrum(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     clock = time.perf_counter()
     pairs = leading_eigenpairs(kernel, options.rank, progress=True)
     seconds = time.perf_counter() - clock
-    np.savez(folder / "pairs.npz", values=pairs.values.numpy(), vectors=pairs.vectors.numpy())
     return {
         "rank": options.rank,
         "seconds": seconds,
@@ -95,12 +94,10 @@ def spectrum(options: argparse.Namespace, folder: Path) -> dict[str, object]:
 
 def curves(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """The expected training and test loss on the leading pairs, against real training."""
-    one, stored = problem(options), np.load(folder / "pairs.npz")
-    values, vectors = (torch.from_numpy(stored[name]).double() for name in ("values", "vectors"))
-    vectors = torch.linalg.qr(vectors)[0]
-    kernel = KroneckerKernel(LowRankKernel(values, vectors), 10, scale=0.1)
+    one = problem(options)
+    kernel = KroneckerKernel(TiledKernel.open(folder / "trace"), 10, scale=0.1)
     clock = time.perf_counter()
-    linearization = sgdsde.linearize(one, kernel=kernel, memory=MEMORY)
+    linearization = sgdsde.linearize(one, kernel=kernel, rank=options.rank, memory=MEMORY)
     limit = stability.max_lr(linearization, options.batch_size)
     sgd = SGD(options.share * limit, options.batch_size)
     record = sorted({0, 1, *np.geomspace(2, options.n_steps, 12).round().astype(int).tolist()})
@@ -117,6 +114,7 @@ def curves(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "batch_size": options.batch_size,
         "steps": record,
         "predicted_train": predicted.train_loss.mean.tolist(),
+        "truncation_error": predicted.truncation_error.tolist() if predicted.truncation_error is not None else None,
         "predicted_test": predicted.test_loss.mean.tolist(),
         "descent_train": descent.train_loss.mean.tolist(),
         "measured_train": measured.train_loss.mean.tolist(),

@@ -43,7 +43,8 @@ class Linearization:
         outputs, test_outputs: f_0, [n, c] and [m, c] (None without a test set).
         weight_outputs, test_weight_outputs: J theta_0, [n, c] and [m, c]; None where unknown, and then weight decay is
             refused.
-        basis: leading eigenpairs of the kernel that predictions by modes are to use in place of all (``truncate``).
+        basis: leading eigenpairs of the kernel that predictions by modes are to use in place of all (``truncate``); of
+            a ``KroneckerKernel`` K_0 (x) I_c those of K_0.
     """
 
     problem: Problem
@@ -113,7 +114,9 @@ class Linearization:
     @cached_property
     def eigenbasis(self) -> Eigenbasis:
         """K = U diag(l) U^T on its range, or ``basis`` where it is truncated; computed once."""
-        return Eigenbasis.of(self.kernel) if self.basis is None else self.basis
+        if self.basis is None:
+            return Eigenbasis.of(self.kernel)
+        return self.basis.per_output(self.kernel.n_outputs) if isinstance(self.kernel, KroneckerKernel) else self.basis
 
     @property
     def operator(self) -> KernelOperator:
@@ -141,13 +144,15 @@ class Linearization:
         that multiply with the kernel itself (``SDEPaths``) are not touched by it.
 
         Args:
-            rank: at most n*c. tolerance: as in ``leading_eigenpairs``.
+            rank: at most n*c; of a ``KroneckerKernel`` the eigenpairs of K_0, at most n. tolerance: as in
+                ``leading_eigenpairs``.
         Cost: that of ``leading_eigenpairs``, and the kernel's diagonal.
         """
-        basis = Eigenbasis.leading(
-            self.operator, rank, self.problem.n_outputs, self.outputs.dtype, tolerance=tolerance, progress=progress
-        )
-        return replace(self, basis=basis)
+        kernel, n_outputs, scale = self.operator, self.problem.n_outputs, 1.0
+        if isinstance(self.kernel, KroneckerKernel):
+            kernel, n_outputs, scale = self.kernel.base, 1, self.kernel.scale
+        basis = Eigenbasis.leading(kernel, rank, n_outputs, self.outputs.dtype, tolerance=tolerance, progress=progress)
+        return replace(self, basis=basis.scaled(scale))
 
 
 def linearize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -100,6 +100,18 @@ class Dynamics(ABC):
         return ValueError(f"{type(self).__name__} cannot represent {reason}; use {alternative}")
 
 
+class Coordinates(Protocol):
+    """What the noise of a step needs to know of modes."""
+
+    values: Tensor
+    vectors: Tensor
+    n_train: int
+    n_outputs: int
+    loss_curvature: float
+
+    def residual(self, coordinates: Tensor) -> Tensor: ...
+
+
 class Modes:
     """Coordinates of a linearized problem under squared error in the eigenbasis of its kernel, whole or truncated.
 
@@ -126,6 +138,7 @@ class Modes:
         self.linearization = linearization
         self.n_train, self.n_outputs = linearization.problem.n_train, linearization.problem.n_outputs
         self.values, self.vectors = basis.values, basis.vectors
+        self.n_labels = 1  # outputs that share a mode, each with label noise of its own
         self.loss_curvature = criterion.curvature
         initial = linearization.residual.flatten()
         self.start = self.vectors.mT @ initial

@@ -11,7 +11,7 @@ from torch import Tensor
 from sgdsde._checks import whole_number
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, Modes, NoiseSource, OutputLaw
+from sgdsde.dynamics.base import Coordinates, Dynamics, Modes, NoiseSource, OutputLaw
 from sgdsde.dynamics.shuffled import EpochMoments
 from sgdsde.dynamics.update import Mean, Update, update
 from sgdsde.linearization import Linearization
@@ -137,7 +137,7 @@ class Spread:
 class GradientNoise:
     """Q(M) in modal coordinates, for M given as covariance plus the square of the mean."""
 
-    def __init__(self, modes: Modes) -> None:
+    def __init__(self, modes: Coordinates) -> None:
         self._modes = modes
         self._factor = modes.loss_curvature**2 / modes.n_train
         self._scaled = modes.vectors * modes.values

@@ -11,7 +11,7 @@ from torch import Tensor
 from sgdsde._checks import complaint
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Covariance, Dynamics, OutputLaw
+from sgdsde.dynamics.base import Covariance, Dynamics, NoiseSource, OutputLaw
 from sgdsde.dynamics.moment_recursion import Spread
 from sgdsde.dynamics.update import Mean, update
 from sgdsde.kernel import KroneckerKernel
@@ -68,9 +68,13 @@ class TracedRecursion(Dynamics):
     Exactness: the expected loss as ``MomentRecursion``; its standard deviation is an UPPER BOUND, 2 to 3 times too
         large with three outputs, 4 to 6 with ten. What replacing a network's kernel by K_0 (x) I_c changes is not in
         it: compare with runs (docs/large_kernels.md).
-    Cost: two products [n, r] x [r, r] a step, r = rank K_0, and c numbers a mode. Give ``KroneckerKernel`` a
-        ``LowRankKernel`` of the leading eigenpairs where n is large; what it leaves out then stays where it is.
+    Cost: two products [n, r] x [r, r] a step, r the rank of K_0 or that of ``linearize(problem, kernel=..., rank=r)``,
+        and c numbers a mode.
     """
+
+    @property
+    def noise_source(self) -> NoiseSource | None:
+        return "state"
 
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
@@ -117,12 +121,15 @@ class TracedModes:
         if not isinstance(criterion, SquaredError):
             loss = type(problem.loss).__name__
             raise ValueError(complaint("loss", "nn.MSELoss()", loss, "use dynamics.SDEPaths"))
-        basis, dtype = Eigenbasis.of(kernel.base), linearization.outputs.dtype
-        self.values, self.vectors = kernel.scale * basis.values.to(dtype), basis.vectors.to(dtype)
+        basis, dtype = linearization.basis, linearization.outputs.dtype
+        if basis is None:
+            basis = Eigenbasis.of(kernel.base).scaled(kernel.scale)
+        self.values, self.vectors = basis.values.to(dtype), basis.vectors.to(dtype)
         self.n_train, self.loss_curvature, self._c = problem.n_train, criterion.curvature, problem.n_outputs
-        self._linearization, initial = linearization, linearization.residual
+        self.linearization, initial = linearization, linearization.residual
         self.start = self.vectors.mT @ initial
         self._fixed = initial - self.vectors @ self.start
+        self.n_labels = self._c
         self.drift = self.loss_curvature * self.values / self.n_train
         self._scaled = self.vectors * self.values
         self._gram = torch.eye(len(self.values)).to(self.values)
@@ -137,8 +144,12 @@ class TracedModes:
             factor = cross.scale * (cross.base @ self.vectors) / self.values
             self._test = (factor, factor.mT @ factor)
 
+    def residual(self, coordinates: Tensor) -> Tensor:
+        """e [n, c] with these coordinates [r, c]."""
+        return self.vectors @ coordinates + self._fixed
+
     def decay_offset(self) -> Tensor:
-        weights = self._linearization.weight_outputs
+        weights = self.linearization.weight_outputs
         if weights is None:
             remedy = "make it with linearize(problem), or use weight_decay=0"
             raise ValueError(complaint("weight_decay", "0 where J theta_0 is unknown", "no weight_outputs", remedy))
@@ -148,7 +159,7 @@ class TracedModes:
         """Covariance of one step's gradient, summed over outputs, [r, r]; None when the batch is the whole set."""
         if factor == 0:
             return None
-        own = (self.vectors @ mean + self._fixed).square().sum(1)
+        own = self.residual(mean).square().sum(1)
         own = own + ((self.vectors @ covariance) * self.vectors).sum(1)
         noise = self._scaled.mT @ (own[:, None] * self._scaled)
         moment = torch.addmm(covariance, mean, mean.mT)
@@ -161,7 +172,7 @@ class TracedModes:
         return noise
 
     def law(self, step: int, time: float, mean: Tensor, covariance: Tensor, weight_factor: float) -> OutputLaw:
-        one, shift = self._linearization, mean - self.start
+        one, shift = self.linearization, mean - self.start
         train = TracedCovariance(self.vectors, covariance, self._gram, self._c)
         train_mean = one.outputs + self.vectors @ shift
         if self._test is None or one.test_outputs is None:

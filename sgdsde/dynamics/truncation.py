@@ -20,8 +20,9 @@ from torch import Tensor
 
 from sgdsde.dynamics.base import Modes, NoiseSource
 from sgdsde.dynamics.moment_recursion import GradientNoise, Spread
+from sgdsde.dynamics.traced import TracedModes
 from sgdsde.dynamics.update import Mean, update
-from sgdsde.kernel import KernelOperator, leading_eigenpairs
+from sgdsde.kernel import KernelOperator, KroneckerKernel, leading_eigenpairs
 from sgdsde.kernel.eigenbasis import Tail
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD, StepPlan
@@ -40,11 +41,12 @@ def truncation_error(
         whose moments differ by O(lr), it is a bound to that order. It says nothing where it exceeds the loss.
     Cost: twice ``MomentRecursion`` where the noise follows the state, as much as it at the mean, else next to nothing.
     """
-    tail = linearization.eigenbasis.tail
-    if tail is None:
+    kernel, basis = linearization.kernel, linearization.basis
+    if basis is None or basis.tail is None:
         return None
-    modes = Modes(linearization)
-    bound = _Bound(modes, tail, sgd, sgd.plan(modes.n_train, record[-1]), noise)
+    # Of K_0 (x) I_c everything is summed over outputs and bounded as for one output: the loss is the same.
+    modes = TracedModes(linearization, kernel) if isinstance(kernel, KroneckerKernel) else Modes(linearization)
+    bound = _Bound(modes, basis.tail, sgd, sgd.plan(modes.n_train, record[-1]), noise)
     wanted, errors = set(record), []
     for k in range(record[-1] + 1):
         if k in wanted:
@@ -57,7 +59,7 @@ def truncation_error(
 class _Bound:
     """The truncated mean and covariance, D, and what is known of the tail."""
 
-    def __init__(self, modes: Modes, tail: Tail, sgd: SGD, plan: StepPlan, source: NoiseSource) -> None:
+    def __init__(self, modes: Modes | TracedModes, tail: Tail, sgd: SGD, plan: StepPlan, source: NoiseSource) -> None:
         self._modes, self._sgd, self._plan, self._source = modes, sgd, plan, source
         self._noise, self._mean = GradientNoise(modes), Mean.at(modes.start)
         self._offset = sgd.weight_decay * modes.decay_offset() if sgd.weight_decay else None
@@ -82,19 +84,20 @@ class _Bound:
         step = update(sgd, self._modes.drift, lr=lr, first=k == 0)
         noise, difference = self._noises(self._plan.noise_factor(k), lr)
         if sgd.label_noise_std:
-            variance, size = sgd.label_noise_std**2, int(self._plan.batch_size[k])
+            variance, size = self._modes.n_labels * sgd.label_noise_std**2, int(self._plan.batch_size[k])
             noise = self._noise.add_labels(noise, variance, size)
             self._tail.add_labels(variance / size)
         self._spread.advance(step, noise)
         self._difference.advance(step, difference)
-        self._mean.advance(sgd, step, self._offset, lr=lr, first=k == 0)
+        drift = self._modes.drift.view(-1, *[1] * (self._modes.start.ndim - 1))
+        self._mean.advance(sgd, update(sgd, drift, lr=lr, first=k == 0), self._offset, lr=lr, first=k == 0)
         self._tail.advance(k)
 
     def _noises(self, factor: float, lr: float) -> tuple[Tensor | None, Tensor | None]:
         """Covariances [r, r] of one step's gradient, of the truncated dynamics and of d."""
         if factor == 0 or self._source == "none":
             return None, None
-        mean = self._noise.moment_blocks(None, self._modes.start if self._source == "start" else self._mean.e)
+        mean = self._mean_blocks(self._modes.start if self._source == "start" else self._mean.e)
         if self._source == "start":  # the same noise in both; the tail takes what passes through K_t
             nothing = torch.zeros_like(_energy(mean))
             self._tail.add_noise(_energy(mean), nothing, nothing, factor, lr)
@@ -109,10 +112,18 @@ class _Bound:
         variances = self._tail.variances()
         others = _energy(difference).sqrt() + (self._modes.n_outputs * variances).sqrt()
         self._tail.add_noise(_energy(blocks), moved.sqrt(), others, factor, lr)
-        moment = torch.addr(self._spread.ee, self._mean.e, self._mean.e)
+        columns = self._mean.e.view(len(self._modes.values), -1)
+        moment = torch.addmm(self._spread.ee, columns, columns.mT)
         forced = difference + _mixed(difference, moved + variances)
         own = self._noise.from_blocks(blocks, moment, factor)
         return own, self._noise.from_blocks(forced, self._difference.ee.clone(), factor)
+
+    def _mean_blocks(self, mean: Tensor) -> Tensor:
+        """The mean residual's own blocks, [n, c, c]; summed over outputs where everything is."""
+        residual = self._modes.residual(mean).view(self._modes.n_train, -1)
+        if self._modes.start.ndim > 1:
+            return residual.square().sum(1).view(-1, 1, 1)
+        return residual[:, :, None] * residual[:, None, :]
 
 
 def _energy(blocks: Tensor) -> Tensor:
@@ -132,7 +143,7 @@ def _mixed(blocks: Tensor, squares: Tensor) -> Tensor:
 class _Sharpness(KernelOperator):
     """K_r/n + (phi/B) D(K_r): what a step of minibatch SGD sees of the curvature."""
 
-    def __init__(self, modes: Modes, blocks: Tensor, factor: float) -> None:
+    def __init__(self, modes: Modes | TracedModes, blocks: Tensor, factor: float) -> None:
         self._modes, self._blocks, self._factor = modes, blocks, factor
         self.shape = (len(modes.vectors), len(modes.vectors))
         self.dtype, self.device = modes.vectors.dtype, modes.vectors.device
@@ -159,19 +170,19 @@ class _TailMoments:
     nothing feeds back.
     """
 
-    def __init__(self, modes: Modes, tail: Tail, sgd: SGD, plan: StepPlan) -> None:
+    def __init__(self, modes: Modes | TracedModes, tail: Tail, sgd: SGD, plan: StepPlan) -> None:
         self._tail, self._sgd, self._plan = tail, sgd, plan
         n, c, self._s = modes.n_train, modes.n_outputs, modes.loss_curvature
         self._n, self._c = n, c
-        self._starts = [modes.residual(torch.zeros_like(modes.start)).view(n, c)]
+        self._starts = [modes.residual(torch.zeros_like(modes.start)).view(n, -1)]
         grid = modes.values.new_tensor([0, 1e-6, *(i / GRID for i in range(1, GRID + 1))])
         self._grid = self._s / n * tail.largest * grid
         self._responses, self._offsets = [Mean.at(torch.ones_like(self._grid))], [-sgd.weight_decay]
         if sgd.weight_decay:
             weights = modes.linearization.weight_outputs
             assert weights is not None  # Modes.decay_offset has looked
-            flat = weights.flatten() - modes.vectors @ (modes.vectors.mT @ weights.flatten())
-            self._starts.append(flat.view(n, c))
+            columns = weights.reshape(len(modes.vectors), -1)
+            self._starts.append((columns - modes.vectors @ (modes.vectors.mT @ columns)).view(n, -1))
             self._responses.append(Mean.at(torch.zeros_like(self._grid)))
             self._offsets.append(sgd.weight_decay)
         self._gain = (float(plan.lr.max()) if len(plan) else 0.0) / (1 - sgd.momentum)

@@ -51,9 +51,7 @@ class Eigenbasis:
             order = kernel.values.argsort()
             return cls._above_rounding(kernel.values[order], kernel.vectors[:, order], len(kernel))
         if isinstance(kernel, KroneckerKernel):
-            base, identity = cls.of(kernel.base), torch.eye(kernel.n_outputs).to(kernel.base.diag())
-            values = kernel.scale * base.values.repeat_interleave(kernel.n_outputs)
-            return cls(values, torch.kron(base.vectors, identity))
+            return cls.of(kernel.base).scaled(kernel.scale).per_output(kernel.n_outputs)
         dense = as_operator(kernel).to_dense()
         values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
         return cls._above_rounding(values, vectors, len(dense))
@@ -68,6 +66,21 @@ class Eigenbasis:
         if not kept.any():
             raise ValueError(complaint("kernel", "different from zero", "no positive eigenvalue"))
         return cls(values[kept].contiguous(), vectors[:, kept].contiguous())
+
+    def scaled(self, factor: float) -> Eigenbasis:
+        """Of factor * K."""
+        if factor == 1.0:
+            return self
+        tail = self.tail
+        if tail is not None:
+            tail = Tail(factor * tail.largest, factor * tail.trace, factor * tail.example)
+        return Eigenbasis(factor * self.values, self.vectors, tail)
+
+    def per_output(self, n_outputs: int) -> Eigenbasis:
+        """Of K (x) I_c. Cost: n c^2 r numbers."""
+        tail = None if self.tail is None else replace(self.tail, trace=n_outputs * self.tail.trace)
+        vectors = torch.kron(self.vectors, torch.eye(n_outputs).to(self.vectors))
+        return Eigenbasis(self.values.repeat_interleave(n_outputs), vectors, tail)
 
     @classmethod
     def leading(

@@ -27,12 +27,12 @@ class TiledKernel(KernelOperator):
     ``output(a)`` is the kernel [n1, n2] of output a. Of a symmetric kernel only the lower half is made and stored.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, device: torch.device) -> None:
         self.folder, self.manifest = folder, manifest
         c = 1 if manifest.outputs == "trace" else manifest.n_outputs
         columns = manifest.rows if manifest.columns is None else manifest.columns
         self.shape = (manifest.rows * c, columns * c)
-        self.dtype, self.device = DTYPES[manifest.dtype], torch.device("cpu")
+        self.dtype, self.device = DTYPES[manifest.dtype], device
         self.is_symmetric = manifest.columns is None
         self.n_outputs = manifest.n_outputs
         self._c = c
@@ -73,7 +73,7 @@ class TiledKernel(KernelOperator):
         """
         folder = Path(path)
         maker = TileMaker.prepare(folder, model, x1, x2, outputs=outputs, tile=tile, dtype=dtype, memory=memory)
-        kernel = cls(folder, maker.manifest)
+        kernel = cls(folder, maker.manifest, maker.functional.device)
         with locked(folder):
             maker.manifest.write_or_keep(folder)
             places = maker.manifest.places()
@@ -86,15 +86,18 @@ class TiledKernel(KernelOperator):
         return kernel
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> TiledKernel:
+    def open(
+        cls, path: str | os.PathLike[str], *, verify: bool = True, device: torch.device | str = "cpu"
+    ) -> TiledKernel:
         """The kernel in a folder, whole.
 
         Args:
             verify: reads everything and compares checksums; False looks only whether every tile is there.
+            device: where products are made, to which tiles are copied one at a time; ``create`` takes the model's.
         Raises:
             FileNotFoundError: no kernel there. StoredKernelError: a missing or damaged tile or manifest, by name.
         """
-        kernel = cls(Path(path), Manifest.read(path))
+        kernel = cls(Path(path), Manifest.read(path), torch.device(device))
         places = kernel.manifest.places()
         kernel._check(places if verify else [place for place in places if not kernel._file(place).is_file()])
         return kernel
@@ -141,7 +144,7 @@ class TiledKernel(KernelOperator):
     def to_dense(self, *, memory: int | None = None) -> Tensor:
         self._check_dense(memory)
         c = self._c
-        dense = torch.zeros(self.shape[0] // c, c, self.shape[1] // c, c, dtype=self.dtype)
+        dense = torch.zeros(self.shape[0] // c, c, self.shape[1] // c, c, dtype=self.dtype, device=self.device)
         for place, rows, columns in self._tiles():
             numbers = self._map(place)
             for block, window in ((numbers, (rows, columns)), (numbers.mT, (columns, rows))):
@@ -168,7 +171,7 @@ class TiledKernel(KernelOperator):
             yield place, *self.manifest.examples(place)
 
     def _map(self, place: Place) -> Tensor:
-        return map_tile(self._file(place), self.manifest.tile_shape(place), self.dtype)
+        return map_tile(self._file(place), self.manifest.tile_shape(place), self.dtype).to(self.device)
 
     def _file(self, place: Place) -> Path:
         return self.folder / f"tile_{place[0]:05d}_{place[1]:05d}.bin"

@@ -48,10 +48,9 @@ def local_modes(linearization: Linearization) -> LocalModes:
     problem = linearization.problem
     if isinstance(problem.criterion, SquaredError):
         kernel, curvature = linearization.kernel, problem.criterion.curvature
-        if isinstance(kernel, KroneckerKernel) and linearization.basis is None:
-            # The second moments of any pair of outputs evolve by the map of one output.
-            basis = Eigenbasis.of(kernel.base)
-            return LocalModes(kernel.scale * basis.values, basis.vectors, problem.n_train, 1, curvature)
+        if isinstance(kernel, KroneckerKernel):  # the second moments of any two outputs evolve by the map of one
+            shared = linearization.basis or Eigenbasis.of(kernel.base).scaled(kernel.scale)
+            return LocalModes(shared.values, shared.vectors, problem.n_train, 1, curvature)
         basis = linearization.eigenbasis
     else:
         kernel, curvature = local_kernel(linearization)

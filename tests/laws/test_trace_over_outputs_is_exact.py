@@ -87,3 +87,20 @@ def test_what_it_cannot_represent_is_refused(problem):
         sgdsde.predict(kronecker(problem), sgd, 3, dynamics=dynamics.TracedRecursion(), observe=("loss", "outputs"))
     with pytest.raises(ValueError, match="TracedRecursion cannot represent shuffled epochs"):
         sgdsde.predict(kronecker(problem), SGD(0.1, 2, sampling="shuffled"), 3, dynamics=dynamics.TracedRecursion())
+
+
+def test_the_bound_of_truncation_is_that_of_all_outputs(problem, tmp_path):
+    whole = sgdsde.linearize(problem)
+    trace = TiledKernel.create(tmp_path / "k", problem.model, problem.x_train, tile=3, outputs="trace")
+    shared = sgdsde.linearize(problem, kernel=KroneckerKernel(trace, 3, scale=1 / 3), rank=3)
+    torch.testing.assert_close(shared.eigenbasis.values, whole.eigenbasis.values[-9:], rtol=1e-8, atol=1e-9)
+    for words in WORDS.values():
+        sgd = SGD(0.2 * stability.max_lr(whole, 2), 2, **words)
+        expected = sgdsde.predict(whole, sgd, 20)
+        one = sgdsde.predict(shared, sgd, 20, dynamics=dynamics.TracedRecursion())
+        all_modes = sgdsde.predict(shared, sgd, 20, dynamics=dynamics.MomentRecursion())
+        torch.testing.assert_close(one.train_loss.mean, all_modes.train_loss.mean, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(one.truncation_error, all_modes.truncation_error)
+        error = (one.train_loss.mean - expected.train_loss.mean).abs()
+        assert (error <= one.truncation_error * (1 + 1e-9) + 1e-13).all(), words
+        assert error[-1] > 1e-4
