@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint, positive_number, whole_number
@@ -85,9 +86,17 @@ class _Patient:
             Advice.FROZEN_KERNEL: self.frozen_theory,
             Advice.MOVING_KERNEL: MovingKernel(),
         }
-        named = {check.name: check for check in checks}
         return Diagnosis(
-            named, advice, predictor.get(advice), frozen, moving, self.tolerance, self._sentence(advice, frozen, moving)
+            checks={check.name: check for check in checks},
+            advice=advice,
+            predictor=predictor.get(advice),
+            frozen_error=frozen,
+            moving_error=moving,
+            tolerance=self.tolerance,
+            sentence=self._sentence(advice, frozen, moving),
+            steps=torch.tensor(self.record),
+            frozen_losses=self.frozen_losses,
+            moving_losses=self.moving[0],
         )
 
     # ------------------------------------------------------------------------------------ what is found

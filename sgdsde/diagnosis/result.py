@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from sgdsde.dynamics import Dynamics
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Check:
     sentence: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Diagnosis:
     """What to predict with, and the error to expect; ``str()`` is a table.
 
@@ -57,6 +59,8 @@ class Diagnosis:
             frozen and of the moving kernel; infinity where the prediction is refused. Nine of ten settings of the
             calibration were below (docs/diagnosis.md).
         tolerance: the relative error that was asked for.
+        steps: int64 [T]. frozen_losses, moving_losses: expected training losses of the two predictions, [T]; None where
+            the moving kernel refused.
     """
 
     checks: Mapping[str, Check]
@@ -66,6 +70,9 @@ class Diagnosis:
     moving_error: float
     tolerance: float
     sentence: str
+    steps: Tensor
+    frozen_losses: Tensor
+    moving_losses: Tensor | None
 
     @property
     def expected_error(self) -> float:
