@@ -46,7 +46,7 @@ def predictors() -> dict[str, dynamics.Dynamics]:
 def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
     sizes = by_scale(
         scale,
-        smoke=Sizes(24, 16, width=512, n_steps=32, n_runs=16, n_linearized=200, n_recorded=10),
+        smoke=Sizes(24, 16, width=512, n_steps=24, n_runs=16, n_linearized=200, n_recorded=8),
         laptop=Sizes(64, 64, width=2048, n_steps=240, n_runs=128, n_linearized=600, n_recorded=24),
         paper=Sizes(256, 256, width=8192, n_steps=1000, n_runs=1000, n_linearized=4000, n_recorded=40),
     )
