@@ -42,8 +42,7 @@ def claims(result: Result) -> dict[str, float]:
             own[f"{name}_accuracy_error"] = max(missed_accuracy(result, panel, side, name) for side in SIDES)
         own["closure_against_linearized"] = max(control_error(result, panel, side, "GaussianClosure") for side in SIDES)
         own["descent_against_linearized"] = control_error(result, panel, "train", "GradientDescent")
-        optional = "" if panel == "digits" else "?"
-        numbers |= {f"{panel}_{key}{optional}": value for key, value in own.items()}
+        numbers |= {f"{panel}_{key}": value for key, value in own.items()}
     return numbers
 
 
