@@ -36,7 +36,7 @@ def examine(loss: TorchLoss, outputs: Tensor, y_train: Tensor, y_test: Tensor | 
     """The loss, with what was found out about its second derivative and its fingerprint.
 
     Args:
-        outputs: of a few training examples, [., c]: the set on which the loss is certainly defined.
+        outputs: of a few training examples, [., c]; the loss must be defined between them, and is tried around them.
         y_train, y_test: all targets; the mean over examples is checked on every one of them, because a loss may treat
             some by rules of their own (an ignored class, a mask).
     Raises:
@@ -46,7 +46,12 @@ def examine(loss: TorchLoss, outputs: Tensor, y_train: Tensor, y_test: Tensor | 
     """
     for name, targets in (("y_train", y_train), ("y_test", y_test)):
         if targets is not None:
-            _check_mean(loss, name, _between(outputs, len(targets)), _double(targets))
+            targets = _double(targets)
+            near = _between(outputs, len(targets))
+            _check_mean(loss, name, near, targets)
+            around = _around(near)
+            if _is_defined(loss, around, targets):
+                _check_mean(loss, name, around, targets)
     kink = ""
     if type(loss.loss) not in SMOOTH or getattr(loss.loss, "beta", 1.0) == 0:
         kink = find_kink(loss, _distinct(_double(y_train)), n_outputs=outputs.shape[1])
@@ -111,6 +116,23 @@ def _between(outputs: Tensor, count: int) -> Tensor:
     outputs = outputs.detach().double()
     place = torch.arange(1, count + 1, dtype=torch.float64, device=outputs.device)[:, None] * 0.6180339887498949 % 1
     return torch.lerp(outputs[:1], outputs[-1:], place)
+
+
+def _around(outputs: Tensor) -> Tensor:
+    """Outputs moved apart by draws of their own size and more: those of a fresh network may all be the same."""
+    stream = torch.Generator().manual_seed(1)
+    draws = torch.randn(outputs.shape, generator=stream, dtype=torch.float64).to(outputs.device)
+    return outputs + (1 + outputs.abs().mean()) * draws
+
+
+def _is_defined(loss: TorchLoss, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether the loss is a finite number there: some have a domain, which fresh outputs lie in."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return math.isfinite(float(loss.mean(outputs, targets)))
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _values(loss: TorchLoss, outputs: Tensor, targets: Tensor) -> str:

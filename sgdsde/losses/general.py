@@ -29,7 +29,7 @@ class TorchLoss(Loss):
 
     Args:
         loss: a loss module or a function, ``loss(outputs [n, c], targets [n, ...])`` to one number, the mean over the
-            examples (``losses.probe.checked`` makes sure of that on the targets themselves).
+            examples (``losses.examine`` makes sure of that on the targets themselves).
         name: what messages call it.
         kink: why it has no second derivative, or "".
         values: what it returns on fixed outputs and the problem's targets: tells two losses of one name apart.
@@ -44,8 +44,10 @@ class TorchLoss(Loss):
     _in: dict[torch.dtype, Callable[[Tensor, Tensor], Tensor]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        own = self.loss
-        copies = {dtype: copy.deepcopy(own).to(dtype) if isinstance(own, nn.Module) else own for dtype in DTYPES}
+        own = copy.deepcopy(self.loss) if isinstance(self.loss, nn.Module) else self.loss
+        copies = dict.fromkeys(DTYPES, own)
+        if isinstance(own, nn.Module) and any(value.is_floating_point() for value in own.state_dict().values()):
+            copies = {dtype: copy.deepcopy(own).to(dtype) for dtype in DTYPES}
         object.__setattr__(self, "_in", copies)
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -88,6 +90,9 @@ class TorchLoss(Loss):
         if targets.is_complex():
             raise TypeError(complaint(name, "real", targets.dtype))
         if not targets.is_floating_point():
+            if isinstance(self.loss, ZERO_ONE + SIGNS):
+                remedy = f"convert it with {name}.to({outputs.dtype})"
+                raise TypeError(complaint(name, f"floating-point under {self.name}", targets.dtype, remedy))
             return targets
         if isinstance(self.loss, ELEMENTWISE + ZERO_ONE) and targets.shape[1:] != outputs.shape[1:]:
             expected = f"[{len(targets)}, {outputs.shape[1]}], the shape of the model's outputs"

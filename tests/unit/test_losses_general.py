@@ -200,6 +200,14 @@ def test_what_is_no_mean_over_examples_is_refused_by_name(name: str) -> None:
         examined(loss, targets)
 
 
+def test_a_network_that_starts_at_zero_hides_no_coupling() -> None:
+    model = nn.Linear(4, C)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    with pytest.raises(ValueError, match="terms that couple examples"):
+        sgdsde.Problem(model, torch.ones(N, 4), REAL.float(), loss=REFUSED["coupled examples"][0])
+
+
 def test_an_ignored_target_is_found_wherever_it_stands() -> None:
     def ignoring(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(outputs, targets, ignore_index=2)
@@ -219,6 +227,14 @@ def test_targets_that_torch_would_broadcast_are_refused(loss: nn.Module) -> None
     x, y = torch.ones(5, 2), torch.ones(5)
     with pytest.raises(ValueError, match=r"y_train must be \[5, 1\].*got \[5\]; use y_train\[:, None\]"):
         sgdsde.Problem(nn.Linear(2, 1), x, y, loss=loss)
+
+
+def test_integers_where_torch_wants_numbers_are_refused() -> None:
+    x, y = torch.ones(5, 2), torch.ones(5, 1, dtype=torch.int64)
+    with pytest.raises(
+        TypeError, match=r"y_train must be floating-point under BCEWithLogitsLoss, got torch\.int64; conv"
+    ):
+        sgdsde.Problem(nn.Linear(2, 1), x, y, loss=nn.BCEWithLogitsLoss())
 
 
 def small_problem(loss: object, targets: torch.Tensor, *, dtype: torch.dtype = torch.float64) -> sgdsde.Problem:
