@@ -59,10 +59,22 @@ def errors(predicted: sgdsde.Trajectory, measured: sgdsde.Trajectory) -> tuple[f
     return allowed, relative
 
 
-@pytest.mark.parametrize("words", [{}, {"momentum": 0.8}, {"sampling": "without_replacement", "weight_decay": 0.02}],
-                         ids=["plain", "momentum", "without replacement, decay"])  # fmt: skip
-@pytest.mark.parametrize("kind", ["cross-entropy", "logistic", "huber", "poisson"])
-def test_small_learning_rates(kind: str, words: dict) -> None:
+CASES = {
+    "cross-entropy": ("cross-entropy", {}),
+    "cross-entropy, momentum": ("cross-entropy", {"momentum": 0.8}),
+    "cross-entropy, without replacement, decay": (
+        "cross-entropy",
+        {"sampling": "without_replacement", "weight_decay": 0.02},
+    ),
+    "logistic, nesterov": ("logistic", {"momentum": 0.8, "nesterov": True}),
+    "huber": ("huber", {}),
+    "poisson": ("poisson", {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_small_learning_rates(name: str) -> None:
+    kind, words = CASES[name]
     linearization = sgdsde.linearize(problem_of(kind))
     lr = 0.06 * max_lr_full_batch(linearization) * (1 - words.get("momentum", 0.0))
     sgd = sgdsde.SGD(lr, B, **words)
