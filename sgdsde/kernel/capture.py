@@ -61,7 +61,7 @@ def discover(functional: FunctionalModel, names: Iterable[str], example: Tensor)
 
 
 def observe(
-    functional: FunctionalModel, watched: Watched, others: Iterable[str], x: Tensor, cotangents: Tensor
+    functional: FunctionalModel, watched: Watched, others: Iterable[str], x: Tensor, *, cotangents: Tensor
 ) -> Observation:
     """Inputs and gradients of the watched calls at the examples x [b, ...] for cotangents [c', c], by one vjp.
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from sgdsde._functional import FunctionalModel
 from sgdsde._progress import ticker
 from sgdsde._types import Params, Progress
-from sgdsde.kernel.factors import Factor, Factors, factors
-from sgdsde.kernel.grams import add_gram
+from sgdsde.kernel.factors import Factors, factors
+from sgdsde.kernel.grams import Target, add_gram
 from sgdsde.kernel.plan import KernelPlan
 
 
@@ -71,22 +71,21 @@ def tile(left: Factors, right: Factors, *, plan: KernelPlan, out: Tensor | None 
 
 
 def _write(left: Factors, right: Factors, plan: KernelPlan, out: Tensor) -> None:
-    fresh = True
-    for first, second in zip(left.parts, right.parts):
-        if first.term is None:
-            _add_jacobian(first, second, plan, out, fresh)
-        else:
-            add_gram(first.term, first, second, plan, out, fresh)
-        fresh = False
-    if fresh:
+    if not left.parts:
         out.zero_()
+    for i, (first, second) in enumerate(zip(left.parts, right.parts)):
+        target = Target(out, plan.outputs, plan.n_outputs, fresh=i == 0)
+        if first.term is None:
+            _add_jacobian(first.x, second.x, target)
+        else:
+            add_gram(first.term, first, second, target)
 
 
-def _add_jacobian(first: Factor, second: Factor, plan: KernelPlan, out: Tensor, fresh: bool) -> None:
-    left, right, beta = first.x, second.x, 0.0 if fresh else 1.0
-    if plan.outputs == "full":
+def _add_jacobian(left: Tensor, right: Tensor, target: Target) -> None:
+    out, beta = target.out, 0.0 if target.fresh else 1.0
+    if target.outputs == "full":
         out.addmm_(left.flatten(0, 1), right.flatten(0, 1).mT, beta=beta)
-    elif plan.outputs == "trace":
+    elif target.outputs == "trace":
         out.addmm_(left.flatten(1), right.flatten(1).mT, beta=beta)
     else:
         for entry, one, two in zip(out, left.unbind(1), right.unbind(1)):

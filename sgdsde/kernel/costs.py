@@ -16,15 +16,29 @@ ENTRY = 16
 """Operations of a matrix product that take as long as reading and writing one number, about, on CPU cores."""
 
 
+SMALL = 1024
+"""Columns up to which the Jacobians of several parameters are joined, to be multiplied as one matrix."""
+
+
 @dataclass(frozen=True)
 class Job:
-    """How large a kernel is: its pairs of examples, the examples whose factors are made, outputs, bytes a number."""
+    """How large a kernel is: examples on both sides (the same ones when symmetric), outputs, bytes a number."""
 
-    pairs: int
-    examples: int
+    n1: int
+    n2: int
+    symmetric: bool
     n_outputs: int
     outputs: Outputs
     itemsize: int
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of examples that are computed."""
+        return self.n1 * (self.n1 + 1) // 2 if self.symmetric else self.n1 * self.n2
+
+    @property
+    def examples(self) -> int:
+        return self.n1 if self.symmetric else self.n1 + self.n2
 
     @property
     def entries(self) -> int:
@@ -104,6 +118,24 @@ def network_operations(structure: Structure, n_outputs: int) -> int:
             q, o = use.width
             passes.append(2 * use.positions * q * o * use.groups)
     return sum(passes) + n_outputs * sum(passes[1:])
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Bytes: held and observed of an example, as factors and while these are made; working of a pair in a tile."""
+
+    held: int
+    observed: int
+    working: int
+
+    @classmethod
+    def of(cls, layers: tuple[LayerPlan, ...], observed: int, job: Job) -> Demand:
+        """Jacobians of a few examples are made beside the place where they are held, and small ones joined there."""
+        jacobians = [layer.held for layer in layers if layer.way == "jacobian"]
+        small = SMALL * job.n_outputs * job.itemsize
+        copies = sum(jacobians) + sum(held for held in jacobians if held < small)
+        working = max((layer.working for layer in layers), default=0)
+        return cls(sum(layer.held for layer in layers), observed + copies, working)
 
 
 def observation_bytes(structure: Structure, n_outputs: int, itemsize: int) -> int:

@@ -11,12 +11,10 @@ from sgdsde._functional import FunctionalModel
 from sgdsde._types import Params
 from sgdsde.jacobian import jacobian
 from sgdsde.kernel.capture import Observation
+from sgdsde.kernel.costs import SMALL
 from sgdsde.kernel.plan import KernelPlan
 from sgdsde.kernel.structure import Structure
 from sgdsde.kernel.terms import Term, deltas_of, inputs_of, jacobian_of
-
-SMALL = 1024
-"""Columns up to which the Jacobians of several parameters are joined, to be multiplied as one matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,17 +59,23 @@ def factors(functional: FunctionalModel, x: Tensor, *, plan: KernelPlan, params:
         params: the parameters that the plan was made for; default all of the model.
     Cost: one forward pass and c backward passes, ``plan.step`` examples at a time.
     """
+    if plan.step >= len(x):
+        return Factors(len(x), tuple(_parts(functional, x, plan, params)))
     held: list[Factor] = []
     for start in range(0, len(x), plan.step):
-        parts = _parts(functional, x[start : start + plan.step], plan, params)
-        if plan.step >= len(x):
-            return Factors(len(x), tuple(parts))
-        held = held or [_enlarged(part, len(x)) for part in parts]
-        for whole, part in zip(held, parts):
-            whole.x[start : start + plan.step] = part.x
-            if whole.deltas is not None and part.deltas is not None and whole.deltas.ndim == 4:
-                whole.deltas[start : start + plan.step] = part.deltas
+        # Nothing keeps the parts of a step while the next are made.
+        _store(held, _parts(functional, x[start : start + plan.step], plan, params), start, len(x))
     return Factors(len(x), tuple(held))
+
+
+def _store(held: list[Factor], parts: list[Factor], start: int, n: int) -> None:
+    """Copies the factors of a few examples to their places among those of n."""
+    if not held:
+        held.extend(_enlarged(part, n) for part in parts)
+    for whole, part in zip(held, parts):
+        whole.x[start : start + len(part.x)] = part.x
+        if whole.deltas is not None and part.deltas is not None and whole.deltas.ndim == 4:
+            whole.deltas[start : start + len(part.x)] = part.deltas
 
 
 def _enlarged(part: Factor, n: int) -> Factor:
@@ -96,11 +100,9 @@ def _parts(functional: FunctionalModel, x: Tensor, plan: KernelPlan, params: Par
     for term, layer in zip(structure.terms, plan.layers):
         if layer.way == "gram":
             grams.append(_gram_factor(term, structure, seen, plan))
-        else:
-            for name in (term.name, term.bias):
-                if name is not None:
-                    part = replace(term, name=name, shape=tuple(functional.params[name].shape))
-                    jacobians.append(jacobian_of(part, structure.watched, seen, plan.dtype).reshape(b, c, -1))
+            continue
+        for part in term.parts(functional.params):
+            jacobians.append(jacobian_of(part, structure.watched, seen, plan.dtype).reshape(b, c, -1))
     return grams + _joined(jacobians)
 
 

@@ -15,6 +15,7 @@ from sgdsde._functional import FunctionalModel
 from sgdsde._types import Params
 from sgdsde.jacobian import ExampleBytes
 from sgdsde.kernel.costs import (
+    Demand,
     Job,
     LayerPlan,
     Outputs,
@@ -90,44 +91,37 @@ class KernelPlan:
             method: "jacobian" makes and multiplies plain Jacobians, the slow path that is right by construction.
         """
         word("outputs", outputs, ("full", "trace", "per_class"))
+        word("method", method, ("structured", "jacobian"))
         dtype = _kernel_dtype(dtype)
-        n1, n2, symmetric = len(x1), len(x1 if x2 is None else x2), x2 is None
+        job = Job(len(x1), len(x1 if x2 is None else x2), x2 is None, n_outputs, outputs, dtype.itemsize)
         allowed = _memory.budget(memory, functional.device)
-        pairs = n1 * (n1 + 1) // 2 if symmetric else n1 * n2
-        job = Job(pairs, n1 if symmetric else n1 + n2, n_outputs, outputs, dtype.itemsize)
         structure = structure_of(functional, params, x1, n_outputs) if method == "structured" else None
         making = ExampleBytes.of(functional, params, x1[:1], n_outputs)
         if structure is None:
             layers = tuple(jacobian_plan(name, value.numel(), job) for name, value in params.items())
-            observed = making.held + making.making
+            demand = Demand.of(layers, making.held + making.making, job)
         else:
             layers = tuple(layer_plan(term, job) for term in structure.terms)
-            observed = making.making + observation_bytes(
-                structure, n_outputs, max(dtype.itemsize, functional.dtype.itemsize)
-            )
-        network = 0 if structure is None else network_operations(structure, n_outputs)
-        result = n1 * n2 * job.entries * dtype.itemsize
-        held = sum(layer.held for layer in layers)
-        working = max((layer.working for layer in layers), default=0)
-        rows, step, tile, workspace = _sizes(allowed - result, held, observed, working, job, (n1, n2), symmetric)
-        if rows < 1:
-            raise MemoryError(_too_little(allowed, result, 2 * held + max(observed, working), n_outputs))
+            itemsize = max(dtype.itemsize, functional.dtype.itemsize)
+            demand = Demand.of(layers, making.making + observation_bytes(structure, n_outputs, itemsize), job)
+        result = job.n1 * job.n2 * job.entries * dtype.itemsize
+        rows, step, tile, workspace = _sizes(allowed, result, demand, job)
         return cls(
-            rows,
-            n_outputs,
-            dtype,
-            outputs,
-            n1,
-            n2,
-            symmetric,
-            step,
-            tile,
-            structure,
-            layers,
-            result,
-            held,
-            workspace,
-            network,
+            rows=rows,
+            step=step,
+            tile=tile,
+            workspace_bytes=workspace,
+            n_outputs=n_outputs,
+            dtype=dtype,
+            outputs=outputs,
+            n1=job.n1,
+            n2=job.n2,
+            symmetric=job.symmetric,
+            structure=structure,
+            layers=layers,
+            result_bytes=result,
+            example_bytes=demand.held,
+            network=0 if structure is None else network_operations(structure, n_outputs),
         )
 
     @property
@@ -172,26 +166,23 @@ class KernelPlan:
         return min(self.rows, self.n1) + min(self.rows, self.n2)
 
 
-def _sizes(
-    left: int, held: int, observed: int, working: int, job: Job, sides: tuple[int, int], symmetric: bool
-) -> tuple[int, int, int, int]:
-    """Rows, step, tile, workspace for ``left`` bytes beside the result."""
-    most = max(sides)
+def _sizes(allowed: int, result: int, demand: Demand, job: Job) -> tuple[int, int, int, int]:
+    """Rows, step, tile and workspace: as large as they should be and as they may be."""
+    most, left = max(job.n1, job.n2), allowed - result
     share = max(left // 4, 1)
-    step = _evenly(most, min(COMFORTABLE // observed, share // observed))
-    tile = max(1, min(most, _tile(job, most, symmetric)))
-    while tile > 1 and tile * tile * working > min(share, COMFORTABLE):
+    step = _evenly(most, min(COMFORTABLE, share) // demand.observed)
+    tile = min(most, _tile(job, most))
+    while tile > 1 and tile * tile * demand.working > min(share, COMFORTABLE):
         tile = -(-tile // 2)
-    workspace = max(step * observed, tile * tile * working)
-    room = left - workspace
-    if symmetric and most * held <= room:
-        return most, step, tile, workspace
-    if not symmetric and sum(sides) * held <= room:
-        return most, step, tile, workspace
-    rows = min(most, room // max(2 * held, 1))
-    if rows >= 1:  # blocks of equal length
-        rows = _evenly(most, rows)
-    return rows, _evenly(max(rows, 1), step), min(tile, max(rows, 1)), workspace
+    for examples, side in ((step, tile), (1, 1)):
+        workspace = max(examples * demand.observed, side * side * demand.working)
+        if job.examples * demand.held <= left - workspace:
+            return most, examples, side, workspace
+        rows = (left - workspace) // max(2 * demand.held, 1)  # blocks, two at once
+        if rows >= 1:
+            rows = _evenly(most, rows)
+            return rows, _evenly(rows, examples), min(side, rows), workspace
+    raise MemoryError(_too_little(allowed, result, demand, job))
 
 
 def _evenly(n: int, most: int) -> int:
@@ -200,11 +191,11 @@ def _evenly(n: int, most: int) -> int:
     return -(-n // -(-n // most))
 
 
-def _tile(job: Job, most: int, symmetric: bool) -> int:
+def _tile(job: Job, most: int) -> int:
     """Examples on a side of a tile: a symmetric kernel saves half only when it has several tiles."""
     c = job.n_outputs if job.outputs == "full" else 1
     multiple = ALIGNED // math.gcd(ALIGNED, c)
-    examples = min(-(-TILE_ROWS // c), -(-most // 2) if symmetric else most)
+    examples = min(-(-TILE_ROWS // c), -(-most // 2) if job.symmetric else most)
     return max(1, examples - examples % multiple if examples > multiple else examples)
 
 
@@ -233,8 +224,9 @@ def explained(plan: KernelPlan) -> str:
     return "\n".join(lines)
 
 
-def _too_little(allowed: int, result: int, needed: int, n_outputs: int) -> str:
-    remedy = f"the kernel takes {result:,} and two examples with {n_outputs} outputs {needed:,}; raise it"
+def _too_little(allowed: int, result: int, demand: Demand, job: Job) -> str:
+    needed = 2 * demand.held + max(demand.observed, demand.working)
+    remedy = f"the kernel takes {result:,} and two examples with {job.n_outputs} outputs {needed:,}; raise it"
     return complaint("memory", f"at least {result + needed:,} bytes", f"{allowed:,}", remedy)
 
 

@@ -32,7 +32,7 @@ class Structure:
 
     def observe(self, functional: FunctionalModel, x: Tensor, cotangents: Tensor) -> Observation:
         """Inputs of the calls and gradients at their results, for the examples x."""
-        return observe(functional, self.watched, self.others, x, cotangents)
+        return observe(functional, self.watched, self.others, x, cotangents=cotangents)
 
 
 def structure_of(functional: FunctionalModel, params: Params, x: Tensor, n_outputs: int) -> Structure | None:
@@ -109,22 +109,20 @@ def _gradient(functional: FunctionalModel, params: Params, x: Tensor, weights: T
 def _structured_gradient(structure: Structure, params: Params, seen: Observation) -> Params:
     gradients = {name: torch.zeros_like(value) for name, value in params.items()}
     for term in structure.terms:
-        for name in (term.name, term.bias):
-            if name is not None:
-                gradients[name] = _term_gradient(term, name, params[name], structure.watched, seen)
+        for part in term.parts(params):
+            gradients[part.name] = _part_gradient(part, structure.watched, seen, params[part.name].dtype)
     return gradients
 
 
-def _term_gradient(term: Term, name: str, like: Tensor, watched: Watched, seen: Observation) -> Tensor:
-    """Summed over the examples of a block, by the factors of the gram way where the term has them."""
-    if name != term.name or not term.has_gram or term.lookup:
-        part = replace(term, name=name, shape=tuple(like.shape))
-        return jacobian_of(part, watched, seen, like.dtype).sum((0, 1))
-    x = inputs_of(term, watched, seen, like.dtype).flatten(0, 1)
-    gradient = deltas_of(term, watched, seen, like.dtype).flatten(0, 2).mT @ x
-    use = watched.uses[term.uses[0]]
+def _part_gradient(part: Term, watched: Watched, seen: Observation, dtype: torch.dtype) -> Tensor:
+    """Summed over the examples of a block, by the factors of the gram way where there are any."""
+    if not part.has_gram or part.lookup:
+        return jacobian_of(part, watched, seen, dtype).sum((0, 1))
+    x = inputs_of(part, watched, seen, dtype).flatten(0, 1)
+    gradient = deltas_of(part, watched, seen, dtype).flatten(0, 2).mT @ x
+    use = watched.uses[part.uses[0]]
     assert use.weight is not None
-    return (gradient.mT if use.flipped != use.weight.flipped else gradient).reshape(like.shape)
+    return (gradient.mT if use.flipped != use.weight.flipped else gradient).reshape(part.shape)
 
 
 def _wrong(gradients: Params, expected: Params) -> list[str]:

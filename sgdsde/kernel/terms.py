@@ -47,6 +47,14 @@ class Term:
     def label(self) -> str:
         return self.name if self.bias is None else f"{self.name}, {self.bias}"
 
+    def parts(self, params: Params) -> list[Term]:
+        """The weight by itself, and the bias by itself where one joins it."""
+        weight = replace(self, bias=None, bias_scale=0.0, size=params[self.name].numel())
+        if self.bias is None:
+            return [weight]
+        like = params[self.bias]
+        return [weight, Term(self.bias, like.numel(), tuple(like.shape), self.uses)]
+
 
 def terms_of(params: Params, watched: Watched, others: Collection[str]) -> tuple[Term, ...]:
     """One term for each parameter that acts, a bias joining its weight where both act in one and the same call."""
