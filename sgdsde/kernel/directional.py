@@ -144,7 +144,7 @@ def directional(functional: FunctionalModel, x: Tensor, n_outputs: int) -> Direc
 
 
 def _fault(way: Directional, x: Tensor, n_outputs: int) -> str:
-    """Why not: J^T u against rows of the Jacobian, and u . J w against (J^T u) . w; empty where both hold."""
+    """Why not: J^T u against plain backward passes, and u . J w against (J^T u) . w; empty where both hold."""
     functional = way.functional
     tolerance = 1e-8 if functional.dtype == torch.float64 else 1e-3
     generator = torch.Generator().manual_seed(0)
@@ -154,7 +154,7 @@ def _fault(way: Directional, x: Tensor, n_outputs: int) -> str:
         for name, value in functional.params.items()
     }
     pulled, pushed = way.pull(x, u), way.push(x, w)
-    expected = ByRows(functional).pull(x, u)
+    expected = TwiceBackward(functional).pull(x, u)
     for name, value in expected.items():
         if not torch.isfinite(value).all():
             return f"a Jacobian that is not finite in {name!r}"

@@ -16,14 +16,16 @@ from torch import Tensor
 
 from sgdsde._checks import complaint
 from sgdsde._files import replacing
-from sgdsde._functional import FunctionalModel
-from sgdsde.jacobian import jacobian
+from sgdsde._functional import FunctionalModel, jacobian_row
 from sgdsde.kernel.plan import Outputs
 from sgdsde.kernel.tile_file import HEADER_BYTES, StoredKernelError
 
 FORMAT_VERSION = 1
 KIND = "sgdsde tiled kernel"
 MANIFEST = "manifest.json"
+ROUNDING = 1e-4
+"""Relative difference of fingerprints that rounding in float32 and another number of threads may make."""
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 Place: TypeAlias = tuple[int, int]
@@ -39,7 +41,7 @@ class Manifest:
         outputs: which entries ("full", "trace", "per_class"). dtype: "float32" or "float64".
         tile: examples of a tile. memory: bytes that its making was planned for: other plans round differently.
         sources: digests of the parameters, the constants, the architecture in words, and the inputs.
-        fingerprint: kernel entries of the first two examples, which tell functions apart that no digest can.
+        fingerprint: of the function at two examples; tells functions of equal weights apart, which no digest can.
     """
 
     rows: int
@@ -130,9 +132,8 @@ class Manifest:
                 remedy = f"pass what it was begun with, or make the new kernel in another folder (or delete {folder})"
                 raise StoredKernelError(complaint(f"{what} of the kernel in {folder}", str(before), str(now), remedy))
         scale = max(map(abs, self.fingerprint), default=0.0)
-        tolerance = 1e-3 if self.dtype == "float32" else 1e-6
         same = len(self.fingerprint) == len(asked.fingerprint) and all(
-            abs(a - b) <= tolerance * scale for a, b in zip(self.fingerprint, asked.fingerprint)
+            abs(a - b) <= ROUNDING * scale for a, b in zip(self.fingerprint, asked.fingerprint)
         )
         if not same:
             remedy = f"pass the model it was begun with, or make the new kernel in another folder (or delete {folder})"
@@ -153,14 +154,16 @@ def digests(functional: FunctionalModel, x1: Tensor, x2: Tensor | None) -> dict[
 
 
 def fingerprint(functional: FunctionalModel, x: Tensor) -> list[float]:
-    """Squared norms and the product of the Jacobians of the first two examples, output by output."""
-    first = x[:2]
-    values = []
-    blocks = [block.view(len(first), -1, block.shape[1]).double() for block in jacobian(functional, first).values()]
-    for i in range(len(first)):
-        for j in range(i + 1):
-            values.append(torch.stack([(block[i] * block[j]).sum(-1) for block in blocks]).sum(0))
-    return [float(value) for value in torch.cat(values)]
+    """u . f, and the Gram of the gradients of u . f, at the first two examples, for one fixed u."""
+    values, gradients = [], []
+    for i in range(len(x[:2])):
+        with torch.no_grad():
+            outputs = functional.forward(functional.params, x[i : i + 1])[0]
+        u = torch.cos(torch.arange(len(outputs), dtype=torch.float64)).to(outputs)
+        values.append(float((outputs * u).sum()))
+        row = jacobian_row(functional, functional.params, x[i : i + 1], u)
+        gradients.append(torch.cat([value.flatten().double() for value in row.values()]))
+    return [*values, *(float(gradients[i] @ gradients[j]) for i in range(len(gradients)) for j in range(i + 1))]
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
