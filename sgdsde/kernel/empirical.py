@@ -102,7 +102,8 @@ def empirical_ntk(
         raise ValueError(complaint("x2", f"examples of shape {list(x1.shape[1:])} like x1", list(x2.shape[1:])))
     functional, at_two = probe(functional, x1, "x1", vectorization=False)
     plan = KernelPlan.make(functional, chosen, x1, x2, at_two.shape[1], memory=memory, dtype=dtype, outputs=outputs)
-    if plan.structure is None:  # plain Jacobians are vectorized only where that is right
+    if plan.structure is None or not plan.structure.terms:
+        # Plain Jacobians are vectorized only where that is right, and a model must depend on some of its parameters.
         functional, _ = probe(functional, x1, "x1")
     if explain:
         return plan.timed(functional)
