@@ -33,7 +33,7 @@ def test_a_linear_model_gives_the_moment_recursion_of_shuffled_epochs(case, word
     lr = 0.1 * sgdsde.stability.max_lr_full_batch(linearization) * (1 - words.get("momentum", 0))
     sgd = sgdsde.SGD(lambda k: lr / (1 + 0.1 * k), 3, sampling="shuffled", **words)
     exact = sgdsde.predict(linearization, sgd, 7, dynamics=MomentRecursion(epoch_starts=0))
-    moving = sgdsde.predict(linearization, sgd, 7, dynamics=MovingKernel())
+    moving = sgdsde.predict(linearization, sgd, 7, dynamics=MovingKernel(epoch_starts=0))
     for side in ("train_loss", "test_loss"):
         for part in ("mean", "std"):
             torch.testing.assert_close(

@@ -31,6 +31,7 @@ class Words:
     first_interval: int
     feedback: NoiseFeedback | None
     neglected: float
+    epoch_starts: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +53,11 @@ class Course:
         self._directions = Directions.leading(linearization, neglected=words.neglected)
         self._features = self._initial = self._directions.features(problem.params)
         dtype = linearization.kernel.dtype
-        kind = EpochFluctuation if sgd.sampling == "shuffled" else Fluctuation
-        self._fluctuation = kind(problem, sgd, plan, size=len(self._directions), dtype=dtype)
+        size = len(self._directions)
+        self._fluctuation = Fluctuation(problem, sgd, plan, size=size, dtype=dtype)
+        if sgd.sampling == "shuffled":
+            starts = words.epoch_starts
+            self._fluctuation = EpochFluctuation(problem, sgd, plan, size=size, dtype=dtype, most_starts=starts)
         self._effect, self._wish = Effect(), words.first_interval
         self._margin = Margin(sgd, plan)
 

@@ -17,11 +17,12 @@ from sgdsde.sgd import SGD, StepPlan
 class Fluctuation:
     """S = Cov(z), z = (a, b): weights V^T a and momentum buffer V^T b around their means. I.i.d. batches.
 
-        S' = G S G^T + nu nu^T (x) (phi/B) Phi^T (D(R)/n - R'/n^2) Phi
+        S' = G S G^T + nu nu^T (x) Phi^T [(phi/B) (D(R)/n - R'/n^2) + (1 - phi/B) D(R - R')/n^2] Phi
         G = G_0 (x) I + nu (x) (1/n) Phi^T E[G] Phi [I 0],     R' = E r E r^T + E[G] S_ff E[G],   S_ff = Phi S_aa Phi^T
 
     G_0 and nu are those of ``dynamics.update`` (decay included); R_i = E r_i r_i^T, E r_i and E G_i are expectations of
-    the derivatives of the loss over the Gaussian law of the outputs. For squared error R = R'.
+    the derivatives of the loss over the Gaussian law of the outputs (``dynamics.GaussianClosure``). For squared error
+    R and R' have the same diagonal blocks.
     """
 
     def __init__(self, problem: Problem, sgd: SGD, plan: StepPlan, *, size: int, dtype: torch.dtype) -> None:
@@ -91,12 +92,22 @@ class Fluctuation:
         return features.train.mT @ (moments.hessian @ rows).view_as(features.train) / self._n
 
     def _noise(self, step: int, features: Features, moments: GaussianMoments, curvature: Tensor) -> Tensor:
-        rows = features.train.view(self._n, self._c, -1)
-        noise = features.train.mT @ (moments.gradient_moment @ rows).view_as(features.train) / self._n
+        """Covariance of a minibatch gradient, less the part (1/n^2) Phi^T G S_ff G Phi that G S G^T holds, [r, r]."""
+        rows, q = features.train.view(self._n, self._c, -1), self._plan.noise_factor(step)
+        blocks = moments.gradient_moment * (q / self._n)
+        if not isinstance(self._problem.criterion, SquaredError):
+            blocks += (1 - q) / self._n**2 * self._curved(rows, moments)
+        noise = features.train.mT @ (blocks @ rows).view_as(features.train)
         slope = features.train.mT @ moments.gradient.flatten() / self._n
-        noise -= torch.outer(slope, slope) + curvature @ self.weights @ curvature
-        noise *= self._plan.noise_factor(step)
+        noise -= q * (torch.outer(slope, slope) + curvature @ self.weights @ curvature)
         return self._add_labels(noise, step, features)
+
+    def _curved(self, rows: Tensor, moments: GaussianMoments) -> Tensor:
+        """Cov(r_i) - G_i S_ii G_i, what the linear response leaves of the output gradients, [n, c, c]."""
+        slopes = moments.hessian @ rows
+        spread = (slopes.flatten(0, 1) @ self.weights).view_as(slopes) @ slopes.mT
+        mean = moments.gradient
+        return moments.gradient_moment - mean[:, :, None] * mean[:, None, :] - spread
 
     def _add_labels(self, noise: Tensor, step: int, features: Features) -> Tensor:
         criterion, std = self._problem.criterion, self._sgd.label_noise_std

@@ -35,6 +35,8 @@ class MovingKernel(Dynamics):
         tolerance: kernel drift allowed between two refreshes. first_interval: steps to the second one.
         feedback: how the noise acts on the mean; None leaves the mean path to full-batch descent.
         neglected: share of the kernel's trace whose directions are left out of the noise.
+        epoch_starts: shuffled epochs only: in how many directions, at most, the spread that an epoch starts with is
+            followed by itself.
         on_refresh: called with every ``Refresh``: step, drift, margin to the mean-square limit, seconds.
     Exactness: that of ``MomentRecursion`` (shuffled epochs: with ``epoch_starts=0``) for a model linear in its
         parameters, up to ``neglected``; that of full-batch training at B = n. Beyond: weights are taken as Gaussian
@@ -54,12 +56,14 @@ class MovingKernel(Dynamics):
     first_interval: int = 2
     feedback: NoiseFeedback | None = DEFAULT_FEEDBACK
     neglected: float = 0.01
+    epoch_starts: int = 8
     on_refresh: Callable[[Refresh], None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         positive_number("tolerance", self.tolerance)
         whole_number("first_interval", self.first_interval, minimum=1)
         fraction_below_one("neglected", self.neglected)
+        whole_number("epoch_starts", self.epoch_starts)
         if not isinstance(self.feedback, NoiseFeedback | None):
             remedy = "use dynamics.NoiseFeedback(...)"
             raise TypeError(complaint("feedback", "a NoiseFeedback or None", repr(self.feedback), remedy))
@@ -71,7 +75,7 @@ class MovingKernel(Dynamics):
         if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
             raise self.refuse("label noise under another loss than nn.MSELoss()", "label_noise_std=0")
         plan = sgd.plan(problem.n_train, n_steps)
-        words = Words(self.tolerance, self.first_interval, self.feedback, self.neglected)
+        words = Words(self.tolerance, self.first_interval, self.feedback, self.neglected, self.epoch_starts)
         course, watch = Course(words, linearization, sgd, plan), Watch(self.tolerance)
         ticks, done = ticker(progress, n_steps, "moving kernel"), 0
         while course.step < n_steps:
