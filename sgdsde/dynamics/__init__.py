@@ -1,7 +1,7 @@
 """Dynamics: how the law of the outputs evolves during training."""
 
 from sgdsde.dynamics.base import Covariance, Dynamics, OutputLaw
-from sgdsde.dynamics.gaussian_closure import GaussianClosure
+from sgdsde.dynamics.gaussian_closure import ClosureWarning, GaussianClosure
 from sgdsde.dynamics.gradient_descent import GradientDescent
 from sgdsde.dynamics.gradient_flow import GradientFlow
 from sgdsde.dynamics.integrators import EulerMaruyama, ExponentialEuler, Integrator, SDEInt
@@ -15,6 +15,7 @@ from sgdsde.dynamics.traced import TracedRecursion
 from sgdsde.dynamics.truncation import truncation_error
 
 __all__ = [
+    "ClosureWarning",
     "Covariance",
     "Dynamics",
     "EulerMaruyama",

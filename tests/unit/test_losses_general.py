@@ -138,6 +138,8 @@ def test_a_jump_of_the_second_derivative_is_no_kink() -> None:
 
     assert examined(dead_zone_squared, REAL).kink == ""
     assert examined(lambda f, y: (f - y).abs().pow(1.5).mean(), REAL).kink == "", "unbounded, but no jump"
+    soft = examined(lambda f, y: nn.functional.softplus(20 * (1 - f * y)).mean() / 20, SIGNS[:, :1], OUTPUTS[:, :1])
+    assert soft.kink == "", "torch's softplus becomes linear beyond 20"
 
 
 def drifting(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
