@@ -168,7 +168,7 @@ class _Patient:
 
     @cached_property
     def moving_error(self) -> float:
-        if self.moving[1] or self.is_past_limit:
+        if self.moving[0] is None or self.is_past_limit:
             return math.inf
         return calibration.moving_error(self.feedback)
 
@@ -182,17 +182,20 @@ class _Patient:
 
     def _stability(self) -> Check:
         ratio, bound = self.limit_ratio, calibration.SHARE_OF_LIMIT
-        source = "1 is the exact limit of the linearized SGD; 0.6 was the largest at which a prediction kept 5 %"
+        source = "1 is the limit of the linearized SGD; beyond 0.6 fluctuations amplify what a moving kernel leaves out"
         sentence = f"lr is {ratio:.2g} of the largest that is stable in mean square along the path"
         if math.isnan(ratio):
             said = "no limit: the loss is not curved upwards at the outputs"
             return Check("stability", ratio, bound, source, Grade.CAUTION, said)
         if self.is_past_limit:
             return Check("stability", ratio, bound, source, Grade.BAD, sentence + ": the expected loss grows")
-        return _graded("stability", ratio, bound, source, sentence, beyond="fluctuations amplify every other error")
+        return _graded("stability", ratio, bound, source, sentence, beyond="errors are amplified")
 
     def _kernel_drift(self) -> Check:
-        bound, source = calibration.DRIFT_OF_FROZEN, "largest drift at which every frozen kernel kept 5 % (calibration)"
+        bound, source = (
+            calibration.DRIFT_CUT,
+            "best single cut between frozen kernels within 5 % and others (calibration)",
+        )
         if isinstance(self.path, str):
             return Check("kernel_drift", math.inf, bound, source, Grade.BAD, self.path)
         drift = self.path.drift
@@ -204,8 +207,8 @@ class _Patient:
     def _laziness(self) -> Check:
         value = numbers.laziness(self.linearization)
         sentence = f"on its way to the targets the Jacobian changes by about {value:.2g} of itself"
-        source = "largest value at which every frozen kernel kept 5 % (calibration); lazy training needs << 1"
-        return _graded("laziness", value, calibration.LAZY, source, sentence, beyond="features are learned")
+        source = "best single cut between frozen kernels within 5 % and others (calibration); lazy training needs << 1"
+        return _graded("laziness", value, calibration.LAZINESS_CUT, source, sentence, beyond="features are learned")
 
     def _noise_scale(self) -> Check:
         value = numbers.noise_ratio(self.linearization, self.sgd)

@@ -182,14 +182,27 @@ def test_a_mean_path_that_diverges_is_named() -> None:
     assert found.advice is Advice.MEASURE
 
 
-def test_what_the_moving_kernel_warns_of_is_said_and_not_advised() -> None:
+def test_what_the_moving_kernel_warns_of_is_said_and_not_warned() -> None:
     """A step within which the kernel moves by more than the moving kernel can follow, below every limit."""
     problem = digits_problem(24, width=8)
     found = diagnose(problem, sgdsde.SGD(0.9 * sgdsde.stability.max_lr(problem, 24), 24), 4)
-    said = found.checks["linearization"].sentence
-    assert "the kernel moves by" in said
+    assert "(the kernel moves by" in found.checks["linearization"].sentence
+    assert found.moving_losses is not None
+
+
+def test_what_the_moving_kernel_refuses_is_said_and_not_advised(monkeypatch) -> None:
+    def refused(self, *_, **__):
+        raise ValueError("MovingKernel cannot represent this")
+
+    monkeypatch.setattr(dynamics.MovingKernel, "evolve", refused)
+    found = diagnose(mlp_problem(), sgdsde.SGD(0.1, 3), 8)
+    assert (
+        found.checks["linearization"].sentence.split(" (of ")[1].startswith("full batches alone; MovingKernel cannot")
+    )
     assert found.moving_error == math.inf
+    assert found.moving_losses is None
     assert found.advice is not Advice.MOVING_KERNEL
+    assert math.isfinite(found.frozen_error)
 
 
 def test_the_advice_follows_the_errors_and_the_tolerance(linearization: sgdsde.Linearization, sgd: sgdsde.SGD) -> None:
