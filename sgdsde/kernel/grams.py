@@ -85,7 +85,7 @@ def _add_one_position(inputs: Tensor, first: Tensor, second: Tensor, target: Tar
     if target.outputs == "full":
         left, right = first.flatten(0, 2), second.flatten(0, 2)
         # Long rows: broadcasting over the c outputs of a column would make loops of c numbers, ten times slower.
-        tile, inputs = out.view(b1, c, b2 * c), inputs.repeat_interleave(c, 1)[:, None]
+        tile, inputs = out.view(b1, c, b2 * c), inputs[:, :, None].expand(b1, b2, c).reshape(b1, 1, b2 * c)
         if target.fresh:
             out.addmm_(left, right.mT, beta=0)
             tile.mul_(inputs)
