@@ -22,6 +22,9 @@ from sgdsde.sgd import SGD, StepPlan
 GROWTH = 2.0
 """Of the interval between refreshes, at most; the step number divided by it bounds the interval early in training."""
 
+FLICKER = 0.7
+"""Of the drift over an interval: a shorter one that keeps more than this is not worth its refresh."""
+
 
 @dataclass(frozen=True)
 class Words:
@@ -74,7 +77,8 @@ class Course:
             self._advance(expected)
         self._features = later
         settled = 0.9 * self._words.tolerance / max(refresh.drift, 1e-12)
-        self._wish = max(1, min(int(refresh.interval * min(GROWTH, settled)), int(self.step / GROWTH)))
+        longer = max(refresh.interval + 1, int(refresh.interval * min(GROWTH, settled)))
+        self._wish = max(1, min(longer, int(self.step / GROWTH)))
 
     def law(self) -> OutputLaw:
         """The law of all outputs now."""
@@ -114,18 +118,28 @@ class Course:
         )
 
     def _reach(self, n_steps: int) -> tuple[int, Features, float]:
-        """The longest interval, at most the one wished for, over which the kernel stays within the tolerance."""
-        length, tolerance = min(self._wish, n_steps - self.step), self._words.tolerance
-        while True:
-            ahead = self._path
-            for k in range(self.step, self.step + length):
-                ahead = ahead.advanced(k, correction=self._effect.gradient)
-            ahead.outputs(self.step + length)
-            later = self._directions.features(ahead.params)
-            drift = kernel_distance(later, self._features)
-            if drift <= tolerance or length == 1:
-                return length, later, drift
-            length = max(1, int(length * max(0.25, 0.8 * tolerance / drift)))
+        """The longest interval, at most the one wished for, over which the kernel stays within the tolerance.
+
+        A kernel that flickers (ReLUs that switch) is as far away after a short interval as after a long one: where
+        shrinking gains little, the longer interval stands.
+        """
+        tolerance = self._words.tolerance
+        length, later, drift = self._ahead(min(self._wish, n_steps - self.step))
+        while drift > tolerance and length > 1:
+            shorter = self._ahead(max(1, int(length * max(0.25, 0.8 * tolerance / drift))))
+            if shorter[2] > FLICKER * drift and drift <= 2 * tolerance:
+                break
+            length, later, drift = shorter
+        return length, later, drift
+
+    def _ahead(self, length: int) -> tuple[int, Features, float]:
+        """The interval, the features at its end and how far the kernel is then."""
+        path = self._path
+        for k in range(self.step, self.step + length):
+            path = path.advanced(k, correction=self._effect.gradient)
+        path.outputs(self.step + length)
+        later = self._directions.features(path.params)
+        return length, later, kernel_distance(later, self._features)
 
     def _expected(self) -> Expected:
         effect, outputs = self._effect, self._path.outputs(self.step)

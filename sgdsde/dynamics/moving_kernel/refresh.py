@@ -75,7 +75,7 @@ class Watch:
 
     def see(self, refresh: Refresh, lr: float) -> None:
         logger.info("%s", refresh)
-        if refresh.drift > self._tolerance:
+        if refresh.drift > self._tolerance and refresh.interval == 1:
             self._tell(
                 "drift",
                 f"the kernel moves by {refresh.drift:.3g} in the single step {refresh.step}, more than "
