@@ -109,11 +109,8 @@ def inputs_of(term: Term, watched: Watched, seen: Observation, dtype: torch.dtyp
             indices = source.flatten(1)
             pieces.append(indices.masked_fill(indices == use.ignored, -1) if use.ignored >= 0 else indices)
         else:
-            pieces.append(
-                _positions(use, source, dtype).mul_(use.weight.scale)
-                if use.weight.scale != 1
-                else _positions(use, source, dtype)
-            )
+            piece = _positions(use, source, dtype)  # may be the caller's own inputs: never change it in place
+            pieces.append(piece if use.weight.scale == 1 else piece * use.weight.scale)
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
 

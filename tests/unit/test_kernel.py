@@ -113,6 +113,24 @@ def test_blocks_steps_and_tiles_never_change_the_kernel(name, sizes, outputs):
         assert relative_error(gram(functional, *pair, plan=plan), expected) < 1e-12
 
 
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("name", ["linear", "conv2d", "transformer encoder layer", "layer norm"])
+def test_a_symmetric_kernel_is_symmetric_to_the_last_bit(name, outputs):
+    model, x = CASES[name].model(torch.float32), CASES[name].inputs(5, torch.float32)
+    for dtype in (torch.float32, torch.float64):
+        kernel = sgdsde.empirical_ntk(model, x, dtype=dtype, outputs=outputs)
+        assert kernel.dtype == dtype
+        assert torch.equal(kernel, kernel.mT)
+
+
+def test_the_slow_path_is_there_for_comparison():
+    model, x = CASES["residual block"].model(), CASES["residual block"].inputs()
+    functional = as_functional(model)
+    plan = KernelPlan.make(functional, functional.params, x, None, 2, method="jacobian")
+    assert plan.structure is None
+    assert relative_error(gram(functional, x, None, plan=plan), kernel_by_backward(model, x)) < 1e-9
+
+
 # ----------------------------------------------------------------------------------------------- refusals
 
 X = torch.randn(3, 4, dtype=torch.float64)
