@@ -59,12 +59,11 @@ def diagnose(
         raise ValueError(complaint("record", "with a step after 0", steps, "omit it for about 50 geometric steps"))
     check_sgd(sgd)
     linearization = as_linearization(problem_or_linearization, progress=progress)
-    patient = _Patient(linearization, sgd, steps, tolerance, progress)
-    return patient.diagnosis()
+    return _Findings(linearization, sgd, steps, tolerance, progress).diagnosis()
 
 
 @dataclass(frozen=True, eq=False)
-class _Patient:
+class _Findings:
     """A problem and its SGD, and what is found of them, each once."""
 
     linearization: Linearization
@@ -142,6 +141,11 @@ class _Patient:
         """Only under squared error: the quadratic of another loss has a limit past which the loss need not grow."""
         return isinstance(self.linearization.problem.criterion, SquaredError) and self.limit_ratio >= 1
 
+    @property
+    def is_beyond_measure(self) -> bool:
+        """Past the limit, or past every kernel drift at which predictions have been held against runs."""
+        return self.is_past_limit or isinstance(self.path, str) or self.path.drift > calibration.DRIFT_MEASURED
+
     @cached_property
     def noise_share(self) -> float:
         share = numbers.noise_share(self.frozen_losses, self.linearization, self.sgd, self.record)
@@ -168,13 +172,13 @@ class _Patient:
 
     @cached_property
     def moving_error(self) -> float:
-        if self.moving[0] is None or self.is_past_limit:
+        if self.moving[0] is None or self.is_beyond_measure:
             return math.inf
         return calibration.moving_error(self.feedback)
 
     @cached_property
     def frozen_error(self) -> float:
-        if self.is_past_limit:
+        if self.is_beyond_measure:
             return math.inf
         return self.kernel_gap + calibration.moving_error(self.feedback)
 

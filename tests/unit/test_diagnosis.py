@@ -182,6 +182,19 @@ def test_a_mean_path_that_diverges_is_named() -> None:
     assert found.advice is Advice.MEASURE
 
 
+def test_a_drift_that_was_never_measured_is_not_predicted(monkeypatch) -> None:
+    problem, sgd = digits_problem(24, width=8), sgdsde.SGD(0.1, 8)
+    within = diagnose(problem, sgd, 40)
+    drift = within.checks["kernel_drift"].value
+    assert math.isfinite(within.moving_error)
+    monkeypatch.setattr(calibration, "DRIFT_MEASURED", 0.9 * drift)
+    beyond = diagnose(problem, sgd, 40, tolerance=1e9)
+    assert beyond.checks["kernel_drift"].grade is Grade.BAD
+    assert "more than was ever measured" in beyond.checks["kernel_drift"].sentence
+    assert beyond.frozen_error == beyond.moving_error == math.inf
+    assert beyond.advice is Advice.MEASURE
+
+
 def test_what_the_moving_kernel_warns_of_is_said_and_not_warned() -> None:
     """A step within which the kernel moves by more than the moving kernel can follow, below every limit."""
     problem = digits_problem(24, width=8)
@@ -236,7 +249,7 @@ def test_shuffled_epochs_and_other_losses_are_diagnosed() -> None:
 def test_past_the_quadratic_of_another_loss_is_a_caution_only() -> None:
     """Cross-entropy need not grow there, so the errors are still given."""
     problem = classification_problem()
-    found = diagnose(problem, sgdsde.SGD(1.5 * sgdsde.stability.max_lr(problem, 3), 3), 4)
+    found = diagnose(problem, sgdsde.SGD(1.1 * sgdsde.stability.max_lr(problem, 3), 3), 1)
     assert found.checks["stability"].value > 1
     assert found.checks["stability"].grade is Grade.CAUTION
     assert math.isfinite(found.frozen_error)
