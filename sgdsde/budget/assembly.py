@@ -68,7 +68,8 @@ def error_budget(
                              + discretization    Gaussian chain - SDE
                              + frozen_noise      SDE - Ornstein-Uhlenbeck process
                              + closure           what else the dynamics leaves out; sampling error of its paths
-                             + kernel_motion     frozen kernel - moving kernel: what it makes good of the linearization
+                             + kernel_motion     frozen - moving kernel: what it makes good of the linearization, less
+                                                 what it neglects of the noise
 
     Args:
         dynamics: the theory that predicts; default that of ``predict``. Any: its kind decides which terms there are,
@@ -179,7 +180,7 @@ class Curves:
         """What a moving kernel predicts where the kernel does not move."""
         if self._is_certain or self._is_squared != (self.sgd.sampling == "shuffled"):
             return gaussian  # exact already, or without a closure of its own
-        return self._evolved(MomentRecursion() if self._is_squared else GaussianClosure())
+        return self._evolved(MomentRecursion(epoch_starts=0) if self._is_squared else GaussianClosure())
 
     def _sde(self, dynamics: Dynamics) -> Curve:
         if self._is_squared:

@@ -130,6 +130,16 @@ def test_a_linear_model_has_no_linearization_error(theory: Dynamics) -> None:
             assert float(curve.terms[name].standard_error.max()) < 1e-12
 
 
+def test_a_linear_model_has_none_in_shuffled_epochs_either() -> None:
+    problem = BY_NAME["two outputs, null space"].problem()
+    sgd, theory = sgdsde.SGD(0.2, 2, sampling="shuffled"), dynamics.MovingKernel()
+    budget = sgdsde.error_budget(problem, sgd, 5, 4, dynamics=theory, n_reference=64)
+    assert added_up(budget)
+    for name in ("linearization", "kernel_motion"):
+        assert float(budget.terms[name].value.abs().max()) < 1e-12
+    assert float(budget.terms["closure"].value.abs().max()) > 1e-4
+
+
 def linear_classifier() -> sgdsde.Problem:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(9, 3, 5, generator=generator, dtype=torch.float64)
