@@ -24,10 +24,12 @@ class Watched:
 
     Attributes:
         uses: in the order of the calls. rejected: by name, the call that is not known.
+        final: the call whose result is returned as it is, or None.
     """
 
     uses: tuple[Use, ...]
     rejected: dict[str, str] = field(default_factory=dict)
+    final: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ def discover(functional: FunctionalModel, names: Iterable[str], example: Tensor)
     """The uses of the named parameters in a forward pass of one example [1, ...]."""
     recorder = Recorder({name: functional.params[name] for name in names})
     with torch.no_grad(), recorder:
-        functional.forward(functional.params, example)
-    return Watched(tuple(recorder.uses), recorder.rejected)
+        outputs = functional.forward(functional.params, example)
+    return Watched(tuple(recorder.uses), recorder.rejected, recorder.final(outputs))
 
 
 def observe(
@@ -101,6 +103,7 @@ class Recorder(TorchFunctionMode):
         self.sources: list[Tensor] = []
         self.rejected: dict[str, str] = {}
         self._taps = taps
+        self._results: list[tuple[Tensor, int]] = []
         self._known: dict[int, Alias] = {}
         self._alive: list[Tensor] = []  # an id means something only as long as its tensor lives
         for name, value in params.items():
@@ -128,6 +131,11 @@ class Recorder(TorchFunctionMode):
             self._reject(found, func)
         return result
 
+    def final(self, outputs: Tensor) -> int | None:
+        """The use whose result is the very tensor that was returned, and was not changed in place."""
+        found = [i for i, (result, version) in enumerate(self._results) if result is outputs]
+        return found[0] if found and self._results[found[0]][1] == outputs._version else None
+
     def _watched(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], call: Call) -> Any:
         result = func(*args, **kwargs) if call.instead is None else call.instead()
         weight, bias = self._alias(call.weight), self._alias(call.bias)
@@ -146,9 +154,13 @@ class Recorder(TorchFunctionMode):
             call.kind, weight, bias, shape, inputs, call.flipped, call.geometry, call.ignored, _view(call, parameter)
         )
         self.uses.append(use)
-        if self._taps is None or len(self.uses) > len(self._taps) or self._taps[len(self.uses) - 1].shape != shape:
+        if self._taps is None:
+            self._results.append((result, result._version))
             return result
-        return result + self._taps[len(self.uses) - 1]
+        place = len(self.uses) - 1
+        if place >= len(self._taps) or self._taps[place].shape != shape:
+            return result  # not the calls that were expected: the caller finds out
+        return result + self._taps[place]
 
     def _complete(self, call: Call, found: list[Alias]) -> bool:
         """Whether the parameters found among the arguments are the call's weight and bias, and nothing else."""

@@ -70,7 +70,7 @@ def _checked(functional: FunctionalModel, params: Params, x: Tensor, n_outputs: 
         wrong = _wrong(_structured_gradient(structure, acting, seen.weighted(factors)), expected)
         wrong += [name for name in acting if name in unseen and name not in wrong]
         if not wrong:
-            return _with_deltas(structure, seen, weights)
+            return _with_deltas(structure, seen)
         logger.warning("parameters that act where they cannot be watched, left to torch.func: %s", ", ".join(wrong))
         structure = _watched(functional, acting, {*structure.others, *wrong}, x[:1])
     logger.warning("the kernel is made from plain Jacobians, slowly: its structure disagrees with a backward pass")
@@ -147,17 +147,16 @@ def _largest(value: Tensor) -> Tensor:
     return torch.maximum(-low, high)
 
 
-def _with_deltas(structure: Structure, seen: Observation, weights: Tensor) -> Structure:
+def _with_deltas(structure: Structure, seen: Observation) -> Structure:
     """The structure with those terms marked whose gradients at the results are the same for every example.
 
-    ``vmap`` knows: what does not depend on the example comes out without an example axis, expanded.
+    Neither is read off numbers, which might change with the parameters: ``vmap`` brings out expanded what does not
+    depend on the example, and the gradient is the identity at the result that is returned as it is.
     """
     terms = []
     for term in structure.terms:
-        if term.positions == 1 and len(term.uses) == 1:
-            delta = seen.deltas[term.uses[0]]
-            if delta.stride(0) == 0:
-                same = delta[0].numel() == len(weights) and torch.equal(delta[0].flatten(), weights)
-                term = replace(term, delta="identity" if same else "constant")
+        if term.positions == 1 and len(term.uses) == 1 and seen.deltas[term.uses[0]].stride(0) == 0:
+            final = structure.watched.final == term.uses[0]
+            term = replace(term, delta="identity" if final else "constant")
         terms.append(term)
     return replace(structure, terms=tuple(terms))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import sgdsde
+from sgdsde._functional import as_functional
+from sgdsde.kernel import KernelPlan, gram
 from sgdsde.kernel.structure import structure_of
 from tests.architectures import Wrapped
 from tests.catalogue import CASES, Case, kernel_by_backward
@@ -84,6 +86,27 @@ def test_parameters_without_any_influence_give_zero():
     model, x = CASES["parameter without influence"].model(), CASES["parameter without influence"].inputs()
     kernel = sgdsde.empirical_ntk(model, x, where=lambda name: name in ("bare", "unused.weight"))
     assert torch.equal(kernel, torch.zeros(6, 6, dtype=torch.float64))
+
+
+def scaled_outputs(*, in_place: bool) -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.readout(torch.tanh(m.layer(x)))
+        return y.mul_(m.scale) if in_place else y * m.scale
+
+    layers = {"layer": nn.Linear(4, 3), "readout": nn.Linear(3, 2)}
+    return Wrapped(forward, scale=nn.Parameter(torch.ones(2), requires_grad=not in_place), **layers)
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["new", "in place"])
+def test_a_plan_holds_for_other_parameters(in_place):
+    # The gradient at the last layer is the identity here only because the scale happens to be one.
+    model, x = scaled_outputs(in_place=in_place).double(), Case(hidden, (4,)).inputs()
+    functional = as_functional(model)
+    plan = KernelPlan.make(functional, functional.params, x, None, 2)
+    with torch.no_grad():
+        model.scale.copy_(torch.tensor([2.0, -3.0]))
+    moved = as_functional(model)
+    assert error(gram(moved, x, None, plan=plan), kernel_by_backward(model, x)) < 1e-9
 
 
 def test_the_check_finds_every_single_use_that_is_left_out(monkeypatch):
