@@ -88,7 +88,9 @@ class Linearization:
     def __post_init__(self) -> None:
         d, m = self.problem.n_train * self.problem.n_outputs, self.problem.n_test * self.problem.n_outputs
         if list(self.kernel.shape) != [d, d]:
-            raise ValueError(complaint("kernel", f"[{d}, {d}], n_train * n_outputs", list(self.kernel.shape)))
+            is_trace = list(self.kernel.shape) == [self.problem.n_train] * 2
+            remedy = "wrap it: KroneckerKernel(kernel, n_outputs, scale=1 / n_outputs)" if is_trace else ""
+            raise ValueError(complaint("kernel", f"[{d}, {d}], n_train * n_outputs", list(self.kernel.shape), remedy))
         if isinstance(self.kernel, Tensor):
             finite_entries("kernel", self.kernel)
         if self.cross_kernel is not None and list(self.cross_kernel.shape) != [m, d]:
@@ -177,10 +179,13 @@ def linearize(
             model's.
     Raises:
         MemoryError: the budget is too small and no rank is given; names the bytes, before anything is allocated.
+        ValueError: a kernel that was made of other weights or inputs, as far as it knows what it was made of.
     Cost: the kernels of ``empirical_ntk``, one more Jacobian pass for J theta_0; with a rank also the eigenpairs.
     """
     if kernel is None:
         kernel = _implicit_where_needed(problem, rank, memory, dtype)
+    else:
+        kernel.check_made_of(problem.functional, problem.x_train)
     if kernel is not None:
         made = _linearize_by_products(problem, kernel, memory, dtype or torch.float64)
     else:

@@ -53,6 +53,13 @@ class ImplicitKernel(KernelOperator):
         self._derivatives: Directional = directional(functional, x1, self.n_outputs)
         self._vectors, self._rows = self._chunks()
 
+    def check_made_of(self, functional: FunctionalModel, x: Tensor) -> None:
+        mine = self._functional.params
+        same = mine.keys() == functional.params.keys() and all(torch.equal(mine[k], functional.params[k]) for k in mine)
+        if not (same and self._x1.shape == x.shape and torch.equal(self._x1, x)):
+            received = "other weights" if not same else "other inputs"
+            raise ValueError(complaint("kernel", "of the problem's model and training set", received))
+
     def product(self, vectors: Tensor) -> Tensor:
         vectors = vectors.to(self.dtype)
         pieces = [self._product(vectors[:, i : i + self._vectors]) for i in range(0, vectors.shape[1], self._vectors)]

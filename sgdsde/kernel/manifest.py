@@ -120,6 +120,14 @@ class Manifest:
             raise StoredKernelError(complaint(str(path), "a complete manifest", received, remedy)) from error
         return found
 
+    def check_made_of(self, functional: FunctionalModel, x1: Tensor, folder: Path) -> None:
+        """Refuses to use the kernel for another model or other inputs."""
+        for key, now in digests(functional, x1, None).items():
+            if self.sources.get(key) != now:
+                remedy = "make it with TiledKernel.create in another folder"
+                expected = f"made of {key} {now}"
+                raise StoredKernelError(complaint(f"the kernel in {folder}", expected, self.sources.get(key), remedy))
+
     def check_same(self, asked: Manifest, folder: Path) -> None:
         """Refuses to go on with a kernel that was begun with something else; ``asked`` is what is asked for now."""
         old, new = asdict(self), asdict(asked)

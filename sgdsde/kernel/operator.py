@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sgdsde import _memory
 from sgdsde._checks import complaint, positive_number, real_floating, whole_number
+from sgdsde._functional import FunctionalModel
 
 COLUMNS = 256
 """Columns of the identity that are multiplied at once where a kernel is written out."""
@@ -79,6 +80,9 @@ class KernelOperator(ABC):
             units[torch.arange(start, stop), torch.arange(stop - start)] = 1
             dense[:, start:stop] = self.product(units)
         return dense
+
+    def check_made_of(self, functional: FunctionalModel, x: Tensor) -> None:  # noqa: B027 - most know nothing of it
+        """Raises ``ValueError`` where it is known to be the kernel of another model or other inputs."""
 
     def _check_dense(self, memory: int | None) -> None:
         needed = self.shape[0] * self.shape[1] * self.dtype.itemsize
@@ -180,6 +184,9 @@ class KroneckerKernel(KernelOperator):
         k = vectors.shape[1]
         moved = self.base.product(vectors.reshape(self.base.shape[1], self.n_outputs * k))
         return self.scale * moved.reshape(self.shape[0], k)
+
+    def check_made_of(self, functional: FunctionalModel, x: Tensor) -> None:
+        self.base.check_made_of(functional, x)
 
     def diag(self) -> Tensor:
         return self.scale * self.base.diag().repeat_interleave(self.n_outputs)

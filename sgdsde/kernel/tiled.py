@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint, whole_number
+from sgdsde._functional import FunctionalModel
 from sgdsde._types import Progress
 from sgdsde.kernel.manifest import DTYPES, Manifest, Place
 from sgdsde.kernel.operator import KernelOperator
@@ -111,6 +112,9 @@ class TiledKernel(KernelOperator):
             raise ValueError(complaint("a", f"below the number of outputs {self.n_outputs}", a))
         return OutputKernel(self, int(a))
 
+    def check_made_of(self, functional: FunctionalModel, x: Tensor) -> None:
+        self.manifest.check_made_of(functional, x, self.folder)
+
     def product(self, vectors: Tensor) -> Tensor:
         dtype = torch.promote_types(self.dtype, vectors.dtype)
         vectors = vectors.to(dtype).reshape(-1, self._c, vectors.shape[1])
@@ -191,6 +195,9 @@ class OutputKernel(KernelOperator):
         self._kernels, self._a = kernels, a
         self.shape = (kernels.shape[0] // kernels.n_outputs, kernels.shape[1] // kernels.n_outputs)
         self.dtype, self.device, self.is_symmetric = kernels.dtype, kernels.device, kernels.is_symmetric
+
+    def check_made_of(self, functional: FunctionalModel, x: Tensor) -> None:
+        self._kernels.check_made_of(functional, x)
 
     def product(self, vectors: Tensor) -> Tensor:
         dtype = torch.promote_types(self.dtype, vectors.dtype)

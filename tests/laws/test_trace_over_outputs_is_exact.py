@@ -83,6 +83,11 @@ def test_what_it_cannot_represent_is_refused(problem):
     sgd = SGD(0.1, 2)
     with pytest.raises(ValueError, match="kernel must be a KroneckerKernel for TracedRecursion, got"):
         sgdsde.predict(sgdsde.linearize(problem), sgd, 3, dynamics=dynamics.TracedRecursion())
+    trace = DenseKernel(sgdsde.empirical_ntk(problem.model, problem.x_train, outputs="trace"))
+    with pytest.raises(
+        ValueError, match=r"kernel must be \[24, 24\], n_train \* n_outputs, got \[8, 8\]; wrap it: Kronecker"
+    ):
+        sgdsde.linearize(problem, kernel=trace)
     with pytest.raises(ValueError, match="TracedRecursion cannot represent the law of single outputs"):
         sgdsde.predict(kronecker(problem), sgd, 3, dynamics=dynamics.TracedRecursion(), observe=("loss", "outputs"))
     with pytest.raises(ValueError, match="TracedRecursion cannot represent shuffled epochs"):

@@ -196,6 +196,23 @@ def test_a_kernel_that_does_not_fit_is_never_formed(digits):
     torch.testing.assert_close(made.weight_outputs, dense.weight_outputs)
 
 
+def test_the_kernel_of_another_problem_is_refused(digits, tmp_path):
+    problem, other = digits.problem, digits_problem(96, width=16)
+    few = problem.x_train[:40]
+    stored = TiledKernel.create(tmp_path / "few", problem.model, few, outputs="per_class")
+    for kernel in (stored, stored.output(0), KroneckerKernel(stored, 1)):
+        with pytest.raises(
+            ValueError, match=r"the kernel in .*few must be made of inputs x1 \w+, got \w+; make it with"
+        ):
+            sgdsde.linearize(problem, kernel=kernel)
+    with pytest.raises(ValueError, match=r"the kernel in .*few must be made of parameters \w+, got"):
+        sgdsde.linearize(other, kernel=stored)
+    for model, x, received in ((other.model, problem.x_train, "weights"), (problem.model, few, "inputs")):
+        message = f"kernel must be of the problem's model and training set, got other {received}"
+        with pytest.raises(ValueError, match=message):
+            sgdsde.linearize(problem, kernel=ImplicitKernel(model, x))
+
+
 def test_it_is_saved_and_older_files_load(digits, tmp_path):
     predicted = sgdsde.predict(digits.truncate(20), training(digits, 8, 0.1, {}), 10)
     predicted.save(tmp_path / "a.npz")
