@@ -76,10 +76,10 @@ class TiledKernel(KernelOperator):
         maker = TileMaker.prepare(folder, model, x1, x2, outputs=outputs, tile=tile, dtype=dtype, memory=memory)
         kernel = cls(folder, maker.manifest, maker.functional.device)
         with locked(folder):
-            maker.manifest.write_or_keep(folder)
             places = maker.manifest.places()
             missing = [place for place in places if not kernel._file(place).is_file()]
             check_disk(folder, sum(maker.manifest.tile_bytes(place) for place in missing))
+            maker.manifest.write_or_keep(folder)
             kernel._check(set(places) - set(missing))
             for place, numbers in maker.tiles(missing, n_made=len(places) - len(missing), progress=progress):
                 write_tile(kernel._file(place), numbers, kernel._description(place))
