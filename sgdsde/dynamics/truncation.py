@@ -71,10 +71,12 @@ class _Bound:
         """In units of the loss: |E |e|^2 - E |e_trunc|^2| is at most 2 sum_i sqrt(S_ii D_ii) + tr D, and the tail's."""
         spread, difference = (part.ee.diagonal().clamp_min(0) for part in (self._spread, self._difference))
         values, weights = self._modes.values, self._tail.weights
-        if math.isfinite(weights):  # |theta - theta_trunc - mean|^2 bounds every mode of d, and all of them together
+        cross, own = float((spread * difference).sqrt().sum()), float(difference.sum())
+        if math.isfinite(weights):  # E |theta - theta_trunc - mean|^2 bounds every mode of d, and all of them together
             difference = difference.minimum(values * weights)
-        cross = min(float((spread * difference).sqrt().sum()), float((spread * values).sum() * weights) ** 0.5)
-        leading = 2 * cross + min(float(difference.sum()), float(values.max()) * weights)
+            cross = min(float((spread * difference).sqrt().sum()), float((spread * values).sum() * weights) ** 0.5)
+            own = min(float(difference.sum()), float(values.max()) * weights)
+        leading = 2 * cross + own
         total = self._modes.loss_curvature / (2 * self._modes.n_train) * (leading + self._tail.change())
         return total if math.isfinite(total) else math.inf
 
