@@ -26,11 +26,11 @@ FRACTION_OF_LIMIT = 0.4
 FROZEN: dict[str, Dynamics] = {"GradientDescent": GradientDescent(), "MomentRecursion": MomentRecursion()}
 INGREDIENTS: dict[str, MovingKernel] = {
     "kernel_of_path": MovingKernel(feedback=None),
-    "mean_gradient": MovingKernel(feedback=NoiseFeedback(outputs=False)),
+    "mean_gradient": MovingKernel(feedback=NoiseFeedback(outputs=False, n_kernel_draws=0)),
+    "mean_outputs": MovingKernel(feedback=NoiseFeedback(n_kernel_draws=0)),
     "MovingKernel": MovingKernel(),
-    "mean_kernel": MovingKernel(feedback=NoiseFeedback(n_kernel_draws=4)),
 }
-"""Each adds one thing to the one before; the third is the default."""
+"""Each adds one thing to the one before; the last, with the mean kernel, is the default."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ error, (curve - measured) / measured; the gray band is 3 standard errors of the 
 of the training loss over all recorded steps against the largest relative change of the kernel along full-batch descent
 (Frobenius norm), one point a network: circles tanh, squares ReLU, open for MNIST. f: what each ingredient
 buys and costs on the two narrowest networks: kernel of the path around full-batch descent; the mean gradient over the
-noise; the mean outputs too (the default); the mean kernel too.
+noise; the mean outputs too; the mean kernel too (the default).
 Refuted by: a recorded step at which the moving kernel is off by more than that, or a frozen kernel that does as well on
 the narrow networks.
 """
@@ -30,8 +30,8 @@ SIDES = ("train", "test")
 INGREDIENTS = {
     "kernel_of_path": "kernel of path",
     "mean_gradient": "+ gradient",
-    "MovingKernel": "+ outputs",
-    "mean_kernel": "+ kernel",
+    "mean_outputs": "+ outputs",
+    "MovingKernel": "+ kernel",
 }
 N_ERRORS = 4
 LITTLE_DRIFT, LITTLE_TOLERANCE = 0.3, 0.02

@@ -102,13 +102,11 @@ class Directions:
     def turned(self, params: Params, features: Features) -> Directions:
         """The directions after one step of subspace iteration toward the leading ones of J at these parameters.
 
-        V = R^T (rotated by the singular vectors of Phi = U diag(s) R^T) leaves its span by what J^T U / s adds.
+        (Phi^T Phi)^-1 Phi^T J is V plus what J has outside of its span, so that the turn is the smallest.
         """
         gram = features.train.mT @ features.train
-        values, rotation = torch.linalg.eigh((gram + gram.mT) / 2)
-        kept = values > values[-1] * len(values) * torch.finfo(self._problem.dtype).eps
-        scaled = rotation[:, kept] / values[kept]
-        return self._spanning(params, (features.train @ scaled).mT)
+        inverse = _power(gram, -1.0, self._problem.dtype)
+        return self._spanning(params, inverse @ features.train.mT)
 
     def overlap(self, other: Directions) -> Tensor:
         """V W^T [r, r'] for the directions W of the other: coordinates there to coordinates here."""
@@ -125,13 +123,7 @@ class Directions:
         """Orthonormal directions that span J^T u for the rows u of cotangents [k, n*c]."""
         rows = self._pull(params, cotangents.to(self._problem.dtype))
         for _ in range(2):  # the second pass removes what rounding left of the first
-            gram = (rows @ rows.mT).double()
-            values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
-            kept = values > values[-1] * len(values) * torch.finfo(rows.dtype).eps
-            turn = (vectors[:, kept] / values[kept].sqrt()).mT
-            rows = turn.to(rows) @ rows
-            if values[0] > 0.1 * values[-1] and rows.dtype == torch.float32:
-                break
+            rows = _power((rows @ rows.mT).double(), -0.5, rows.dtype).to(rows) @ rows
         return Directions(self._problem, self._derivatives, rows, self._dtype)
 
     def _at(self, params: Params) -> Directional:
@@ -157,3 +149,11 @@ class Directions:
                 pulled = derivatives.pull(problem.x_train[first : first + ROWS], some[:, first : first + ROWS])
                 total += torch.cat([pulled[name].reshape(len(some), -1) for name in problem.params], dim=1)
         return rows
+
+
+def _power(gram: Tensor, exponent: float, precision: torch.dtype) -> Tensor:
+    """A power of a symmetric matrix on its range, [k, r]: symmetric itself where the range is everything."""
+    values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
+    kept = values > values[-1] * len(values) * torch.finfo(precision).eps
+    scaled = (vectors[:, kept] * values[kept] ** exponent).mT
+    return vectors @ scaled if kept.all() else scaled

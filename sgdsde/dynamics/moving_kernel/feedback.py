@@ -21,6 +21,9 @@ from sgdsde.problem import Problem
 NETWORKS_AT_ONCE = 16
 """Sets of weights of one pass."""
 
+KERNEL_DIRECTIONS = 32
+"""Directions, those of the largest variance, along which the features are averaged."""
+
 
 @dataclass(frozen=True)
 class NoiseFeedback:
@@ -34,15 +37,15 @@ class NoiseFeedback:
         gradient: the mean path follows E of the gradient (third derivatives of the loss, the Ito term among them).
         outputs: the mean outputs are E f (the Ito term of the outputs themselves).
         n_kernel_draws: the features Phi, and with them the kernel and the gradient noise, are E over this many of the
-            draws; 0 takes those of the mean path.
+            draws, along the 32 directions that fluctuate most; 0 takes those of the mean path.
     Exactness: up to the error of sampling; the distribution of the weights is taken as Gaussian.
-    Cost: at each refresh of the kernel 2 n_draws full-batch gradients, and 2 n_kernel_draws times its features.
+    Cost: at each refresh of the kernel 2 n_draws full-batch gradients, and 64 n_kernel_draws products with J.
     """
 
     n_draws: int = 32
     gradient: bool = True
     outputs: bool = True
-    n_kernel_draws: int = 0
+    n_kernel_draws: int = 4
 
     def __post_init__(self) -> None:
         whole_number("n_draws", self.n_draws, minimum=1)
@@ -78,6 +81,8 @@ def draws(covariance: Tensor, count: int) -> Tensor:
         for _ in range(-(-len(values) // count))
     ]
     normal = torch.cat(blocks, dim=1)[:, : len(values)].to(covariance)
+    reference = torch.randn(len(values), generator=stream, dtype=torch.float64).to(covariance)
+    vectors = vectors * (reference @ vectors).sign()  # eigenvectors come with any sign
     return (normal * values.flip(0).clamp_min(0).sqrt()) @ vectors.flip(1).mT
 
 
@@ -105,7 +110,7 @@ def effect_of_noise(
         linear = _linear_part(path, features, coordinates, mean_outputs + (0 if outputs is None else outputs))
         gradient = {name: value - linear[name] for name, value in expected.items()}
     if feedback.n_kernel_draws:
-        change = _features_change(feedback.n_kernel_draws, path, directions, features, deltas)
+        change = _features_change(feedback.n_kernel_draws, path, directions, features, covariance, deltas)
     return Effect(size, gradient, outputs, change)
 
 
@@ -175,17 +180,19 @@ def _linear_part(path: MeanPath, features: Features, coordinates: Tensor, output
 
 
 def _features_change(
-    count: int, path: MeanPath, directions: Directions, features: Features, deltas: Params
+    count: int, path: MeanPath, directions: Directions, features: Features, covariance: Tensor, deltas: Params
 ) -> Features:
+    """Mean of Phi over some of the networks less Phi, along the directions that fluctuate most."""
+    leading = torch.linalg.eigh(covariance).eigenvectors[:, -KERNEL_DIRECTIONS:]
+    rows = leading.mT.to(directions.rows) @ directions.rows
     count = min(count, len(next(iter(deltas.values()))))
-    train = torch.zeros_like(features.train)
-    test = None if features.test is None else torch.zeros_like(features.test)
+    train = -features.train @ leading
+    test = None if features.test is None else -features.test @ leading
     for i in range(count):
         for sign in (1, -1):
             moved = {name: value + sign * deltas[name][i] for name, value in path.params.items()}
-            found = directions.features(moved)
+            found = directions.features_along(moved, rows)
             train += found.train / (2 * count)
             if test is not None and found.test is not None:
                 test += found.test / (2 * count)
-    test = None if test is None or features.test is None else test - features.test
-    return Features(train - features.train, test)
+    return Features(train @ leading.mT, None if test is None else test @ leading.mT)
