@@ -127,6 +127,23 @@ def test_digits_at_width_64() -> None:
     assert min(found["frozen"], found["descent"]) > 0.3, found
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sgdsde.dynamics.moving_kernel.NearLimitWarning")
+def test_near_the_limit_the_noise_acts_back_on_the_mean() -> None:
+    """tanh 64-128-128-10, torch's initialization, lr 1 without momentum: full-batch descent sharpens the network until
+    lr is past the mean-square limit of its kernel; the noise keeps it flatter. 64 runs, standard error up to 1 %."""
+    data = sgdsde.datasets.digits(128, 32, target="onehot")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 10)]
+    problem = sgdsde.Problem(nn.Sequential(*layers), **data.tensors(), loss=nn.MSELoss())
+    without = MovingKernel(feedback=None)
+    record = [0, 1, 5, 10, 25, 50, 100, 150]
+    found = errors(problem, sgdsde.SGD(1.0, 8), record, 64, moving=MovingKernel(), without=without)
+    assert found["moving"] < 0.05, found
+    assert found["without"] > 0.3, found
+
+
 def test_a_tolerance_that_one_step_exceeds_is_told():
     problem = network(width=4)
     sgd = sgdsde.SGD(1.0, 24, sampling="without_replacement")
