@@ -65,9 +65,7 @@ def run_ensemble(
     problem = learner.problem
     plan = sgd.plan(problem.n_train, n_steps)
     refined = variant.refined(plan)
-    if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
-        received = type(problem.loss).__name__
-        raise ValueError(complaint("label_noise_std", "0 unless the loss is nn.MSELoss()", received))
+    _check_label_noise(sgd, problem)
     recorder = Recorder(problem, steps, n_runs, n_steps, observe=observe)
     at_once = learner.runs_at_once(sgd, variant.examples(plan), memory, n_runs)
     ticks = ticker(progress, n_steps * n_runs, "SGD runs")
@@ -122,6 +120,12 @@ class _Group:
             return None
         normal, c = self.streams.normal("labels"), self.learner.problem.n_outputs
         return lambda indices: normal(indices.shape[1], c) * self.sgd.label_noise_std
+
+
+def _check_label_noise(sgd: SGD, problem: Problem) -> None:
+    if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
+        received = type(problem.loss).__name__
+        raise ValueError(complaint("label_noise_std", "0 unless the loss is nn.MSELoss()", received))
 
 
 def _checked_variant(variant: Variant | None, sgd: SGD) -> Variant:

@@ -255,6 +255,17 @@ def test_past_the_quadratic_of_another_loss_is_a_caution_only() -> None:
     assert math.isfinite(found.frozen_error)
 
 
+def test_a_linear_classifier_has_no_effect_of_the_kernel() -> None:
+    """Sampled paths would show their sampling error here."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(6, 3, 5, generator=generator, dtype=torch.float64)
+    model = (lambda params, x: x @ params["theta"], {"theta": torch.zeros(5, dtype=torch.float64)})
+    problem = sgdsde.Problem(model, x, torch.tensor([0, 1, 2, 0, 1, 2]), loss=nn.CrossEntropyLoss())
+    found = diagnose(problem, sgdsde.SGD(0.1, 2), 8)
+    assert found.checks["linearization"].value < 1e-3
+    assert found.advice is Advice.FROZEN_KERNEL
+
+
 def test_momentum_and_decay() -> None:
     found = diagnose(mlp_problem(), sgdsde.SGD(0.02, 3, momentum=0.8, nesterov=True, weight_decay=0.01), 10)
     assert all(math.isfinite(check.value) for check in found.checks.values())
