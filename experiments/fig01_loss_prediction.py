@@ -128,7 +128,7 @@ def first_step(linearization: sgdsde.Linearization, sgd: sgdsde.SGD) -> np.ndarr
     A batch is B independent draws, so E|e_1|^2 = (1/B) mean_i |e_0 - lr g_i|^2 + (1 - 1/B) |e_0 - lr mean_i g_i|^2.
     """
     residual, batch_size = linearization.residual.flatten(), sgd.batch_size_at(0)
-    single = residual[:, None] - sgd.lr_at(0) * 2 * linearization.kernel * residual
+    single = residual[:, None] - sgd.lr_at(0) * 2 * linearization.dense_kernel * residual
     alone, together = single.square().sum(0).mean(), single.mean(1).square().sum()
     return np.array(float(alone / batch_size + (1 - 1 / batch_size) * together) / len(residual))
 
@@ -137,7 +137,7 @@ def descent(linearization: sgdsde.Linearization, sgd: sgdsde.SGD, n_steps: int) 
     """Training loss of gradient descent after the last step, by a matrix power."""
     residual = linearization.residual.flatten()
     step = torch.eye(len(residual), dtype=residual.dtype, device=residual.device)
-    step = step - sgd.lr_at(0) * 2 / len(residual) * linearization.kernel
+    step = step - sgd.lr_at(0) * 2 / len(residual) * linearization.dense_kernel
     return np.array(float((torch.linalg.matrix_power(step, n_steps) @ residual).square().mean()))
 
 

@@ -28,8 +28,8 @@ from sgdsde.kernel.operator import (
 )
 from sgdsde.kernel.plan import KernelPlan
 from sgdsde.kernel.spectrum import LeadingEigenpairs, NotConvergedError, leading_eigenpairs
-from sgdsde.kernel.tile_file import StoredKernelError
-from sgdsde.kernel.tiled import TiledKernel
+from sgdsde.kernel.tiles.tile_file import StoredKernelError
+from sgdsde.kernel.tiles.tiled import TiledKernel
 
 __all__ = [
     "DenseKernel",

@@ -9,7 +9,7 @@ from sgdsde._functional import FunctionalModel
 from sgdsde._progress import ticker
 from sgdsde._types import Params, Progress
 from sgdsde.kernel.factors import Factors, factors
-from sgdsde.kernel.grams import Target, add_gram
+from sgdsde.kernel.layers.grams import Target, add_gram
 from sgdsde.kernel.plan import KernelPlan
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from sgdsde._functional import FunctionalModel
 from sgdsde._types import Params
 from sgdsde.jacobian import jacobian
-from sgdsde.kernel.capture import Observation
 from sgdsde.kernel.costs import SMALL
+from sgdsde.kernel.layers.capture import Observation
+from sgdsde.kernel.layers.structure import Structure
+from sgdsde.kernel.layers.terms import Term, deltas_of, inputs_of, jacobian_of
 from sgdsde.kernel.plan import KernelPlan
-from sgdsde.kernel.structure import Structure
-from sgdsde.kernel.terms import Term, deltas_of, inputs_of, jacobian_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,8 @@ from sgdsde.kernel.costs import (
     network_operations,
     observation_bytes,
 )
+from sgdsde.kernel.layers.structure import Structure, structure_of
 from sgdsde.kernel.rates import Rates
-from sgdsde.kernel.structure import Structure, structure_of
 
 COMFORTABLE = 2**27
 """Bytes beyond which more examples at once make nothing faster."""

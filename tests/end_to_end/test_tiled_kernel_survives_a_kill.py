@@ -13,7 +13,8 @@ from sgdsde.kernel import TiledKernel
 
 MAKE = """
 import sys, time, torch, sgdsde
-from sgdsde.kernel import TiledKernel, tile_file
+from sgdsde.kernel import TiledKernel
+from sgdsde.kernel.tiles import tile_file
 from torch import nn
 torch.set_num_threads(1)
 pause = float(sys.argv[2])

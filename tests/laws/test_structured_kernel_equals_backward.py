@@ -18,7 +18,7 @@ from sgdsde import networks
 from sgdsde._functional import FunctionalModel, as_functional
 from sgdsde.kernel import KernelPlan, factors, gram, tile
 from sgdsde.kernel.costs import Outputs
-from sgdsde.kernel.structure import Structure, structure_of
+from sgdsde.kernel.layers.structure import Structure, structure_of
 from tests.architectures import Wrapped
 from tests.catalogue import CASES, Case, kernel_by_backward
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sgdsde
 from sgdsde._functional import as_functional
 from sgdsde.kernel import KernelPlan, gram
-from sgdsde.kernel.structure import structure_of
+from sgdsde.kernel.layers.structure import structure_of
 from tests.architectures import Wrapped
 from tests.catalogue import CASES, Case, kernel_by_backward
 from tests.laws.test_structured_kernel_equals_backward import MORE, error, watched
@@ -114,14 +114,14 @@ def test_the_check_finds_every_single_use_that_is_left_out(monkeypatch):
     model, x = MORE["two biases"].model(), MORE["two biases"].inputs()
     functional, structure, c = watched(model, x)
     assert len(structure.watched.uses) == 3
-    real = sgdsde.kernel.structure.terms_of
+    real = sgdsde.kernel.layers.structure.terms_of
     for forgotten in range(3):
 
         def terms_of(*args: Any, which: int = forgotten) -> Any:
             terms = [dataclasses.replace(t, uses=tuple(use for use in t.uses if use != which)) for t in real(*args)]
             return tuple(term for term in terms if term.uses or term.name in args[2])
 
-        monkeypatch.setattr("sgdsde.kernel.structure.terms_of", terms_of)
+        monkeypatch.setattr("sgdsde.kernel.layers.structure.terms_of", terms_of)
         found = structure_of(functional, functional.params, x, c)
         assert found is None or found.others
 

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import sgdsde
-from sgdsde.kernel import StoredKernelError, TiledKernel, tile_file
-from sgdsde.kernel.tile_file import HEADER_BYTES
+from sgdsde.kernel import StoredKernelError, TiledKernel
+from sgdsde.kernel.tiles import tile_file
+from sgdsde.kernel.tiles.tile_file import HEADER_BYTES
 
 
 def network(activation: type[nn.Module] = nn.Tanh, seed: int = 0) -> nn.Module:
@@ -69,7 +70,7 @@ def test_a_kernel_made_in_pieces_has_the_same_bits(tmp_path, outputs):
 def test_resuming_does_not_make_what_is_there(folder, again, monkeypatch):
     (folder / "tile_00002_00001.bin").unlink()
     made = []
-    monkeypatch.setattr("sgdsde.kernel.tiled.write_tile", lambda path, *rest: made.append(path.name))
+    monkeypatch.setattr("sgdsde.kernel.tiles.tiled.write_tile", lambda path, *rest: made.append(path.name))
     again()
     assert made == ["tile_00002_00001.bin"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgdsde.kernel.costs import Outputs
 from sgdsde.kernel.factors import Factor
-from sgdsde.kernel.terms import Term
+from sgdsde.kernel.layers.terms import Term
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from sgdsde._checks import complaint
 from sgdsde._files import replacing
 from sgdsde._functional import FunctionalModel, jacobian_row
 from sgdsde.kernel.plan import Outputs
-from sgdsde.kernel.tile_file import HEADER_BYTES, StoredKernelError
+from sgdsde.kernel.tiles.tile_file import HEADER_BYTES, StoredKernelError
 
 FORMAT_VERSION = 1
 KIND = "sgdsde tiled kernel"

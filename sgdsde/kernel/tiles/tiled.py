@@ -13,11 +13,19 @@ from torch import Tensor
 from sgdsde._checks import complaint, whole_number
 from sgdsde._functional import FunctionalModel
 from sgdsde._types import Progress
-from sgdsde.kernel.manifest import DTYPES, Manifest, Place
 from sgdsde.kernel.operator import KernelOperator
 from sgdsde.kernel.plan import Outputs
-from sgdsde.kernel.tile_file import check_disk, check_tile, locked, map_tile, sync_folder, tile_description, write_tile
-from sgdsde.kernel.tile_making import TileMaker
+from sgdsde.kernel.tiles.manifest import DTYPES, Manifest, Place
+from sgdsde.kernel.tiles.tile_file import (
+    check_disk,
+    check_tile,
+    locked,
+    map_tile,
+    sync_folder,
+    tile_description,
+    write_tile,
+)
+from sgdsde.kernel.tiles.tile_making import TileMaker
 
 
 class TiledKernel(KernelOperator):

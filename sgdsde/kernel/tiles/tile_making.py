@@ -19,9 +19,9 @@ from sgdsde._progress import ticker
 from sgdsde._types import Progress
 from sgdsde.kernel.contraction import tile
 from sgdsde.kernel.factors import Factors, factors
-from sgdsde.kernel.manifest import DTYPES, MANIFEST, Manifest, Place, digests, fingerprint
 from sgdsde.kernel.plan import KernelPlan, Outputs
-from sgdsde.kernel.tile_file import LOCK
+from sgdsde.kernel.tiles.manifest import DTYPES, MANIFEST, Manifest, Place, digests, fingerprint
+from sgdsde.kernel.tiles.tile_file import LOCK
 
 TILE_BYTES = 2**26
 """Of a tile, where the caller names no size: large beside the cost of opening a file, small beside memory."""
