@@ -20,7 +20,11 @@ from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD, StepPlan
 
 GROWTH = 2.0
-"""Of the interval between refreshes, at most; the step number divided by it bounds the interval early in training."""
+"""Of the interval between refreshes, at most."""
+
+SHARE_OF_COURSE = 1 / 3
+"""Of the steps so far that an interval may take: the effect of the noise changes with the loss even where the kernel
+stays."""
 
 FLICKER = 0.7
 """Of the drift over an interval: a shorter one that keeps more than this is not worth its refresh."""
@@ -62,6 +66,7 @@ class Course:
             starts = words.epoch_starts
             self._fluctuation = EpochFluctuation(problem, sgd, plan, size=size, dtype=dtype, most_starts=starts)
         self._effect, self._wish = Effect(), words.first_interval
+        self._gram = self._features.train.mT @ self._features.train
         self._margin = Margin(sgd, plan)
 
     def interval(self, n_steps: int, wanted: set[int]) -> Iterator[OutputLaw | Refresh]:
@@ -78,7 +83,7 @@ class Course:
         self._features = later
         settled = 0.9 * self._words.tolerance / max(refresh.drift, 1e-12)
         longer = max(refresh.interval + 1, int(refresh.interval * min(GROWTH, settled)))
-        self._wish = max(1, min(longer, int(self.step / GROWTH)))
+        self._wish = max(1, min(longer, int(self.step * SHARE_OF_COURSE)))
 
     def law(self) -> OutputLaw:
         """The law of all outputs now."""
@@ -90,8 +95,9 @@ class Course:
 
     def _refresh(self, n_steps: int) -> tuple[Refresh, Features]:
         started = time.perf_counter()
+        self._fluctuation.check_finite(self.step)
         if self.step:
-            turned = self._directions.turned(self._path.params, self._features)
+            turned = self._directions.turned(self._path.params, self._features, self._fluctuation.weights)
             self._fluctuation.turn(turned.overlap(self._directions))
             self._directions, self._features = turned, turned.features(self._path.params)
         self._feel_the_noise()
@@ -110,7 +116,9 @@ class Course:
         return refresh, later
 
     def _feel_the_noise(self) -> None:
-        feedback, size = self._words.feedback, self._fluctuation.size
+        feedback = self._words.feedback
+        self._gram = self._features.train.mT @ self._features.train
+        size = self._fluctuation.output_variance(self._gram)
         if feedback is None or not size > 0:
             return
         self._effect = effect_of_noise(
@@ -143,7 +151,7 @@ class Course:
 
     def _expected(self) -> Expected:
         effect, outputs = self._effect, self._path.outputs(self.step)
-        share = effect.share(self._fluctuation.size)
+        share = effect.share(self._fluctuation.output_variance(self._gram)) if effect.size else 0.0
         features = self._features if effect.features is None else self._features.plus(effect.features, share)
         if effect.outputs is not None:
             outputs = outputs + share * effect.outputs

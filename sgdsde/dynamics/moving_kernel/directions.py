@@ -24,7 +24,11 @@ VECTORS, ROWS = 64, 256
 FEW = 256
 """Directions of which none is left out."""
 
-COPIES = 4
+KEPT_SHARE, LEAST_KEPT = 3, 1e-5
+"""Directions of the fluctuation that J has turned away from: at most a third of those followed, of those that hold more
+than this of its variance."""
+
+COPIES = 5
 """Of the directions, while they are turned."""
 
 
@@ -61,9 +65,11 @@ def kernel_distance(features: Features, other: Features) -> float:
 class Directions:
     """V [r, p] with orthonormal rows, in the model's dtype."""
 
-    def __init__(self, problem: Problem, derivatives: Directional, rows: Tensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self, problem: Problem, derivatives: Directional, rows: Tensor, dtype: torch.dtype, *, followed: int
+    ) -> None:
         self._problem, self._derivatives, self._dtype = problem, derivatives, dtype
-        self.rows = rows
+        self.rows, self._followed = rows, followed
 
     @classmethod
     def leading(cls, linearization: Linearization, *, neglected: float) -> Directions:
@@ -82,7 +88,7 @@ class Directions:
         what = f"one of the {count} weight directions that the noise moves (n_params={problem.functional.n_params})"
         _memory.rows_within(_memory.budget(None, problem.device), needed * count, 1, f"{count} times {what}")
         derivatives = directional(problem.functional, problem.x_train, problem.n_outputs)
-        start = cls(problem, derivatives, torch.empty(0), linearization.kernel.dtype)
+        start = cls(problem, derivatives, torch.empty(0), linearization.kernel.dtype, followed=count)
         cotangents = (vectors[:, :count] / values[:count].sqrt()).mT
         return start._spanning(problem.params, cotangents)
 
@@ -99,14 +105,28 @@ class Directions:
         train = self._push(params, rows, problem.x_train)
         return Features(train, None if problem.x_test is None else self._push(params, rows, problem.x_test))
 
-    def turned(self, params: Params, features: Features) -> Directions:
+    def turned(self, params: Params, features: Features, covariance: Tensor) -> Directions:
         """The directions after one step of subspace iteration toward the leading ones of J at these parameters.
 
-        (Phi^T Phi)^-1 Phi^T J is V plus what J has outside of its span, so that the turn is the smallest.
+        (Phi^T Phi)^-1 Phi^T J is V plus what J has outside of its span, so that the turn is the smallest. The leading
+        directions of the fluctuation [r, r] that this leaves behind are kept besides.
         """
         gram = features.train.mT @ features.train
-        inverse = _power(gram, -1.0, self._problem.dtype)
-        return self._spanning(params, inverse @ features.train.mT)
+        inverse = _power(gram, -1.0, self._problem.dtype, most=self._followed)
+        return self._spanning(params, inverse @ features.train.mT)._keeping(self, covariance)
+
+    def _keeping(self, other: Directions, covariance: Tensor) -> Directions:
+        """These directions and the leading ones in which the other's fluctuation lies outside of their span."""
+        values, vectors = torch.linalg.eigh(covariance)
+        root = (vectors * values.clamp_min(0).sqrt()).mT.to(self.rows)
+        left = root @ other.rows
+        left = left - (left @ self.rows.mT) @ self.rows
+        values, vectors = torch.linalg.eigh((left @ left.mT).double())
+        count = min(self._followed // KEPT_SHARE, int((values > LEAST_KEPT * float(covariance.trace())).sum()))
+        if count == 0:
+            return self
+        kept = (vectors[:, -count:] / values[-count:].sqrt()).mT.to(left) @ left
+        return self._with(torch.cat([self.rows, kept - (kept @ self.rows.mT) @ self.rows]))
 
     def overlap(self, other: Directions) -> Tensor:
         """V W^T [r, r'] for the directions W of the other: coordinates there to coordinates here."""
@@ -124,7 +144,10 @@ class Directions:
         rows = self._pull(params, cotangents.to(self._problem.dtype))
         for _ in range(2):  # the second pass removes what rounding left of the first
             rows = _power((rows @ rows.mT).double(), -0.5, rows.dtype).to(rows) @ rows
-        return Directions(self._problem, self._derivatives, rows, self._dtype)
+        return self._with(rows)
+
+    def _with(self, rows: Tensor) -> Directions:
+        return Directions(self._problem, self._derivatives, rows, self._dtype, followed=self._followed)
 
     def _at(self, params: Params) -> Directional:
         return type(self._derivatives)(dataclasses.replace(self._problem.functional, params=params))
@@ -151,9 +174,14 @@ class Directions:
         return rows
 
 
-def _power(gram: Tensor, exponent: float, precision: torch.dtype) -> Tensor:
-    """A power of a symmetric matrix on its range, [k, r]: symmetric itself where the range is everything."""
+def _power(gram: Tensor, exponent: float, precision: torch.dtype, *, most: int | None = None) -> Tensor:
+    """A power of a symmetric matrix on its range, [k, r]: symmetric itself where the range is everything.
+
+    ``most``: only that many of its eigenvectors, the largest.
+    """
     values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
     kept = values > values[-1] * len(values) * torch.finfo(precision).eps
+    if most is not None:
+        kept[: max(0, len(kept) - most)] = False
     scaled = (vectors[:, kept] * values[kept] ** exponent).mT
     return vectors @ scaled if kept.all() else scaled

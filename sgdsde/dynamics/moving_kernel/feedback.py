@@ -54,7 +54,7 @@ class NoiseFeedback:
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """What the noise added at one refresh, where its size was ``size``; between refreshes it grows with the size.
+    """What the noise added at one refresh, where the outputs had variance ``size``; in between it goes with that.
 
     Attributes:
         gradient: of the weights, by name, or None. outputs: [n + m, c], or None. features: change of Phi, or None.

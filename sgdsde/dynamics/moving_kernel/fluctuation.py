@@ -44,6 +44,18 @@ class Fluctuation:
         """Total variance of the weights, 0 before the first noise."""
         return float(self.weights.trace())
 
+    def check_finite(self, step: int) -> None:
+        """Raises ValueError where the covariance has overflowed."""
+        if not torch.isfinite(self.covariance).all():
+            raise ValueError(
+                f"the fluctuation around the mean path must stay finite, got NaN or infinity at step {step}; the "
+                "learning rate is beyond the mean-square limit of the kernel there, use a smaller lr"
+            )
+
+    def output_variance(self, gram: Tensor) -> float:
+        """Total variance of the training outputs, gram = Phi^T Phi."""
+        return float((gram * self.weights).sum())
+
     def turn(self, overlap: Tensor) -> None:
         """Goes over to other directions, [r', r]; what lies outside of them is dropped."""
         wide = torch.block_diag(*[overlap] * self._parts)

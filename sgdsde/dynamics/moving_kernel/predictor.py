@@ -49,7 +49,8 @@ class MovingKernel(Dynamics):
         KernelDriftWarning: the tolerance is exceeded within one step, or step after step. NearLimitWarning: the
         learning rate is beyond 0.6 of the mean-square limit of the kernel of the path.
     Raises:
-        ValueError: the outputs of the mean path stop being finite; names the step. MemoryError: r p numbers do not fit.
+        ValueError: the mean path or the covariance stops being finite; names the step.
+        MemoryError: r p numbers do not fit; names the bytes.
     """
 
     tolerance: float = 0.1

@@ -100,7 +100,7 @@ def test_directions_span_the_jacobian_and_follow_it():
     features = directions.features(path.params)
     torch.testing.assert_close(features.train @ features.train.mT, sgdsde.empirical_ntk(problem.model, problem.x_train))
     moved = {name: value + 0.1 * torch.randn_like(value) for name, value in path.params.items()}
-    turned = directions.turned(moved, directions.features(moved))
+    turned = directions.turned(moved, directions.features(moved), torch.zeros(len(directions), len(directions)))
     found = turned.features(moved)
     kernel = sgdsde.empirical_ntk(problem.model, problem.x_train, params=moved)
     torch.testing.assert_close(found.train @ found.train.mT, kernel, rtol=1e-8, atol=1e-10)
