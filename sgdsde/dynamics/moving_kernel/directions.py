@@ -24,7 +24,7 @@ VECTORS, ROWS = 64, 256
 FEW = 256
 """Directions of which none is left out."""
 
-KEPT_SHARE, LEAST_KEPT = 3, 1e-5
+KEPT_SHARE, LEAST_KEPT = 3, 2e-4
 """Directions of the fluctuation that J has turned away from: at most a third of those followed, of those that hold more
 than this of its variance."""
 
