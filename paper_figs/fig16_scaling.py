@@ -4,8 +4,8 @@ Paper: none.
 Figure: none; engineering of this library.
 Claim: from layer structure the kernel costs what its matrix products cost. Against the recipe of torch.func (all
 Jacobians, one product) the advantage in seconds (a to c) and in peak memory (d to f) grows with the width, and both
-kernels are equal to rounding: an MLP of two hidden layers, float32, the least of several calls in turns. (g): the
-committed benchmark of other tools, one thread, float32, fresh processes, medians with the smallest and largest; MLPs
+kernels are equal to rounding: an MLP of two hidden layers, float32, one thread, the least of several calls in turns.
+(g): the committed benchmark of other tools, float32, fresh processes, medians with the smallest and largest; MLPs
 64-4096-1 at n = 512 and 784-512-512-10 at n = 256 (trace over outputs, and full), CNN 32-64-64 with 10 outputs at
 n = 64. (h): errors where layers share weights, relative to the largest entry; the line is rounding in float32.
 Refuted by: kernels that differ by more than rounding from one backward pass per output, shared weights among them, an
