@@ -54,6 +54,7 @@ class Record:
             return summary
         seconds = spread([entry["seconds"] for entry in self.rounds])
         summary["seconds"] = seconds
+        summary["wall_seconds"] = spread([entry["wall_seconds"] for entry in self.rounds])
         summary["first_call_seconds"] = spread([entry["first_seconds"] for entry in self.rounds])
         summary["peak_mebibytes"] = max(entry["peak_bytes"] for entry in self.rounds) / MEBIBYTE
         summary["absolute_mebibytes"] = max(entry["absolute_bytes"] for entry in self.rounds) / MEBIBYTE
