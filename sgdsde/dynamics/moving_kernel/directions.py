@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from sgdsde import _memory
+from sgdsde._checks import complaint
 from sgdsde._types import Params
 from sgdsde.kernel.directional import Directional, directional
+from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.linearization import Linearization
 from sgdsde.problem import Problem
 
@@ -54,6 +56,16 @@ class Features:
         return Features(self.train + share * change.train, test)
 
 
+def _refuse_truncation(basis: Eigenbasis, neglected: float) -> None:
+    if basis.tail is None:
+        return
+    left_out = basis.tail.trace / (basis.tail.trace + float(basis.values.sum()))
+    if left_out > neglected:
+        received = f"{len(basis.values)} eigenpairs that leave out {left_out:.3g} of its trace"
+        remedy = "use linearize(problem) without rank, a larger rank, or a larger neglected"
+        raise ValueError(complaint("the truncated kernel", f"within neglected={neglected:g}", received, remedy))
+
+
 def kernel_distance(features: Features, other: Features) -> float:
     """|Phi Phi^T - Psi Psi^T| / |Psi Psi^T| in Frobenius norm over training outputs, Psi the other's. Cost: 6 d r^2."""
     ours, theirs = features.train, other.train
@@ -78,9 +90,11 @@ class Directions:
         Up to ``FEW`` are all kept.
 
         Raises:
-            MemoryError: the directions do not fit; names the bytes.
+            ValueError: a truncated eigenbasis that leaves out more. MemoryError: the directions do not fit; names the
+                bytes.
         """
         problem, basis = linearization.problem, linearization.eigenbasis
+        _refuse_truncation(basis, neglected)
         values, vectors = basis.values.flip(0), basis.vectors.flip(1)
         rest = 1 - values.cumsum(0) / values.sum()
         count = min(len(values), max(FEW, int((rest > neglected).sum()) + 1))

@@ -12,6 +12,7 @@ from sgdsde.dynamics import GaussianClosure, MovingKernel, NoiseFeedback
 from sgdsde.dynamics.mean_path import MeanPath
 from sgdsde.dynamics.moving_kernel.directions import Directions, kernel_distance
 from sgdsde.dynamics.moving_kernel.feedback import draws, effect_of_noise
+from tests.problems import digits_problem
 
 
 def quadratic() -> sgdsde.Problem:
@@ -177,3 +178,13 @@ def test_what_it_cannot_do_is_refused():
         NoiseFeedback(n_draws=0)
     with pytest.raises(ValueError, match="epoch_starts"):
         MovingKernel(epoch_starts=-1)
+
+
+def test_a_truncated_kernel_is_taken_up_to_the_share_neglected():
+    problem = digits_problem(24, width=16)
+    truncated = sgdsde.linearize(problem, rank=6)
+    with pytest.raises(ValueError, match=r"neglected=0.01, got 6 eigenpairs that leave out 0\.\d+ of its trace; use"):
+        sgdsde.predict(truncated, sgdsde.SGD(0.01, 4), 3, dynamics=MovingKernel())
+    share = float(truncated.basis.tail.trace / truncated.dense_kernel.trace())
+    taken = sgdsde.predict(truncated, sgdsde.SGD(0.01, 4), 3, dynamics=MovingKernel(neglected=1.01 * share))
+    assert taken.train_loss.mean.isfinite().all()
