@@ -47,7 +47,7 @@ class MovingKernel(Dynamics):
         Memory: four times r p numbers, p parameters.
     Warns:
         KernelDriftWarning: the tolerance is exceeded within one step, or step after step. NearLimitWarning: the
-        learning rate is beyond 0.6 of the mean-square limit of the kernel of the path.
+        learning rate is beyond 0.6 of the mean-square limit of the kernel of the path, less with momentum.
     Raises:
         ValueError: the mean path or the covariance stops being finite; names the step.
         MemoryError: r p numbers do not fit; names the bytes.
@@ -77,7 +77,7 @@ class MovingKernel(Dynamics):
             raise self.refuse("label noise under another loss than nn.MSELoss()", "label_noise_std=0")
         plan = sgd.plan(problem.n_train, n_steps)
         words = Words(self.tolerance, self.first_interval, self.feedback, self.neglected, self.epoch_starts)
-        course, watch = Course(words, linearization, sgd, plan), Watch(self.tolerance)
+        course, watch = Course(words, linearization, sgd, plan), Watch(self.tolerance, sgd.momentum)
         ticks, done = ticker(progress, n_steps, "moving kernel"), 0
         while course.step < n_steps:
             for event in course.interval(n_steps, wanted):
