@@ -5,7 +5,7 @@ backward pass per output; what is wrong gets no time. A contestant gets no furth
 of calls. Peers live in environments of their own: `make bench-peers`. Results go to benchmarks/results/ntk.json and
 into the tables of docs/benchmarks.md.
 
-    python -m benchmarks.bench_ntk                                  # the committed numbers, about ten minutes
+    python -m benchmarks.bench_ntk                                  # the committed numbers, fourteen minutes
     python -m benchmarks.bench_ntk --rounds 1 --cases cnn_full --output build/dry.json
 """
 

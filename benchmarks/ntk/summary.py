@@ -54,7 +54,8 @@ class Record:
             return summary
         seconds = spread([entry["seconds"] for entry in self.rounds])
         summary["seconds"] = seconds
-        summary["wall_seconds"] = spread([entry["wall_seconds"] for entry in self.rounds])
+        for kind in ("system_seconds", "wall_seconds"):
+            summary[kind] = spread([entry[kind] for entry in self.rounds])
         summary["first_call_seconds"] = spread([entry["first_seconds"] for entry in self.rounds])
         summary["peak_mebibytes"] = max(entry["peak_bytes"] for entry in self.rounds) / MEBIBYTE
         summary["absolute_mebibytes"] = max(entry["absolute_bytes"] for entry in self.rounds) / MEBIBYTE

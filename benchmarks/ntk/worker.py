@@ -40,35 +40,34 @@ def measure(contestant: str, case_name: str, path: str) -> dict[str, Any]:
     compiles = getattr(module, "COMPILES", False)
     baseline = machine.resident_bytes()
     machine.reset_peak()
-    first, first_wall, result = _timed(call)
+    first, result = _timed(call)
     if compiles:
         machine.reset_peak()
-    seconds, walls = [first], [first_wall]
-    if compiles or first < LONG:
-        seconds, walls = [], []
-        while sum(seconds) < ENOUGH or len(seconds) < 3:
-            elapsed, wall, result = _timed(call)
-            seconds.append(elapsed)
-            walls.append(wall)
-            if elapsed > LONG or len(seconds) == 30:
+    times = [first]
+    if compiles or first["seconds"] < LONG:
+        times = []
+        while sum(entry["seconds"] for entry in times) < ENOUGH or len(times) < 3:
+            entry, result = _timed(call)
+            times.append(entry)
+            if entry["seconds"] > LONG or len(times) == 30:
                 break
     peak = machine.peak_bytes()
     np.save(path, convert(result))
     return {
-        "seconds": statistics.median(seconds),
-        "wall_seconds": statistics.median(walls),
-        "first_seconds": first,
-        "calls": len(seconds),
+        **{name: statistics.median(entry[name] for entry in times) for name in first},
+        "first_seconds": first["seconds"],
+        "calls": len(times),
         "peak_bytes": peak - baseline,
         "absolute_bytes": peak,
     }
 
 
-def _timed(call: Any) -> tuple[float, float, Any]:
-    """Seconds of the processor, seconds on the wall, result."""
-    wall, start = time.perf_counter(), time.process_time()
+def _timed(call: Any) -> tuple[dict[str, float], Any]:
+    """Seconds of the processor, the system's share of them (it hands out memory), seconds on the wall; the result."""
+    wall, start, system = time.perf_counter(), time.process_time(), os.times().system
     result = call()
-    return time.process_time() - start, time.perf_counter() - wall, result
+    elapsed = {"seconds": time.process_time() - start, "system_seconds": os.times().system - system}
+    return elapsed | {"wall_seconds": time.perf_counter() - wall}, result
 
 
 def main() -> None:

@@ -21,7 +21,9 @@ CNN = cases.Case("small_cnn", 3, (2, 4, 4), cases.cnn(2, 3, 4, n_outputs=2))
 
 def record(seconds: list[float], error: float = 1e-7) -> Record:
     memory = {"peak_bytes": 3 * 2**20, "absolute_bytes": 2**30}
-    rounds = [{"seconds": s, "wall_seconds": s, "first_seconds": 2 * s, **memory} for s in seconds]
+    rounds = [
+        {"seconds": s, "system_seconds": 0.0, "wall_seconds": s, "first_seconds": 2 * s, **memory} for s in seconds
+    ]
     return Record(rounds, [error] * len(rounds))
 
 
