@@ -227,6 +227,8 @@ def explained(plan: KernelPlan) -> str:
 def _too_little(allowed: int, result: int, demand: Demand, job: Job) -> str:
     needed = 2 * demand.held + max(demand.observed, demand.working)
     remedy = f"the kernel takes {result:,} and two examples with {job.n_outputs} outputs {needed:,}; raise it"
+    if result > allowed:
+        remedy += ", or use sgdsde.kernel.TiledKernel (on disk) or ImplicitKernel (never formed)"
     return complaint("memory", f"at least {result + needed:,} bytes", f"{allowed:,}", remedy)
 
 

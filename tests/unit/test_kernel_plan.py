@@ -108,6 +108,13 @@ def test_more_memory_means_larger_blocks(method):
     assert rows[0] < rows[1] < rows[2] == 64
 
 
+def test_a_kernel_beyond_the_memory_names_what_does_not_need_it():
+    with pytest.raises(MemoryError, match=r"the kernel takes 320,000 .* or use sgdsde.kernel.TiledKernel \(on disk\)"):
+        sgdsde.empirical_ntk(DENSE[0], torch.ones(20, 784), memory=300_000)
+    with pytest.raises(MemoryError, match=r"raise it$"):
+        sgdsde.empirical_ntk(DENSE[0], torch.ones(20, 784), torch.ones(1, 784), memory=30_000)
+
+
 @pytest.mark.parametrize("words", [{}, {"x2": torch.ones(5, 784)}], ids=["square", "two sets"])
 def test_too_little_memory_is_refused_in_bytes_before_the_kernel_is_made(words):
     model, x = DENSE[0], torch.ones(20, 784)
