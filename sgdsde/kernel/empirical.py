@@ -9,12 +9,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from sgdsde._checks import complaint, finite_entries, nonempty
+from sgdsde._checks import complaint
 from sgdsde._functional import FunctionalModel, as_functional
 from sgdsde._probe import probe
 from sgdsde._types import Params, Progress
 from sgdsde.kernel.contraction import gram
 from sgdsde.kernel.costs import Outputs
+from sgdsde.kernel.inputs import check_inputs
 from sgdsde.kernel.plan import KernelPlan
 
 
@@ -84,7 +85,7 @@ def empirical_ntk(
         ValueError, TypeError: a model whose output is no deterministic function of one example (named by layer), bad
             inputs, unknown parameter names. MemoryError: the budget is too small; names the bytes, before taking them.
     Exactness: equal to one backward pass per output, to rounding; inputs, gradients and Jacobians in the model's dtype.
-        How the parameters act is found by watching one forward pass, and held against a backward pass at two examples;
+        How the parameters act is found by watching one forward pass, and held against a backward pass at four examples;
         what cannot be watched goes to plain Jacobians, and a warning is logged.
     Cost: c backward passes an example, and for a dense layer [q] -> [o] 2 n1 n2 (q + c^2 o) operations (c o in place of
         c^2 o for the trace), where the Jacobian would take 2 n1 n2 c^2 q o; half of that when symmetric.
@@ -96,10 +97,7 @@ def empirical_ntk(
     if not chosen:
         names = ", ".join(functional.params)
         raise ValueError(complaint("where", "a predicate that keeps at least one parameter", f"none of {names}"))
-    for name, x in (("x1", x1), ("x2", x2)):
-        _check_inputs(name, x, functional)
-    if x2 is not None and x2.shape[1:] != x1.shape[1:]:
-        raise ValueError(complaint("x2", f"examples of shape {list(x1.shape[1:])} like x1", list(x2.shape[1:])))
+    check_inputs(functional, x1, x2)
     functional, at_two = probe(functional, x1, "x1", vectorization=False)
     plan = KernelPlan.make(functional, chosen, x1, x2, at_two.shape[1], memory=memory, dtype=dtype, outputs=outputs)
     if plan.structure is None or not plan.structure.terms:
@@ -126,17 +124,3 @@ def _with_params(functional: FunctionalModel, params: Params | None) -> Function
             raise ValueError(complaint(f"params[{name!r}]", expected, f"{value.dtype} on {value.device}"))
     values = {name: params.get(name, value).detach() for name, value in functional.params.items()}
     return replace(functional, params=values)
-
-
-def _check_inputs(name: str, x: Tensor | None, functional: FunctionalModel) -> None:
-    if x is None and name == "x2":
-        return
-    if not isinstance(x, Tensor):
-        raise TypeError(complaint(name, "a torch.Tensor", type(x).__name__, "use torch.as_tensor(...)"))
-    nonempty(name, x)
-    if x.is_complex() or (x.is_floating_point() and x.dtype != functional.dtype):
-        raise TypeError(complaint(name, f"of the model's dtype {functional.dtype}", x.dtype))
-    if x.device != functional.device:
-        raise ValueError(complaint(name, f"on the model's device {functional.device}", x.device))
-    if x.is_floating_point():
-        finite_entries(name, x)

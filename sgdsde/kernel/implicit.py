@@ -14,6 +14,7 @@ from sgdsde._probe import probe
 from sgdsde._types import Params
 from sgdsde.jacobian import ExampleBytes, activation_bytes, jacobian
 from sgdsde.kernel.directional import Directional, directional
+from sgdsde.kernel.inputs import check_inputs
 from sgdsde.kernel.operator import KernelOperator
 
 ROWS = 256
@@ -44,6 +45,7 @@ class ImplicitKernel(KernelOperator):
 
     def __init__(self, model: Any, x1: Tensor, x2: Tensor | None = None, *, memory: int | None = None) -> None:
         functional = model if isinstance(model, FunctionalModel) else as_functional(model)
+        check_inputs(functional, x1, x2)
         functional, outputs = probe(functional, x1, "x1")
         self._functional, self._x1, self._x2 = functional, x1, x1 if x2 is None else x2
         self.n_outputs = outputs.shape[1]

@@ -168,3 +168,18 @@ def test_a_file_in_float32_multiplies_float64_vectors_in_float64(tmp_path):
     assert product.dtype == torch.float64
     torch.testing.assert_close(product, kernel.to_dense().double() @ random(18), rtol=1e-12, atol=1e-12)
     assert (kernel.to_dense() - sgdsde.empirical_ntk(model, x)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("x1", "x2", "message"),
+    [
+        (torch.ones(3, 4), None, "x1 must be of the model's dtype torch.float64, got torch.float32"),
+        (torch.ones(0, 4).double(), None, "x1 must"),
+        (torch.full((3, 4), torch.nan).double(), None, "x1 must"),
+        (torch.ones(3, 4).double(), torch.ones(3, 5).double(), r"x2 must be examples of shape \[4\] like x1"),
+    ],
+    ids=["dtype", "empty", "not finite", "shape"],
+)
+def test_inputs_are_checked_before_the_model_is_called(x1, x2, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        ImplicitKernel(torch.nn.Linear(4, 1).double(), x1, x2)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from sgdsde import _memory
-from sgdsde._checks import complaint, finite_entries, nonempty, whole_number, word
+from sgdsde._checks import complaint, finite_entries, whole_number, word
 from sgdsde._functional import FunctionalModel, as_functional
 from sgdsde._probe import probe
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
 from sgdsde.kernel.contraction import tile
 from sgdsde.kernel.factors import Factors, factors
+from sgdsde.kernel.inputs import check_inputs
 from sgdsde.kernel.plan import KernelPlan, Outputs
 from sgdsde.kernel.tiles.manifest import DTYPES, MANIFEST, Manifest, Place, digests, fingerprint
 from sgdsde.kernel.tiles.tile_file import LOCK
@@ -145,20 +146,7 @@ class _Held:
 
 def _checked(model: Any, x1: Tensor, x2: Tensor | None) -> tuple[FunctionalModel, int]:
     functional = model if isinstance(model, FunctionalModel) else as_functional(model)
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is None and name == "x2":
-            continue
-        if not isinstance(x, Tensor):
-            raise TypeError(complaint(name, "a torch.Tensor", type(x).__name__, "use torch.as_tensor(...)"))
-        nonempty(name, x)
-        if x.is_complex() or (x.is_floating_point() and x.dtype != functional.dtype):
-            raise TypeError(complaint(name, f"of the model's dtype {functional.dtype}", x.dtype))
-        if x.device != functional.device:
-            raise ValueError(complaint(name, f"on the model's device {functional.device}", x.device))
-        if x.is_floating_point():
-            finite_entries(name, x)
-    if x2 is not None and x2.shape[1:] != x1.shape[1:]:
-        raise ValueError(complaint("x2", f"examples of shape {list(x1.shape[1:])} like x1", list(x2.shape[1:])))
+    check_inputs(functional, x1, x2)
     functional, outputs = probe(functional, x1, "x1")
     return functional, outputs.shape[1]
 
