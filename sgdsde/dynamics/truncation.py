@@ -156,10 +156,11 @@ class _Sharpness(KernelOperator):
         return low_rank / self._modes.n_train + self._factor * own.reshape(vectors.shape)
 
     def diag(self) -> Tensor:
-        raise NotImplementedError
+        return self.diagonal_blocks(self._modes.n_outputs).diagonal(dim1=1, dim2=2).flatten()
 
     def diagonal_blocks(self, n_outputs: int) -> Tensor:
-        raise NotImplementedError
+        assert n_outputs == self._modes.n_outputs
+        return (1 / self._modes.n_train + self._factor) * self._blocks
 
 
 class _TailMoments:

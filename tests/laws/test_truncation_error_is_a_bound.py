@@ -11,6 +11,8 @@ import torch
 import sgdsde
 from sgdsde import SGD, dynamics, stability
 from sgdsde.dynamics import truncation
+from sgdsde.dynamics.base import Modes
+from sgdsde.dynamics.truncation import _Sharpness
 from sgdsde.kernel import ImplicitKernel, KroneckerKernel, LowRankKernel, TiledKernel
 from tests.problems import AFFINE, LINEAR, digits_problem, linear_problem
 
@@ -226,3 +228,14 @@ def test_it_is_saved_and_older_files_load(digits, tmp_path):
     without.save(tmp_path / "b.npz")
     assert sgdsde.Trajectory.load(tmp_path / "b.npz").truncation_error is None
     assert "truncation_error" not in without.to_dataframe()
+
+
+def test_the_curvature_of_a_minibatch_is_an_operator_like_the_others():
+    problem = digits_problem(6, width=16)
+    modes = Modes(sgdsde.linearize(problem).truncate(4))
+    rows = modes.vectors.view(6, 1, -1)
+    kernel = (modes.vectors * modes.values) @ modes.vectors.mT
+    seen = _Sharpness(modes, (rows * modes.values) @ rows.mT, 0.3)
+    dense = kernel / 6 + 0.3 * kernel.diagonal().diag()
+    torch.testing.assert_close(seen.to_dense(), dense)
+    torch.testing.assert_close(seen.diag(), dense.diagonal())
