@@ -14,19 +14,13 @@ import pytest
 import torch
 
 import sgdsde
-from sgdsde.cli import INTERNAL, OK, USAGE, commands, main
-
-SMALL = "--n-train 16 --n-test 8 --width 16 --batch-size 4 --quiet"
-SYNTHETIC = f"{SMALL} --data synthetic --in-features 5"
+from sgdsde.cli import INTERNAL, OK, USAGE, commands
+from tests.command_line import SMALL, SYNTHETIC, call
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def call(*words: str) -> int:
-    return main(" ".join(words).split())
 
 
 def test_compare_writes_what_the_library_computes(tmp_path, capsys):

@@ -9,19 +9,13 @@ import pytest
 import torch
 
 import sgdsde
-from sgdsde.cli import OK, main
-
-SMALL = "--n-train 16 --n-test 8 --width 16 --batch-size 4 --quiet"
-SYNTHETIC = f"{SMALL} --data synthetic --in-features 5"
+from sgdsde.cli import OK
+from tests.command_line import SMALL, SYNTHETIC, call
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def call(*words: str) -> int:
-    return main(" ".join(words).split())
 
 
 def test_diagnose_writes_and_prints_what_the_library_finds(tmp_path, capsys):
