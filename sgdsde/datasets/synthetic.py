@@ -105,7 +105,7 @@ def synthetic(
     test_inputs = draw_normal(n_test, r, "inputs, test", seed) @ root.T
     targets, test_targets = teach(teacher, (inputs, test_inputs), c, seed)
     noise = repeat_first(draw_normal(n_train, c, "noise, train", seed), n_duplicates)
-    targets = targets + noise_std * noise
+    targets = repeat_first(targets, n_duplicates) + noise_std * noise  # a product may round equal rows otherwise
     test_targets = test_targets + noise_std * draw_normal(n_test, c, "noise, test", seed)
     tensors = [torch.as_tensor(each).to(dtype) for each in (inputs, targets, test_inputs, test_targets)]
     return Dataset("synthetic", *tensors)

@@ -14,8 +14,8 @@ from torch import Tensor
 from sgdsde._checks import complaint, positive_number, whole_number
 from sgdsde._types import Progress
 from sgdsde.comparison import TOLERANCE as SDE_TOLERANCE
-from sgdsde.diagnosis import calibration, numbers
-from sgdsde.diagnosis.path import KernelPath, kernel_path
+from sgdsde.diagnosis import calibration, indicators
+from sgdsde.diagnosis.kernel_path import KernelPath, kernel_path
 from sgdsde.diagnosis.result import Advice, Check, Diagnosis, Grade
 from sgdsde.dynamics import Dynamics, GaussianClosure, GradientDescent, MovingKernel, SDEPaths
 from sgdsde.linearization import Linearization, as_linearization
@@ -113,10 +113,10 @@ class _Findings:
         theory = self.frozen_theory
         if isinstance(theory, SDEPaths) and self.linearization.outputs.numel() <= CLOSED_OUTPUTS:
             try:
-                return numbers.expected_losses(GaussianClosure(), self.linearization, self.sgd, self.record)
+                return indicators.expected_losses(GaussianClosure(), self.linearization, self.sgd, self.record)
             except ValueError:  # no second derivative, or shuffled epochs
                 pass
-        return numbers.expected_losses(theory, self.linearization, self.sgd, self.record)
+        return indicators.expected_losses(theory, self.linearization, self.sgd, self.record)
 
     @cached_property
     def moving(self) -> tuple[Tensor | None, str]:
@@ -126,7 +126,7 @@ class _Findings:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                losses = numbers.expected_losses(MovingKernel(), self.linearization, self.sgd, self.record)
+                losses = indicators.expected_losses(MovingKernel(), self.linearization, self.sgd, self.record)
             except ValueError as error:
                 return None, str(error)
         return losses, str(caught[0].message) if caught else ""
@@ -143,7 +143,7 @@ class _Findings:
     def limit_ratio(self) -> float:
         """The largest along the path."""
         later = [] if isinstance(self.path, str) else list(self.path.linearizations.values())
-        ratios = [numbers.limit_ratio(at, self.sgd, self.record[-1]) for at in (self.linearization, *later)]
+        ratios = [indicators.limit_ratio(at, self.sgd, self.record[-1]) for at in (self.linearization, *later)]
         return max(ratios)
 
     @property
@@ -158,7 +158,7 @@ class _Findings:
 
     @cached_property
     def noise_share(self) -> float:
-        share = numbers.noise_share(self.frozen_losses, self.linearization, self.sgd, self.record)
+        share = indicators.noise_share(self.frozen_losses, self.linearization, self.sgd, self.record)
         return share if share > NO_NOISE else 0.0
 
     @cached_property
@@ -176,7 +176,7 @@ class _Findings:
         losses, _ = self.moving
         if losses is not None:
             return float((self.frozen_losses / losses - 1).abs().nan_to_num(nan=math.inf).max())
-        descent = numbers.expected_losses(GradientDescent(), self.linearization, self.sgd, self.record)
+        descent = indicators.expected_losses(GradientDescent(), self.linearization, self.sgd, self.record)
         change = (self.path.losses.to(descent) - descent) / self.frozen_losses
         return float(change.abs().nan_to_num(nan=math.inf).max())
 
@@ -219,13 +219,13 @@ class _Findings:
         return _graded("kernel_drift", drift, bound, source, sentence, beyond="a frozen kernel is late off by more")
 
     def _laziness(self) -> Check:
-        value = numbers.laziness(self.linearization)
+        value = indicators.laziness(self.linearization)
         sentence = f"on its way to the targets the Jacobian changes by about {value:.2g} of itself"
         source = "best single cut between frozen kernels within 5 % and others (calibration); lazy training needs << 1"
         return _graded("laziness", value, calibration.LAZINESS_CUT, source, sentence, beyond="features are learned")
 
     def _noise_scale(self) -> Check:
-        value = numbers.noise_ratio(self.linearization, self.sgd)
+        value = indicators.noise_ratio(self.linearization, self.sgd)
         source = "at 1 noise and mean of the first gradient are equally large (McCandlish et al.)"
         sentence = f"the first gradient's variance is {value:.2g} of its squared mean"
         return _graded("noise_scale", value, 1.0, source, sentence, beyond="gradient descent says little of this SGD")
@@ -251,7 +251,7 @@ class _Findings:
         if self.is_past_limit:
             said = "not compared past the mean-square limit"
             return Check("sde", math.nan, SDE_TOLERANCE, "the tolerance of compare", Grade.BAD, said)
-        value = numbers.sde_error(self.frozen_losses, self.linearization, self.sgd, self.record)
+        value = indicators.sde_error(self.frozen_losses, self.linearization, self.sgd, self.record)
         source = "the tolerance of compare"
         if math.isnan(value):
             said = "shuffled epochs have no SDE" if self.sgd.sampling == "shuffled" else "no curvature to tell by"

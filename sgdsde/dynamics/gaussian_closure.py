@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, OutputLaw
+from sgdsde.dynamics.dynamics import Dynamics
 from sgdsde.dynamics.gaussian_states import ClosureState, IndependentBatches, ShuffledEpochs
+from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD, StepPlan

@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from sgdsde.dynamics.base import Covariance, OutputLaw
-from sgdsde.dynamics.moving_kernel.directions import Features
 from sgdsde.dynamics.moving_kernel.epochs import EpochFluctuation
+from sgdsde.dynamics.moving_kernel.weight_subspace import Features
+from sgdsde.dynamics.output_law import Covariance, OutputLaw
 from sgdsde.dynamics.update import Update, update
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError

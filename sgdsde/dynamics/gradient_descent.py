@@ -10,7 +10,9 @@ from torch import Tensor
 
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, Modes, NoiseSource, OutputLaw
+from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
+from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.dynamics.update import Mean, torch_step, update
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, Modes, NoiseSource, OutputLaw
+from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
+from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD
 

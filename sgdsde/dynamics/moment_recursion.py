@@ -11,8 +11,10 @@ from torch import Tensor
 from sgdsde._checks import whole_number
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Coordinates, Dynamics, Modes, NoiseSource, OutputLaw
-from sgdsde.dynamics.shuffled import EpochMoments
+from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
+from sgdsde.dynamics.moments.epochs import EpochMoments
+from sgdsde.dynamics.moments.modes import Coordinates, Modes
+from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.dynamics.update import Mean, Update, update
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD, StepPlan

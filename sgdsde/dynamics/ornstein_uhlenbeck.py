@@ -12,10 +12,12 @@ from torch import Tensor
 
 from sgdsde._checks import complaint, word
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, Modes, NoiseSource, OutputLaw
+from sgdsde.dynamics.continuous.momentum_flow import MomentumFlow
+from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
 from sgdsde.dynamics.moment_equations import Flow, check_rtol
 from sgdsde.dynamics.moment_recursion import GradientNoise
-from sgdsde.dynamics.momentum_equations import MomentumFlow
+from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD
 

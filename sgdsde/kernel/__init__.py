@@ -13,10 +13,11 @@ A kernel that does not fit into memory is a ``KernelOperator``: ``TiledKernel`` 
 formed, ``LowRankKernel`` and ``KroneckerKernel`` for approximations. ``leading_eigenpairs`` is what a prediction needs.
 """
 
-from sgdsde.kernel.contraction import gram, tile
+from sgdsde.kernel.assembly import gram, tile
 from sgdsde.kernel.empirical import empirical_ntk
-from sgdsde.kernel.factors import Factors, factors
 from sgdsde.kernel.implicit import ImplicitKernel
+from sgdsde.kernel.layer_factors import Factors, factors
+from sgdsde.kernel.memory_plan import KernelPlan
 from sgdsde.kernel.operator import (
     DenseKernel,
     KernelOperator,
@@ -26,7 +27,6 @@ from sgdsde.kernel.operator import (
     as_operator,
     rows_times,
 )
-from sgdsde.kernel.plan import KernelPlan
 from sgdsde.kernel.spectrum import LeadingEigenpairs, NotConvergedError, leading_eigenpairs
 from sgdsde.kernel.tiles.tile_file import StoredKernelError
 from sgdsde.kernel.tiles.tiled import TiledKernel

@@ -13,10 +13,10 @@ from sgdsde._checks import complaint
 from sgdsde._functional import FunctionalModel, as_functional
 from sgdsde._probe import probe
 from sgdsde._types import Params, Progress
-from sgdsde.kernel.contraction import gram
-from sgdsde.kernel.costs import Outputs
+from sgdsde.kernel.assembly import gram
+from sgdsde.kernel.flop_model import Outputs
 from sgdsde.kernel.inputs import check_inputs
-from sgdsde.kernel.plan import KernelPlan
+from sgdsde.kernel.memory_plan import KernelPlan
 
 
 @overload

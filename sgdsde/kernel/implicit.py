@@ -13,8 +13,8 @@ from sgdsde._functional import FunctionalModel, as_functional
 from sgdsde._probe import probe
 from sgdsde._types import Params
 from sgdsde.jacobian import ExampleBytes, activation_bytes, jacobian
-from sgdsde.kernel.directional import Directional, directional
 from sgdsde.kernel.inputs import check_inputs
+from sgdsde.kernel.jacobian_products import Directional, directional
 from sgdsde.kernel.operator import KernelOperator
 
 ROWS = 256

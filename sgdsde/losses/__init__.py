@@ -8,10 +8,10 @@ L = (1/n) sum_i l(f_i, y_i), in the normalization of the torch module that the u
 """
 
 from sgdsde.losses.base import Loss, is_right
-from sgdsde.losses.catalog import as_loss
+from sgdsde.losses.conversion import as_loss
 from sgdsde.losses.cross_entropy import CrossEntropy
-from sgdsde.losses.examination import examine
 from sgdsde.losses.general import TorchLoss
 from sgdsde.losses.squared_error import SquaredError
+from sgdsde.losses.validation import examine
 
 __all__ = ["CrossEntropy", "Loss", "SquaredError", "TorchLoss", "as_loss", "examine", "is_right"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdsde._checks import complaint
-from sgdsde.meanfield import panels
+from sgdsde.meanfield import gauss_panels
 from sgdsde.networks import resolve_activation
 
 ActivationLike: TypeAlias = "str | Callable[[Tensor], Tensor] | Activation"
@@ -68,7 +68,7 @@ class Activation:
         """The points of [-radius, radius] where phi or its first derivatives are not smooth, sorted; 0 is included."""
         ceiling = 2.0 ** math.ceil(math.log2(max(radius, 1.0)))
         if ceiling not in self._kinks:
-            found = panels.find_kinks(self.value_and_slope, ceiling, self.name)
+            found = gauss_panels.find_kinks(self.value_and_slope, ceiling, self.name)
             self._refuse_jumps(found)
             self._kinks[ceiling] = found
         return self._kinks[ceiling]

@@ -21,7 +21,7 @@ from torch import Tensor
 from sgdsde.meanfield import quadrature
 from sgdsde.meanfield.activation import Activation
 from sgdsde.meanfield.closed_forms import clamp_correlation_
-from sgdsde.meanfield.panels import nodes_and_weights
+from sgdsde.meanfield.gauss_panels import nodes_and_weights
 
 MOST_TERMS = 800
 TAIL = 1e-10  # of E phi^2: what a certified series may leave out; rounding is at 1e-15

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sgdsde._checks import complaint
 from sgdsde.meanfield.activation import Activation
-from sgdsde.meanfield.panels import nodes_and_weights, refine
+from sgdsde.meanfield.gauss_panels import nodes_and_weights, refine
 
 TOLERANCE = 1e-9  # relative; the promise is 1e-8
 REACH = 9.0  # standard deviations; the tail beyond has mass 2e-19

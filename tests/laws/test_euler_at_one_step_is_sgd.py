@@ -13,7 +13,7 @@ from torch import Tensor
 
 import sgdsde
 from sgdsde.dynamics import EulerMaruyama, ExponentialEuler, Integrator, MomentRecursion
-from sgdsde.dynamics.integrators import PathSetup
+from sgdsde.dynamics.paths.integrators import PathSetup
 from tests.problems import BY_NAME, Case
 from tests.unit.dynamics.draws import AllSigns
 

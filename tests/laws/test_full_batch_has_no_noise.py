@@ -13,6 +13,7 @@ from sgdsde.dynamics import GradientDescent, MomentRecursion, OrnsteinUhlenbeck
 from tests.oracles import torch_optimizer
 from tests.problems import LINEAR, Case, conv_problem, mlp_problem
 
+ROUNDING = 1e-14
 RECORD = (0, 1, 2, 5, 30)
 WORDS = {
     "plain": {},
@@ -69,6 +70,11 @@ def gradient_descent(problem: sgdsde.Problem, sgd: sgdsde.SGD, n_steps: int) -> 
     return torch.stack(losses)
 
 
+def assert_no_spread(band) -> None:
+    """Batched products may round each run otherwise, so runs agree to rounding and not bit for bit."""
+    assert bool((band.std <= ROUNDING * band.mean.abs().max()).all())
+
+
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 @pytest.mark.parametrize("build", [mlp_problem, conv_problem])
 def test_every_real_run_is_gradient_descent(build, words: dict) -> None:
@@ -87,9 +93,9 @@ def test_every_linearized_run_is_gradient_descent_without_spread(case: Case) -> 
     for side in ("train_loss", "test_loss"):
         band = getattr(measured, side)
         torch.testing.assert_close(band.mean, getattr(predicted, side).mean, rtol=1e-12, atol=1e-14)
-        assert bool((band.samples == band.samples[:1]).all())
-        assert bool((band.std == 0).all())
-    assert bool((measured.train_outputs.std == 0).all())
+        torch.testing.assert_close(band.samples, band.samples[:1].expand_as(band.samples), rtol=ROUNDING, atol=0)
+        assert_no_spread(band)
+    assert_no_spread(measured.train_outputs)
 
 
 @pytest.mark.parametrize("sampling", ["without_replacement", "shuffled"])
@@ -99,7 +105,7 @@ def test_real_runs_have_no_spread(build, sampling: str) -> None:
     sgd = full_batch(problem.n_train, {"sampling": sampling})
     measured = sgdsde.run_ensemble(problem, sgd, 12, 5, observe=("loss", "outputs"))
     for band in (measured.train_loss, measured.test_loss, measured.train_outputs, measured.test_outputs):
-        assert bool((band.std == 0).all())
+        assert_no_spread(band)
 
 
 def test_one_example_less_has_spread() -> None:

@@ -15,8 +15,8 @@ import torch
 
 import sgdsde
 from sgdsde.dynamics import MomentRecursion
-from sgdsde.dynamics.base import Modes
-from sgdsde.dynamics.shuffled import EpochMoments
+from sgdsde.dynamics.moments.epochs import EpochMoments
+from sgdsde.dynamics.moments.modes import Modes
 from tests.epochs import EpochLaw, enumerate_epochs, every_order, step_map
 from tests.oracles import torch_optimizer
 from tests.problems import Case
@@ -198,7 +198,7 @@ def test_a_spread_at_the_start_of_an_epoch_is_split(monkeypatch: pytest.MonkeyPa
     sgd = shuffled(SIX, 0.8, momentum=0.9)
     oracle = enumerate_epochs(SIX.problem(), sgd, N_STEPS)
     split = loss_errors(SIX, sgd, oracle)
-    monkeypatch.setattr("sgdsde.dynamics.shuffled.MOST_DIRECTIONS", 0)
+    monkeypatch.setattr("sgdsde.dynamics.moments.epochs.MOST_DIRECTIONS", 0)
     whole = loss_errors(SIX, sgd, oracle)
     assert split[:4] == pytest.approx(whole[:4], abs=1e-12), "the first epoch starts without spread"
     assert split[-3:].max() < 0.3 * whole[-3:].max()

@@ -17,7 +17,7 @@ import sgdsde
 from sgdsde import networks
 from sgdsde._functional import FunctionalModel, as_functional
 from sgdsde.kernel import KernelPlan, factors, gram, tile
-from sgdsde.kernel.costs import Outputs
+from sgdsde.kernel.flop_model import Outputs
 from sgdsde.kernel.layers.structure import Structure, structure_of
 from tests.architectures import Wrapped
 from tests.catalogue import CASES, Case, kernel_by_backward

@@ -10,9 +10,9 @@ import torch
 
 import sgdsde
 from sgdsde import SGD, dynamics, stability
-from sgdsde.dynamics import truncation
-from sgdsde.dynamics.base import Modes
-from sgdsde.dynamics.truncation import _Sharpness
+from sgdsde.dynamics.moments import truncation_bound
+from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics.moments.truncation_bound import _Sharpness
 from sgdsde.kernel import ImplicitKernel, KroneckerKernel, LowRankKernel, TiledKernel
 from tests.problems import AFFINE, LINEAR, digits_problem, linear_problem
 
@@ -95,7 +95,7 @@ def test_the_bound_is_no_empty_word_where_the_tail_hardly_moves(digits, batch_si
 
 
 def test_a_bound_that_leaves_out_the_mean_of_the_tail_fails(digits, monkeypatch):
-    monkeypatch.setattr(truncation._TailMoments, "change", lambda self: self._trace())
+    monkeypatch.setattr(truncation_bound._TailMoments, "change", lambda self: self._trace())
     error, bound = error_and_bound(digits, 60, training(digits, 32, 0.1, {}), dynamics.GradientDescent())
     assert (error[1:] > bound[1:]).all()
 
@@ -108,7 +108,7 @@ def test_a_bound_that_leaves_out_the_noise_of_the_tail_fails(monkeypatch):
     error, bound = error_and_bound(linearization, 2, sgd, dynamics.MomentRecursion(), [0, 1, 2, 3])
     assert (error <= bound).all()
     assert (error[1:] > bound[1:] / 2).all()
-    monkeypatch.setattr(truncation._TailMoments, "_trace", lambda self: 0.0)
+    monkeypatch.setattr(truncation_bound._TailMoments, "_trace", lambda self: 0.0)
     error, bound = error_and_bound(linearization, 2, sgd, dynamics.MomentRecursion(), [0, 1, 2, 3])
     assert (error[1:] > bound[1:]).all()
 

@@ -10,7 +10,7 @@ import torch
 
 import sgdsde
 from sgdsde.dynamics import MomentEquations, MomentRecursion, OrnsteinUhlenbeck
-from sgdsde.dynamics.momentum_equations import Generator, real_logarithm, transition_matrices
+from sgdsde.dynamics.continuous.momentum_flow import Generator, real_logarithm, transition_matrices
 from sgdsde.dynamics.update import update
 from tests.problems import BY_NAME
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import sgdsde
 from sgdsde import dynamics
-from sgdsde.diagnosis import Advice, Diagnosis, Grade, calibration, diagnose, numbers
+from sgdsde.diagnosis import Advice, Diagnosis, Grade, calibration, diagnose, indicators
 from sgdsde.dynamics.mean_path import kernel_drift
 from tests.problems import LARGER, classification_problem, digits_problem, mlp_problem
 
@@ -50,17 +50,17 @@ def test_the_drift_is_that_of_the_mean_path(
 def test_the_ratio_to_the_limit_is_at_least_that_of_the_start(
     found: Diagnosis, linearization: sgdsde.Linearization, sgd: sgdsde.SGD
 ) -> None:
-    assert numbers.limit_ratio(linearization, sgd, 20) == pytest.approx(0.3, rel=1e-6)
+    assert indicators.limit_ratio(linearization, sgd, 20) == pytest.approx(0.3, rel=1e-6)
     assert 0.3 * (1 - 1e-6) <= found.checks["stability"].value < 0.5
 
 
 def test_the_limit_of_a_schedule_is_that_of_its_worst_step(linearization: sgdsde.Linearization) -> None:
     limit = sgdsde.stability.max_lr(linearization, 2)
     schedule = sgdsde.SGD(lambda k: 0.5 * limit / (k + 1), lambda k: 2 + k)
-    assert numbers.limit_ratio(linearization, schedule, 10) == pytest.approx(0.5, rel=1e-6)
+    assert indicators.limit_ratio(linearization, schedule, 10) == pytest.approx(0.5, rel=1e-6)
     fresh = sgdsde.stability.max_lr(linearization, 5, sampling="without_replacement")
     shuffled = sgdsde.SGD(0.25 * fresh, 5, sampling="shuffled", drop_last=True)
-    assert numbers.limit_ratio(linearization, shuffled, 10) == pytest.approx(0.25, rel=1e-6)
+    assert indicators.limit_ratio(linearization, shuffled, 10) == pytest.approx(0.25, rel=1e-6)
 
 
 def test_laziness_is_the_curvature_of_the_outputs_along_the_first_step() -> None:
@@ -80,7 +80,7 @@ def test_laziness_is_the_curvature_of_the_outputs_along_the_first_step() -> None
     h = 1e-3
     slope, bend = (at(h) - at(-h)) / (2 * h), (at(h) - 2 * at(0.0) + at(-h)) / h**2
     expected = float(residual.norm() * bend.norm() / slope.norm() ** 2)
-    assert numbers.laziness(linearization) == pytest.approx(expected, rel=1e-4)
+    assert indicators.laziness(linearization) == pytest.approx(expected, rel=1e-4)
 
 
 def test_laziness_falls_as_one_over_the_scale_of_centered_outputs() -> None:
@@ -94,7 +94,7 @@ def test_laziness_falls_as_one_over_the_scale_of_centered_outputs() -> None:
             return alpha * (base.forward(params, x) - base.forward(start, x))
 
         problem = sgdsde.Problem((centered, start), base.x_train, base.y_train, loss=nn.MSELoss())
-        values.append(numbers.laziness(sgdsde.linearize(problem)))
+        values.append(indicators.laziness(sgdsde.linearize(problem)))
     assert values[0] / values[1] == pytest.approx(4, rel=1e-9)
     assert values[1] / values[2] == pytest.approx(4, rel=1e-9)
 
@@ -112,9 +112,9 @@ def test_the_noise_ratio_is_variance_over_squared_mean() -> None:
     squared = float(gradients.mean(0).square().sum())
     linearization = sgdsde.linearize(problem)
     for sampling, phi in (("with_replacement", 1.0), ("without_replacement", (n - 3) / (n - 1))):
-        ratio = numbers.noise_ratio(linearization, sgdsde.SGD(0.1, 3, sampling=sampling))
+        ratio = indicators.noise_ratio(linearization, sgdsde.SGD(0.1, 3, sampling=sampling))
         assert ratio == pytest.approx(phi * variance / (3 * squared), rel=1e-9)
-    assert numbers.noise_ratio(linearization, sgdsde.SGD(0.1, n, sampling="without_replacement")) == 0
+    assert indicators.noise_ratio(linearization, sgdsde.SGD(0.1, n, sampling="without_replacement")) == 0
 
 
 def test_the_sde_is_told_from_sgd_by_their_expected_losses(
@@ -137,7 +137,7 @@ def test_the_top_curvature_under_cross_entropy() -> None:
     dense = linearization.kernel @ torch.block_diag(*blocks) / problem.n_train
     top = float(torch.linalg.eigvals(dense).real.max())
     sgd = sgdsde.SGD(0.1, 3)
-    value = numbers.sde_error(torch.ones(2), linearization, sgd, [0, 5])
+    value = indicators.sde_error(torch.ones(2), linearization, sgd, [0, 5])
     assert value == pytest.approx(0.1 * top / 2, rel=1e-3)
 
 

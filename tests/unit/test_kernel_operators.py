@@ -11,7 +11,7 @@ from torch import nn
 import sgdsde
 from sgdsde._functional import as_functional
 from sgdsde.kernel import DenseKernel, ImplicitKernel, KroneckerKernel, LowRankKernel, TiledKernel
-from sgdsde.kernel.directional import ByRows, TwiceBackward, Vectorized, directional
+from sgdsde.kernel.jacobian_products import ByRows, TwiceBackward, Vectorized, directional
 from tests.catalogue import CASES, kernel_by_backward
 
 CHOSEN = ["linear", "residual block", "layer norm", "multihead attention", "lstm", "tied weights", "embedding bag"]

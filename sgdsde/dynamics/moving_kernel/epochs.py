@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgdsde.dynamics.moving_kernel.directions import Features
-from sgdsde.dynamics.moving_kernel.fluctuation import Fluctuation
-from sgdsde.dynamics.shuffled import UNSPLIT, UNSPLIT_WITH_MOMENTUM, Draw, pair_factors
+from sgdsde.dynamics.moments.epochs import UNSPLIT, UNSPLIT_WITH_MOMENTUM, Draw, pair_factors
+from sgdsde.dynamics.moments.feature_state import Fluctuation
+from sgdsde.dynamics.moving_kernel.weight_subspace import Features
 from sgdsde.noise.covariance import diagonal_blocks
 from sgdsde.noise.gaussian import GaussianMoments
 from sgdsde.problem import Problem

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from sgdsde._checks import complaint, fraction_below_one, positive_number, whole_number
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, OutputLaw
-from sgdsde.dynamics.moving_kernel.course import Course, Words
-from sgdsde.dynamics.moving_kernel.feedback import NoiseFeedback
-from sgdsde.dynamics.moving_kernel.refresh import Refresh, Watch
+from sgdsde.dynamics.dynamics import Dynamics
+from sgdsde.dynamics.moving_kernel.kernel_refresh import Refresh, RefreshMonitor
+from sgdsde.dynamics.moving_kernel.noise_induced_drift import NoiseFeedback
+from sgdsde.dynamics.moving_kernel.prediction_run import Options, PredictionRun
+from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD
@@ -76,8 +77,8 @@ class MovingKernel(Dynamics):
         if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
             raise self.refuse("label noise under another loss than nn.MSELoss()", "label_noise_std=0")
         plan = sgd.plan(problem.n_train, n_steps)
-        words = Words(self.tolerance, self.first_interval, self.feedback, self.neglected, self.epoch_starts)
-        course, watch = Course(words, linearization, sgd, plan), Watch(self.tolerance, sgd.momentum)
+        words = Options(self.tolerance, self.first_interval, self.feedback, self.neglected, self.epoch_starts)
+        course, watch = PredictionRun(words, linearization, sgd, plan), RefreshMonitor(self.tolerance, sgd.momentum)
         ticks, done = ticker(progress, n_steps, "moving kernel"), 0
         while course.step < n_steps:
             for event in course.interval(n_steps, wanted):

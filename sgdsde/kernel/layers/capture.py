@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from sgdsde._functional import FunctionalModel, vectorize
 from sgdsde._types import Params
-from sgdsde.kernel.layers.calls import Call, derived, read
-from sgdsde.kernel.layers.uses import Alias, Use
+from sgdsde.kernel.layers.parameter_uses import Alias, Use
+from sgdsde.kernel.layers.torch_calls import Call, derived, read
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sgdsde._functional import FunctionalModel
 from sgdsde._types import Params
 from sgdsde.kernel.layers.capture import Observation, Watched, discover, observe
-from sgdsde.kernel.layers.terms import Term, deltas_of, inputs_of, jacobian_of, terms_of
+from sgdsde.kernel.layers.parameter_terms import Term, deltas_of, inputs_of, jacobian_of, terms_of
 
 logger = logging.getLogger(__name__)
 

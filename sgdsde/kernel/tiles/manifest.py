@@ -17,7 +17,7 @@ from torch import Tensor
 from sgdsde._checks import complaint
 from sgdsde._files import replacing
 from sgdsde._functional import FunctionalModel, jacobian_row
-from sgdsde.kernel.plan import Outputs
+from sgdsde.kernel.memory_plan import Outputs
 from sgdsde.kernel.tiles.tile_file import HEADER_BYTES, StoredKernelError
 
 FORMAT_VERSION = 1

@@ -17,10 +17,10 @@ from sgdsde._functional import FunctionalModel, as_functional
 from sgdsde._probe import probe
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.kernel.contraction import tile
-from sgdsde.kernel.factors import Factors, factors
+from sgdsde.kernel.assembly import tile
 from sgdsde.kernel.inputs import check_inputs
-from sgdsde.kernel.plan import KernelPlan, Outputs
+from sgdsde.kernel.layer_factors import Factors, factors
+from sgdsde.kernel.memory_plan import KernelPlan, Outputs
 from sgdsde.kernel.tiles.manifest import DTYPES, MANIFEST, Manifest, Place, digests, fingerprint
 from sgdsde.kernel.tiles.tile_file import LOCK
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from sgdsde._checks import complaint, whole_number
 from sgdsde._functional import FunctionalModel
 from sgdsde._types import Progress
+from sgdsde.kernel.memory_plan import Outputs
 from sgdsde.kernel.operator import KernelOperator
-from sgdsde.kernel.plan import Outputs
 from sgdsde.kernel.tiles.manifest import DTYPES, Manifest, Place
 from sgdsde.kernel.tiles.tile_file import (
     check_disk,

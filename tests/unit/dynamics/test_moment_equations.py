@@ -119,7 +119,7 @@ def test_beyond_the_limit_it_grows_without_an_error(monkeypatch: pytest.MonkeyPa
     linearization = sgdsde.linearize(problem)
     sgd = sgdsde.SGD(5 * sgdsde.stability.max_lr(linearization, 1), 1)
     few, more = MomentEquations(1).evolve(linearization, sgd, [1, 2])
-    monkeypatch.setattr(sgdsde.dynamics.collocation, "HUGE", 1e20)
+    monkeypatch.setattr(sgdsde.dynamics.continuous.collocation, "HUGE", 1e20)
     (many,) = MomentEquations(1, rtol=1e-3).evolve(linearization, sgd, [1000])
     oracle = ContinuousOracle(problem, sgd, 1)
     for law in (few, more):

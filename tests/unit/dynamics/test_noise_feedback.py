@@ -10,8 +10,8 @@ from torch.func import grad, jacrev, jvp
 import sgdsde
 from sgdsde.dynamics import GaussianClosure, MovingKernel, NoiseFeedback
 from sgdsde.dynamics.mean_path import MeanPath
-from sgdsde.dynamics.moving_kernel.directions import Directions, kernel_distance
-from sgdsde.dynamics.moving_kernel.feedback import draws, effect_of_noise
+from sgdsde.dynamics.moving_kernel.noise_induced_drift import draws, effect_of_noise
+from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace, kernel_distance
 from tests.problems import digits_problem
 
 
@@ -28,10 +28,10 @@ def quadratic() -> sgdsde.Problem:
     return sgdsde.Problem((model, {"w": w}), x, y, loss=nn.MSELoss(), x_test=x_test, y_test=y_test)
 
 
-def start(problem: sgdsde.Problem) -> tuple[MeanPath, Directions]:
+def start(problem: sgdsde.Problem) -> tuple[MeanPath, WeightSubspace]:
     sgd = sgdsde.SGD(0.1, 2)
     path = MeanPath.start(problem, sgd, sgd.plan(problem.n_train, 1))
-    return path, Directions.leading(sgdsde.linearize(problem), neglected=0.0)
+    return path, WeightSubspace.leading(sgdsde.linearize(problem), neglected=0.0)
 
 
 def covariance(size: int) -> torch.Tensor:

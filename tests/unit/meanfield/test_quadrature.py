@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional
 
 from sgdsde.meanfield.activation import Activation
+from sgdsde.meanfield.chebyshev_tables import dual_at, polar_moments
 from sgdsde.meanfield.closed_forms import Erf, Homogeneous, closed_form
+from sgdsde.meanfield.gauss_panels import nodes_and_weights
 from sgdsde.meanfield.hermite import hermite_series
-from sgdsde.meanfield.panels import nodes_and_weights
 from sgdsde.meanfield.quadrature import density, moments, pair_moments
-from sgdsde.meanfield.tables import dual_at, polar_moments
 
 SCALES = torch.tensor([1e-4, 0.03, 0.7, 1.0, 3.0, 50.0, 1000.0], dtype=torch.float64)
 CORRELATIONS = torch.tensor([-1.0, -0.999, -0.4, 0.0, 0.3, 0.9, 0.9999, 1.0], dtype=torch.float64)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgdsde.kernel.costs import Outputs
-from sgdsde.kernel.factors import Factor
-from sgdsde.kernel.layers.terms import Term
+from sgdsde.kernel.flop_model import Outputs
+from sgdsde.kernel.layer_factors import Factor
+from sgdsde.kernel.layers.parameter_terms import Term
 
 
 @dataclass(frozen=True, eq=False)

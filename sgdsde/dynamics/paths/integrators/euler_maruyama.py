@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sgdsde._checks import whole_number
-from sgdsde.dynamics.integrators.base import Draws, Integrator, Outputs, PathGroup, PathSetup
+from sgdsde.dynamics.paths.integrators.integrator import Draws, Integrator, Outputs, PathGroup, PathSetup
 from sgdsde.dynamics.update import torch_step
 from sgdsde.kernel import KernelOperator, rows_times
 from sgdsde.losses import SquaredError

@@ -11,8 +11,9 @@ from torch import Tensor
 from sgdsde._checks import complaint
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Covariance, Dynamics, NoiseSource, OutputLaw
+from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
 from sgdsde.dynamics.moment_recursion import Spread
+from sgdsde.dynamics.output_law import Covariance, OutputLaw
 from sgdsde.dynamics.update import Mean, update
 from sgdsde.kernel import KroneckerKernel
 from sgdsde.kernel.eigenbasis import Eigenbasis

@@ -15,8 +15,8 @@ from torch import Tensor
 from sgdsde import _memory
 from sgdsde._checks import complaint
 from sgdsde._types import Params
-from sgdsde.kernel.directional import Directional, directional
 from sgdsde.kernel.eigenbasis import Eigenbasis
+from sgdsde.kernel.jacobian_products import Directional, directional
 from sgdsde.linearization import Linearization
 from sgdsde.problem import Problem
 
@@ -74,7 +74,7 @@ def kernel_distance(features: Features, other: Features) -> float:
     return float((squared.clamp_min(0) / norm).sqrt())
 
 
-class Directions:
+class WeightSubspace:
     """V [r, p] with orthonormal rows, in the model's dtype."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Directions:
         self.rows, self._followed = rows, followed
 
     @classmethod
-    def leading(cls, linearization: Linearization, *, neglected: float) -> Directions:
+    def leading(cls, linearization: Linearization, *, neglected: float) -> WeightSubspace:
         """The right singular vectors of J, the largest first, without those of the last share ``neglected`` of |J|^2.
 
         Up to ``FEW`` are all kept.
@@ -119,7 +119,7 @@ class Directions:
         train = self._push(params, rows, problem.x_train)
         return Features(train, None if problem.x_test is None else self._push(params, rows, problem.x_test))
 
-    def turned(self, params: Params, features: Features, covariance: Tensor) -> Directions:
+    def turned(self, params: Params, features: Features, covariance: Tensor) -> WeightSubspace:
         """The directions after one step of subspace iteration toward the leading ones of J at these parameters.
 
         (Phi^T Phi)^-1 Phi^T J is V plus what J has outside of its span, so that the turn is the smallest. The leading
@@ -129,7 +129,7 @@ class Directions:
         inverse = _power(gram, -1.0, self._problem.dtype, most=self._followed)
         return self._spanning(params, inverse @ features.train.mT)._keeping(self, covariance)
 
-    def _keeping(self, other: Directions, covariance: Tensor) -> Directions:
+    def _keeping(self, other: WeightSubspace, covariance: Tensor) -> WeightSubspace:
         """These directions and the leading ones in which the other's fluctuation lies outside of their span."""
         values, vectors = torch.linalg.eigh(covariance)
         root = (vectors * values.clamp_min(0).sqrt()).mT.to(self.rows)
@@ -142,7 +142,7 @@ class Directions:
         kept = (vectors[:, -count:] / values[-count:].sqrt()).mT.to(left) @ left
         return self._with(torch.cat([self.rows, kept - (kept @ self.rows.mT) @ self.rows]))
 
-    def overlap(self, other: Directions) -> Tensor:
+    def overlap(self, other: WeightSubspace) -> Tensor:
         """V W^T [r, r'] for the directions W of the other: coordinates there to coordinates here."""
         return (self.rows @ other.rows.mT).to(self._dtype)
 
@@ -153,15 +153,15 @@ class Directions:
         parts = flat.split([shape.numel() for shape in shapes], dim=1)
         return {name: part.view(-1, *shape) for name, part, shape in zip(self._problem.params, parts, shapes)}
 
-    def _spanning(self, params: Params, cotangents: Tensor) -> Directions:
+    def _spanning(self, params: Params, cotangents: Tensor) -> WeightSubspace:
         """Orthonormal directions that span J^T u for the rows u of cotangents [k, n*c]."""
         rows = self._pull(params, cotangents.to(self._problem.dtype))
         for _ in range(2):  # the second pass removes what rounding left of the first
             rows = _power((rows @ rows.mT).double(), -0.5, rows.dtype).to(rows) @ rows
         return self._with(rows)
 
-    def _with(self, rows: Tensor) -> Directions:
-        return Directions(self._problem, self._derivatives, rows, self._dtype, followed=self._followed)
+    def _with(self, rows: Tensor) -> WeightSubspace:
+        return WeightSubspace(self._problem, self._derivatives, rows, self._dtype, followed=self._followed)
 
     def _at(self, params: Params) -> Directional:
         return type(self._derivatives)(dataclasses.replace(self._problem.functional, params=params))

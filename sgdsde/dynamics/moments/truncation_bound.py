@@ -18,9 +18,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sgdsde.dynamics.base import Modes, NoiseSource
+from sgdsde.dynamics.dynamics import NoiseSource
 from sgdsde.dynamics.moment_recursion import GradientNoise, Spread
-from sgdsde.dynamics.traced import TracedModes
+from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics.shared_kernel import TracedModes
 from sgdsde.dynamics.update import Mean, update
 from sgdsde.kernel import KernelOperator, KroneckerKernel, leading_eigenpairs
 from sgdsde.kernel.eigenbasis import Tail

@@ -1,103 +1,16 @@
-"""What every dynamics yields, and how train and test outputs hang together."""
+"""Coordinates of a linearized problem in the eigenbasis of its kernel."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint
-from sgdsde._types import Progress
+from sgdsde.dynamics.output_law import Covariance, OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
-from sgdsde.sgd import SGD
-
-
-@dataclass(frozen=True, eq=False)
-class Covariance:
-    """F C F^T, kept in factors: the outputs of thousands of test examples move in few directions.
-
-    Attributes:
-        factor: F, [rows, r]. core: C, [r, r], symmetric. gram: F^T F, [r, r].
-    """
-
-    factor: Tensor
-    core: Tensor
-    gram: Tensor
-
-    @property
-    def trace(self) -> Tensor:
-        return (self.gram * self.core).sum()
-
-    @property
-    def squared_norm(self) -> Tensor:
-        """tr of the square: the sum of all squared entries."""
-        product = self.gram @ self.core
-        return (product * product.mT).sum()
-
-    def quadratic(self, vector: Tensor) -> Tensor:
-        """v^T (F C F^T) v for v [rows]."""
-        reduced = self.factor.mT @ vector
-        return reduced @ self.core @ reduced
-
-    def diagonal(self) -> Tensor:
-        """Variances, [rows]."""
-        return ((self.factor @ self.core) * self.factor).sum(1)
-
-    def blocks(self, n_outputs: int) -> Tensor:
-        """The covariance of each example's outputs, [rows / c, c, c]."""
-        shape = (-1, n_outputs, self.factor.shape[1])
-        return (self.factor @ self.core).view(shape) @ self.factor.view(shape).mT
-
-    def to_dense(self) -> Tensor:
-        """[rows, rows]."""
-        return self.factor @ self.core @ self.factor.mT
-
-
-@dataclass(frozen=True, eq=False)
-class OutputLaw:
-    """The law of all outputs at one step.
-
-    Attributes:
-        mean: [n, c]. covariance: of the n*c outputs, or None when they are certain or sampled. samples: [P, n, c].
-        test_mean, test_covariance, test_samples: the same for the test set.
-    """
-
-    step: int
-    time: float
-    mean: Tensor
-    covariance: Covariance | None = None
-    samples: Tensor | None = None
-    test_mean: Tensor | None = None
-    test_covariance: Covariance | None = None
-    test_samples: Tensor | None = None
-
-
-NoiseSource: TypeAlias = Literal["none", "start", "mean", "state"]
-"""What the noise of a dynamics is evaluated at: not at all, the start, the mean, or mean and spread."""
-
-
-class Dynamics(ABC):
-    """Evolves the law of the outputs from the linearization at initialization; never computes a loss."""
-
-    @property
-    def noise_source(self) -> NoiseSource | None:
-        """Where the noise is taken, of a dynamics that follows the kernel's eigenpairs; None where it does not."""
-        return None
-
-    @abstractmethod
-    def evolve(
-        self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
-    ) -> Iterator[OutputLaw]:
-        """One law for each step of ``record`` (sorted, from 0 on)."""
-
-    def refuse(self, reason: str, alternative: str) -> ValueError:
-        """The error for what this dynamics cannot represent."""
-        return ValueError(f"{type(self).__name__} cannot represent {reason}; use {alternative}")
 
 
 class Coordinates(Protocol):

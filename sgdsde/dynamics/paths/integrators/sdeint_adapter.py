@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sgdsde._checks import complaint, whole_number, word
 from sgdsde._streams import numpy_stream
-from sgdsde.dynamics.integrators.base import Draws, Integrator, Outputs, PathGroup, PathSetup
+from sgdsde.dynamics.paths.integrators.integrator import Draws, Integrator, Outputs, PathGroup, PathSetup
 from sgdsde.kernel import rows_times
 from sgdsde.losses import SquaredError
 

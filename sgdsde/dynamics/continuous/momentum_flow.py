@@ -24,8 +24,9 @@ from torch import Tensor
 
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Modes, OutputLaw
 from sgdsde.dynamics.moment_recursion import GradientNoise
+from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.dynamics.update import Update, update
 from sgdsde.sgd import SGD, StepPlan
 

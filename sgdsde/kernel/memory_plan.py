@@ -14,7 +14,7 @@ from sgdsde._checks import complaint, word
 from sgdsde._functional import FunctionalModel
 from sgdsde._types import Params
 from sgdsde.jacobian import ExampleBytes
-from sgdsde.kernel.costs import (
+from sgdsde.kernel.flop_model import (
     Demand,
     Job,
     LayerPlan,
@@ -24,8 +24,8 @@ from sgdsde.kernel.costs import (
     network_operations,
     observation_bytes,
 )
+from sgdsde.kernel.hardware_rates import Rates
 from sgdsde.kernel.layers.structure import Structure, structure_of
-from sgdsde.kernel.rates import Rates
 
 COMFORTABLE = 2**27
 """Bytes beyond which more examples at once make nothing faster."""

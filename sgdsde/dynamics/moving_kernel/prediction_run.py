@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sgdsde._types import Params
-from sgdsde.dynamics.base import OutputLaw
 from sgdsde.dynamics.mean_path import MeanPath
-from sgdsde.dynamics.moving_kernel.directions import Directions, Features, kernel_distance
+from sgdsde.dynamics.moments.feature_state import Fluctuation
 from sgdsde.dynamics.moving_kernel.epochs import EpochFluctuation
-from sgdsde.dynamics.moving_kernel.feedback import Effect, NoiseFeedback, effect_of_noise
-from sgdsde.dynamics.moving_kernel.fluctuation import Fluctuation
-from sgdsde.dynamics.moving_kernel.refresh import Margin, Refresh
+from sgdsde.dynamics.moving_kernel.kernel_refresh import Margin, Refresh
+from sgdsde.dynamics.moving_kernel.noise_induced_drift import NoiseCorrection, NoiseFeedback, effect_of_noise
+from sgdsde.dynamics.moving_kernel.weight_subspace import Features, WeightSubspace, kernel_distance
+from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD, StepPlan
 
 GROWTH = 2.0
 """Of the interval between refreshes, at most."""
 
-SHARE_OF_COURSE = 1 / 3
+SHARE_OF_RUN = 1 / 3
 """Of the steps so far that an interval may take: the effect of the noise changes with the loss even where the kernel
 stays."""
 
@@ -31,7 +31,7 @@ FLICKER = 0.7
 
 
 @dataclass(frozen=True)
-class Words:
+class Options:
     """What the caller decides: see ``MovingKernel``."""
 
     tolerance: float
@@ -50,14 +50,14 @@ class Expected:
     correction: Params | None
 
 
-class Course:
+class PredictionRun:
     """The state at one step; ``interval`` goes from one refresh of the kernel to the next."""
 
-    def __init__(self, words: Words, linearization: Linearization, sgd: SGD, plan: StepPlan) -> None:
+    def __init__(self, words: Options, linearization: Linearization, sgd: SGD, plan: StepPlan) -> None:
         problem = linearization.problem
         self.step, self._words, self._times = 0, words, plan.times
         self._path = MeanPath.start(problem, sgd, plan)
-        self._directions = Directions.leading(linearization, neglected=words.neglected)
+        self._directions = WeightSubspace.leading(linearization, neglected=words.neglected)
         self._features = self._initial = self._directions.features(problem.params)
         dtype = linearization.kernel.dtype
         size = len(self._directions)
@@ -65,7 +65,7 @@ class Course:
         if sgd.sampling == "shuffled":
             starts = words.epoch_starts
             self._fluctuation = EpochFluctuation(problem, sgd, plan, size=size, dtype=dtype, most_starts=starts)
-        self._effect, self._wish = Effect(), words.first_interval
+        self._effect, self._wish = NoiseCorrection(), words.first_interval
         self._gram = self._features.train.mT @ self._features.train
         self._margin = Margin(sgd, plan)
 
@@ -83,7 +83,7 @@ class Course:
         self._features = later
         settled = 0.9 * self._words.tolerance / max(refresh.drift, 1e-12)
         longer = max(refresh.interval + 1, int(refresh.interval * min(GROWTH, settled)))
-        self._wish = max(1, min(longer, int(self.step * SHARE_OF_COURSE)))
+        self._wish = max(1, min(longer, int(self.step * SHARE_OF_RUN)))
 
     def law(self) -> OutputLaw:
         """The law of all outputs now."""
@@ -100,7 +100,7 @@ class Course:
             turned = self._directions.turned(self._path.params, self._features, self._fluctuation.weights)
             self._fluctuation.turn(turned.overlap(self._directions))
             self._directions, self._features = turned, turned.features(self._path.params)
-        self._feel_the_noise()
+        self._update_noise_correction()
         interval, later, drift = self._reach(n_steps)
         expected = self._expected()
         moments = self._fluctuation.moments(expected.features, expected.outputs)
@@ -115,7 +115,7 @@ class Course:
         )
         return refresh, later
 
-    def _feel_the_noise(self) -> None:
+    def _update_noise_correction(self) -> None:
         feedback = self._words.feedback
         self._gram = self._features.train.mT @ self._features.train
         size = self._fluctuation.output_variance(self._gram)

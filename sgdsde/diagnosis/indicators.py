@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sgdsde.dynamics import GradientDescent, MomentEquations
-from sgdsde.dynamics.base import Dynamics
+from sgdsde.dynamics.dynamics import Dynamics
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.noise.ito import second_derivative, weight_direction

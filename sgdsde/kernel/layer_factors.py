@@ -10,11 +10,11 @@ from torch import Tensor
 from sgdsde._functional import FunctionalModel
 from sgdsde._types import Params
 from sgdsde.jacobian import jacobian
-from sgdsde.kernel.costs import SMALL
+from sgdsde.kernel.flop_model import SMALL
 from sgdsde.kernel.layers.capture import Observation
+from sgdsde.kernel.layers.parameter_terms import Term, deltas_of, inputs_of, jacobian_of
 from sgdsde.kernel.layers.structure import Structure
-from sgdsde.kernel.layers.terms import Term, deltas_of, inputs_of, jacobian_of
-from sgdsde.kernel.plan import KernelPlan
+from sgdsde.kernel.memory_plan import KernelPlan
 
 
 @dataclass(frozen=True, eq=False)

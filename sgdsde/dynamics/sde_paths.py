@@ -12,9 +12,17 @@ from sgdsde._checks import complaint, whole_number
 from sgdsde._progress import ticker
 from sgdsde._streams import BLOCK
 from sgdsde._types import Progress
-from sgdsde.dynamics.base import Dynamics, NoiseSource, OutputLaw
-from sgdsde.dynamics.integrators import BlockDraws, EulerMaruyama, ExponentialEuler, Integrator, PathGroup, PathSetup
-from sgdsde.dynamics.ito_term import ItoTerm
+from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
+from sgdsde.dynamics.output_law import OutputLaw
+from sgdsde.dynamics.paths.integrators import (
+    BlockDraws,
+    EulerMaruyama,
+    ExponentialEuler,
+    Integrator,
+    PathGroup,
+    PathSetup,
+)
+from sgdsde.dynamics.paths.ito_term import ItoTerm
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD

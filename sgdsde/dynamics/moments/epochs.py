@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgdsde.dynamics.base import Modes
+from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.update import update
 from sgdsde.sgd import SGD, StepPlan
 

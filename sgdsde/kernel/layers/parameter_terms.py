@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgdsde._types import Params
 from sgdsde.kernel.layers.capture import Observation, Watched
-from sgdsde.kernel.layers.uses import Alias, Use
+from sgdsde.kernel.layers.parameter_uses import Alias, Use
 
 Way: TypeAlias = Literal["gram", "jacobian"]
 """How a term is contracted: from inputs and gradients at the results, or from the columns of the Jacobian."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from sgdsde._checks import whole_number
-from sgdsde.dynamics.base import Modes
-from sgdsde.dynamics.integrators.base import Draws, Integrator, Outputs, PathGroup, PathSetup
+from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics.paths.integrators.integrator import Draws, Integrator, Outputs, PathGroup, PathSetup
 from sgdsde.losses import SquaredError
 from sgdsde.noise import noise_direction
 

@@ -18,8 +18,8 @@ from sgdsde._checks import complaint
 from sgdsde.meanfield import quadrature
 from sgdsde.meanfield.activation import Activation
 from sgdsde.meanfield.closed_forms import ClosedForm, clamp_correlation_, closed_form
+from sgdsde.meanfield.gauss_panels import nodes_and_weights
 from sgdsde.meanfield.hermite import HermiteSeries, hermite_series
-from sgdsde.meanfield.panels import nodes_and_weights
 
 ACCURACY = 1e-9  # of sqrt(E phi(u)^2 E phi(v)^2), at most this much worse than quadrature at any tested point
 SIZES = ((4, 32), (7, 36), (10, 40), (18, 80), (26, 128))  # nodes in s, nodes in theta

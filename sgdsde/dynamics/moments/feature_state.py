@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgdsde.dynamics.base import Covariance, OutputLaw
-from sgdsde.dynamics.moving_kernel.directions import Features
+from sgdsde.dynamics.moving_kernel.weight_subspace import Features
+from sgdsde.dynamics.output_law import Covariance, OutputLaw
 from sgdsde.dynamics.update import Update, update
 from sgdsde.losses import SquaredError
 from sgdsde.noise.gaussian import GaussianMoments, gaussian_moments

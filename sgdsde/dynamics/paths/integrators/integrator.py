@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgdsde._streams import BLOCK, torch_stream
-from sgdsde.dynamics.ito_term import Displacement
+from sgdsde.dynamics.paths.ito_term import Displacement
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD, StepPlan
 

@@ -15,7 +15,7 @@ from sgdsde._functional import vectorize
 from sgdsde._streams import torch_stream
 from sgdsde._types import Params
 from sgdsde.dynamics.mean_path import MeanPath
-from sgdsde.dynamics.moving_kernel.directions import Directions, Features
+from sgdsde.dynamics.moving_kernel.weight_subspace import Features, WeightSubspace
 from sgdsde.problem import Problem
 
 NETWORKS_AT_ONCE = 16
@@ -53,7 +53,7 @@ class NoiseFeedback:
 
 
 @dataclass(frozen=True, eq=False)
-class Effect:
+class NoiseCorrection:
     """What the noise added at one refresh, where the outputs had variance ``size``; in between it goes with that.
 
     Attributes:
@@ -89,19 +89,19 @@ def draws(covariance: Tensor, count: int) -> Tensor:
 def effect_of_noise(
     feedback: NoiseFeedback,
     path: MeanPath,
-    directions: Directions,
+    directions: WeightSubspace,
     features: Features,
     covariance: Tensor,
     *,
     size: float,
     step: int,
-) -> Effect:
+) -> NoiseCorrection:
     """The effect of a fluctuation with this covariance of the coordinates [r, r] around the path at ``step``."""
     problem = path.problem
     coordinates = draws(covariance, feedback.n_draws)
     deltas = directions.weights(coordinates)
     outputs_of, gradient_of = _evaluations(problem)
-    around = Around(path.params, deltas, feedback.n_draws)
+    around = SymmetricSamples(path.params, deltas, feedback.n_draws)
     gradient, outputs, change, mean_outputs = None, None, None, path.outputs(step)
     if feedback.outputs:
         outputs = around.mean(outputs_of)[OUTPUTS] - mean_outputs
@@ -111,11 +111,11 @@ def effect_of_noise(
         gradient = {name: value - linear[name] for name, value in expected.items()}
     if feedback.n_kernel_draws:
         change = _features_change(feedback.n_kernel_draws, path, directions, features, covariance, deltas)
-    return Effect(size, gradient, outputs, change)
+    return NoiseCorrection(size, gradient, outputs, change)
 
 
 @dataclass(frozen=True, eq=False)
-class Around:
+class SymmetricSamples:
     """Averages over the networks at both sides of the mean weights."""
 
     params: Params
@@ -180,7 +180,7 @@ def _linear_part(path: MeanPath, features: Features, coordinates: Tensor, output
 
 
 def _features_change(
-    count: int, path: MeanPath, directions: Directions, features: Features, covariance: Tensor, deltas: Params
+    count: int, path: MeanPath, directions: WeightSubspace, features: Features, covariance: Tensor, deltas: Params
 ) -> Features:
     """Mean of Phi over some of the networks less Phi, along the directions that fluctuate most."""
     leading = torch.linalg.eigh(covariance).eigenvectors[:, -KERNEL_DIRECTIONS:]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgdsde.kernel.layers.uses import Alias, Geometry, Kind
+from sgdsde.kernel.layers.parameter_uses import Alias, Geometry, Kind
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from torch import Tensor
 from sgdsde._functional import FunctionalModel
 from sgdsde._progress import ticker
 from sgdsde._types import Params, Progress
-from sgdsde.kernel.factors import Factors, factors
-from sgdsde.kernel.layers.grams import Target, add_gram
-from sgdsde.kernel.plan import KernelPlan
+from sgdsde.kernel.grams import Target, add_gram
+from sgdsde.kernel.layer_factors import Factors, factors
+from sgdsde.kernel.memory_plan import KernelPlan
 
 
 def gram(

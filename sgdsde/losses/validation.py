@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sgdsde._checks import complaint
 from sgdsde.losses.general import TorchLoss
-from sgdsde.losses.kinks import find_kink
+from sgdsde.losses.smoothness import find_kink
 
 SMOOTH = (
     nn.BCEWithLogitsLoss,

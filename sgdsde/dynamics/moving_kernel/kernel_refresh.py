@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sgdsde.dynamics.moving_kernel.directions import Features
+from sgdsde.dynamics.moving_kernel.weight_subspace import Features
 from sgdsde.noise.gaussian import GaussianMoments
 from sgdsde.sgd import SGD, StepPlan, sampling_factor
 
@@ -66,7 +66,7 @@ class Refresh:
         )
 
 
-class Watch:
+class RefreshMonitor:
     """Looks at the refreshes of one prediction and warns once of each kind of trouble."""
 
     def __init__(self, tolerance: float, momentum: float) -> None:

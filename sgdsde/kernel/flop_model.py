@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from sgdsde.kernel.layers.parameter_terms import Term, Way
 from sgdsde.kernel.layers.structure import Structure
-from sgdsde.kernel.layers.terms import Term, Way
 
 Outputs: TypeAlias = Literal["full", "trace", "per_class"]
 """Which entries K[(i,a),(j,b)]: all [n1*c, n2*c], summed over a = b [n1, n2], or those with a = b [c, n1, n2]."""

@@ -1,0 +1,1 @@
+"""Moments in continuous time: linear flows and their integration."""

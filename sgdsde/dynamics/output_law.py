@@ -1,0 +1,67 @@
+"""The law of all outputs at one step: means, covariances in factors, samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Covariance:
+    """F C F^T, kept in factors: the outputs of thousands of test examples move in few directions.
+
+    Attributes:
+        factor: F, [rows, r]. core: C, [r, r], symmetric. gram: F^T F, [r, r].
+    """
+
+    factor: Tensor
+    core: Tensor
+    gram: Tensor
+
+    @property
+    def trace(self) -> Tensor:
+        return (self.gram * self.core).sum()
+
+    @property
+    def squared_norm(self) -> Tensor:
+        """tr of the square: the sum of all squared entries."""
+        product = self.gram @ self.core
+        return (product * product.mT).sum()
+
+    def quadratic(self, vector: Tensor) -> Tensor:
+        """v^T (F C F^T) v for v [rows]."""
+        reduced = self.factor.mT @ vector
+        return reduced @ self.core @ reduced
+
+    def diagonal(self) -> Tensor:
+        """Variances, [rows]."""
+        return ((self.factor @ self.core) * self.factor).sum(1)
+
+    def blocks(self, n_outputs: int) -> Tensor:
+        """The covariance of each example's outputs, [rows / c, c, c]."""
+        shape = (-1, n_outputs, self.factor.shape[1])
+        return (self.factor @ self.core).view(shape) @ self.factor.view(shape).mT
+
+    def to_dense(self) -> Tensor:
+        """[rows, rows]."""
+        return self.factor @ self.core @ self.factor.mT
+
+
+@dataclass(frozen=True, eq=False)
+class OutputLaw:
+    """The law of all outputs at one step.
+
+    Attributes:
+        mean: [n, c]. covariance: of the n*c outputs, or None when they are certain or sampled. samples: [P, n, c].
+        test_mean, test_covariance, test_samples: the same for the test set.
+    """
+
+    step: int
+    time: float
+    mean: Tensor
+    covariance: Covariance | None = None
+    samples: Tensor | None = None
+    test_mean: Tensor | None = None
+    test_covariance: Covariance | None = None
+    test_samples: Tensor | None = None

@@ -1,0 +1,1 @@
+"""Sampled paths of the stochastic differential equation: what they integrate and how."""
