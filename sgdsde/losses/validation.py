@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -42,23 +43,31 @@ def examine(loss: TorchLoss, outputs: Tensor, y_train: Tensor, y_test: Tensor | 
     Raises:
         ValueError: it fails, is no single finite number, is random, no mean over examples, cannot be vectorized, has
             no finite gradient, or none at all. TypeError: what it returns is no tensor.
-    Cost: some passes over outputs of the size of the targets; kinks of losses that are not known, under a second.
+    Cost: some passes over outputs of the size of the targets. Kinks are looked for when a Hessian is asked for.
     """
     for name, targets in (("y_train", y_train), ("y_test", y_test)):
         if targets is not None:
             targets = _double(targets)
             near = _between(outputs, len(targets))
-            _check_mean(loss, name, near, targets)
             around = _around(near)
+            moves = _check_mean(loss, name, near, targets)
             if _is_defined(loss, around, targets):
-                _check_mean(loss, name, around, targets)
-    kink = ""
+                moves |= _check_mean(loss, name, around, targets)
+            if not moves:
+                raise ValueError(_constant(loss, outputs.shape[1]))
     if type(loss.loss) not in SMOOTH or getattr(loss.loss, "beta", 1.0) == 0:
-        kink = find_kink(loss, _distinct(_double(y_train)), n_outputs=outputs.shape[1])
-    return replace(loss, kink=kink, values=_values(loss, outputs, y_train))
+        search = partial(find_kink, targets=_distinct(_double(y_train)), n_outputs=outputs.shape[1])
+        loss = replace(loss, find_kink=search)
+    return replace(loss, values=_values(loss, outputs, y_train))
 
 
-def _check_mean(loss: TorchLoss, name: str, outputs: Tensor, targets: Tensor) -> None:
+def _constant(loss: TorchLoss, n_outputs: int) -> str:
+    remedy = "for two classes and one output use nn.BCEWithLogitsLoss()" if n_outputs == 1 else "check its arguments"
+    return complaint("loss", "one that depends on the outputs", f"{loss.name}, of zero gradient everywhere", remedy)
+
+
+def _check_mean(loss: TorchLoss, name: str, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether the loss has a gradient there; raises ``ValueError`` where it is no mean over examples."""
     value = _value(loss, name, outputs, targets)
     if float(_value(loss, name, outputs, targets)) != float(value):
         raise ValueError(complaint("loss", "deterministic", f"{loss.name} with two values on the same outputs"))
@@ -85,6 +94,7 @@ def _check_mean(loss: TorchLoss, name: str, outputs: Tensor, targets: Tensor) ->
     if not gradient.any() and float(each.max() - each.min()) > 0:
         remedy = "remove detach(), argmax or rounding from it"
         raise ValueError(complaint("loss", "differentiable in the outputs", f"{loss.name}, of zero gradient", remedy))
+    return bool(gradient.abs().max() > 1e-14 * max(1.0, float(value.abs())))
 
 
 def _value(loss: TorchLoss, name: str, outputs: Tensor, targets: Tensor) -> Tensor:

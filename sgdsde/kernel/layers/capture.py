@@ -45,10 +45,10 @@ class Observation:
     gradients: Params
 
     def weighted(self, weights: Tensor) -> Observation:
-        """With a number for each example, [b], as a factor of its cotangents."""
+        """With a number for each example and cotangent, [b, c], as a factor."""
 
         def times(value: Tensor) -> Tensor:
-            return value * weights.view(-1, *(1 for _ in value.shape[1:]))
+            return value * weights.view(*weights.shape, *(1 for _ in value.shape[2:]))
 
         gradients = {name: times(value) for name, value in self.gradients.items()}
         return Observation(self.sources, tuple(times(delta) for delta in self.deltas), gradients)
