@@ -147,7 +147,11 @@ def _check_output(outputs: Any, x: Tensor) -> None:
         received, remedy = type(outputs).__name__, "wrap the model so that forward returns the tensor alone"
         raise TypeError(complaint("model output", "one tensor [n, c]", received, remedy))
     if outputs.ndim != 2 or outputs.shape[0] != x.shape[0] or outputs.shape[1] == 0:
-        remedy = "end the model with nn.Flatten() or unsqueeze(-1)"
+        remedy = "end the model with unsqueeze(-1)"
+        if outputs.ndim > 2:
+            remedy = "end the model with nn.Flatten(), and give the targets this shape too (or the loss the first one)"
+        if outputs.ndim == 0 or outputs.shape[0] != x.shape[0]:
+            remedy = "let forward return one row an example, the first axis of its input"
         raise ValueError(complaint("model output", f"[{len(x)}, c] for {len(x)} examples", list(outputs.shape), remedy))
     if not outputs.is_floating_point():
         raise TypeError(complaint("model output", "real and floating-point", outputs.dtype))

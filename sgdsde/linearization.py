@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sgdsde import _memory
 from sgdsde._checks import complaint, finite_entries
 from sgdsde._types import Progress
 from sgdsde.jacobian import jacobian_product
@@ -23,13 +25,23 @@ from sgdsde.kernel import (
 )
 from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.losses import SquaredError
-from sgdsde.problem import Problem
+from sgdsde.problem import Problem, check_training
+from sgdsde.sgd import SGD
 
 if TYPE_CHECKING:
     from sgdsde.networks import Network
 
 ROWS = 256
 """Examples of one forward pass."""
+
+SPECTRUM_MATRICES = 5
+"""Of the kernel's size that stand beside each other while it is decomposed: itself, its symmetric part, eigenvectors,
+and twice its size of LAPACK's workspace."""
+
+ZERO_KERNEL = (
+    "the kernel is zero: at their initial values the weights do not change the outputs (dead units? zeros "
+    "everywhere?); the predicted loss is constant, and no learning rate is too large"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +105,8 @@ class Linearization:
             raise ValueError(complaint("kernel", f"[{d}, {d}], n_train * n_outputs", list(self.kernel.shape), remedy))
         if isinstance(self.kernel, Tensor):
             finite_entries("kernel", self.kernel)
+            if not self.kernel.any():
+                warnings.warn(ZERO_KERNEL, UserWarning, stacklevel=4)
         if self.cross_kernel is not None and list(self.cross_kernel.shape) != [m, d]:
             raise ValueError(complaint("cross_kernel", f"[{m}, {d}]", list(self.cross_kernel.shape)))
         if (self.cross_kernel is None) != (m == 0) or (self.test_outputs is None) != (m == 0):
@@ -267,11 +281,33 @@ def _weight_outputs(problem: Problem, x: Tensor, plan: KernelPlan) -> Tensor:
     return jacobian_product(problem.functional, x, problem.params, rows=plan.rows).to(plan.dtype)
 
 
-def as_linearization(problem_or_linearization: Problem | Linearization, *, progress: Progress = None) -> Linearization:
-    """The linearization itself, or that of a problem."""
+def as_linearization(
+    problem_or_linearization: Problem | Linearization, *, sgd: SGD | None = None, progress: Progress = None
+) -> Linearization:
+    """The linearization itself, or that of a problem, whose spectrum will be asked for.
+
+    Args:
+        sgd: what it is to be predicted under, if known: it must train what the problem says.
+    Raises:
+        MemoryError: of a problem, where kernel and spectrum take more than a quarter of the free memory; names the
+            bytes, before anything is computed.
+    """
+    if not isinstance(problem_or_linearization, Problem | Linearization):
+        received = type(problem_or_linearization).__name__
+        raise TypeError(
+            complaint("problem", "a Problem or a Linearization", received, "use sgdsde.Problem(model, ...)")
+        )
     if isinstance(problem_or_linearization, Linearization):
+        if sgd is not None:
+            check_training(problem_or_linearization.problem, sgd)
         return problem_or_linearization
-    if isinstance(problem_or_linearization, Problem):
-        return linearize(problem_or_linearization, progress=progress)
-    received = type(problem_or_linearization).__name__
-    raise TypeError(complaint("problem", "a Problem or a Linearization", received, "use sgdsde.Problem(model, ...)"))
+    problem = problem_or_linearization
+    if sgd is not None:
+        check_training(problem, sgd)
+    d, allowed = problem.n_train * problem.n_outputs, _memory.budget(None, problem.device)
+    needed = SPECTRUM_MATRICES * d * d * torch.float64.itemsize
+    if needed > allowed:
+        remedy = f"predict(linearize(problem, rank=500), ...) follows the leading eigenpairs of its {d:,} rows instead"
+        what = "the free memory that a kernel and its spectrum may take, a quarter of it,"
+        raise MemoryError(complaint(what, f"at least {needed:,} bytes", f"{allowed:,}", remedy))
+    return linearize(problem, progress=progress)

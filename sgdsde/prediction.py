@@ -52,7 +52,7 @@ def predict(
     steps = recorded_steps(n_steps, record)
     check_sgd(sgd)
     check_observables(observe)
-    linearization = as_linearization(problem_or_linearization, progress=progress)
+    linearization = as_linearization(problem_or_linearization, sgd=sgd, progress=progress)
     problem = linearization.problem
     sgd.plan(problem.n_train, n_steps)
     if dynamics is None:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sgdsde._checks import complaint, finite_entries, nonempty
@@ -18,6 +18,7 @@ from sgdsde._probe import probe
 from sgdsde._types import Params
 from sgdsde.adapters import examples_of_loaders
 from sgdsde.losses import Loss, TorchLoss, as_loss, examine, on_the_simplex, refuse_unbounded
+from sgdsde.sgd import SGD
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -150,6 +151,27 @@ class Problem:
             hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         hasher.update(self.criterion.fingerprint.encode())
         return hasher.hexdigest()[:32]
+
+
+def check_training(problem: Problem, sgd: SGD) -> None:
+    """Raises ``ValueError`` where torch's loop with this SGD would not train what the problem says.
+
+    The optimizer that the SGD was read from must hold the problem's trainable parameters, and no others. Memory that
+    two parameters share is decayed once for each of them by torch, and once here.
+    """
+    shared = problem.functional.shared
+    if sgd.weight_decay and shared:
+        name = next(iter(shared))
+        received = (
+            f"{sgd.weight_decay:g} with {name!r} and {shared[name].source!r} in one memory, decayed twice by torch"
+        )
+        remedy = "tie the layers by one and the same parameter (b.weight = a.weight), or use weight_decay=0"
+        raise ValueError(complaint("weight_decay", "0 where parameters share memory", received, remedy))
+    if sgd.trained is None:
+        return
+    model, names = problem.model, {*problem.params, *shared}
+    named = dict(model.named_parameters()) if isinstance(model, nn.Module) else model[1]
+    sgd.trained.check({name: value for name, value in named.items() if name in names})
 
 
 def _check_pair(x_name: str, x: Any, y_name: str, y: Any, functional: FunctionalModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 import numpy as np
@@ -22,7 +22,7 @@ from sgdsde._checks import (
     word,
 )
 from sgdsde._types import Sampling, Schedule
-from sgdsde.adapters import SchedulerInterval, words_of_optimizer
+from sgdsde.adapters import SchedulerInterval, TrainedTensors, words_of_optimizer
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class SGD:
             ``"shuffled"``: epochs of a reshuffled data set, as ``DataLoader(shuffle=True)``, with a smaller last batch.
         drop_last: shuffled only: skip an epoch's smaller last batch.
         label_noise_std: fresh Gaussian noise on every drawn target, in the targets' units; squared error only.
+        trained: set by ``from_optimizer``: what the optimizer holds, which must be what a problem trains.
     """
 
     lr: Schedule
@@ -49,6 +50,7 @@ class SGD:
     sampling: Sampling = "with_replacement"
     drop_last: bool = False
     label_noise_std: float = 0.0
+    trained: TrainedTensors | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not callable(self.lr):
@@ -88,7 +90,8 @@ class SGD:
                 optimizer has now, so a scheduler that has moved goes on from where it is.
             scheduler_interval: ``"step"`` if the loop calls ``scheduler.step()`` after every update, ``"epoch"`` if
                 after every pass over the loader.
-            model: if given, the optimizer must hold exactly its trainable parameters.
+            model: if given, the optimizer must hold exactly its trainable parameters; a problem of another model, or
+                one that trains others, is refused in any case when it is predicted or trained.
         Raises:
             TypeError: another optimizer. ValueError: what ``SGD`` cannot represent, by name: other samplers,
                 ``ReduceLROnPlateau``, a scheduler that cycles momentum, ``maximize``, step hooks, unequal groups.

@@ -61,7 +61,7 @@ def diagnose(
     if steps[-1] == 0:
         raise ValueError(complaint("record", "with a step after 0", steps, "omit it for about 50 geometric steps"))
     check_sgd(sgd)
-    linearization = as_linearization(problem_or_linearization, progress=progress)
+    linearization = as_linearization(problem_or_linearization, sgd=sgd, progress=progress)
     return _Findings(linearization, sgd, steps, tolerance, progress).diagnosis()
 
 

@@ -96,7 +96,8 @@ class OrnsteinUhlenbeck(Dynamics):
         noise = GradientNoise(modes)
         frozen_at = flow.level if self.freeze == "mean_path" else modes.start
         covariance = segment.lr * flow.step_noise(segment, noise, None, frozen_at)
-        covariance = covariance / (segment.rate[:, None] + segment.rate)
+        rates = segment.rate[:, None] + segment.rate
+        covariance = torch.where(rates > 0, covariance / rates, 0.0)
         factor = 0.0 if sgd.weight_decay else 1.0
         return modes.law(STATIONARY_STEP, math.inf, flow.level, covariance, weight_factor=factor)
 
@@ -119,4 +120,5 @@ def _from_initial_noise(modes: Modes, flow: Flow, record: Sequence[int]) -> Iter
 def _relaxed(covariance: Tensor, diffusion: Tensor, rate: Tensor, duration: float) -> Tensor:
     """S after a time under constant drift and diffusion."""
     rates = rate[:, None] + rate
-    return covariance * torch.exp(-rates * duration) - diffusion * torch.expm1(-rates * duration) / rates
+    gained = torch.where(rates > 0, -torch.expm1(-rates * duration) / rates, duration)
+    return covariance * torch.exp(-rates * duration) + diffusion * gained

@@ -19,7 +19,7 @@ from sgdsde.ensemble.streams import RunStreams
 from sgdsde.ensemble.variants import Minibatches, Variant
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
-from sgdsde.problem import Problem
+from sgdsde.problem import Problem, check_training
 from sgdsde.recording import check_observables, recorded_steps
 from sgdsde.sgd import SGD, StepPlan, check_sgd
 from sgdsde.trajectory import Trajectory
@@ -63,6 +63,7 @@ def run_ensemble(
     variant = _checked_variant(variant, sgd)
     learner = _learner(problem_or_linearization)
     problem = learner.problem
+    check_training(problem, sgd)
     plan = sgd.plan(problem.n_train, n_steps)
     refined = variant.refined(plan)
     _check_label_noise(sgd, problem)

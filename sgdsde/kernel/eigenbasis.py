@@ -63,8 +63,8 @@ class Eigenbasis:
             received = f"eigenvalues down to {values.min():.3e} beside {values.max():.3e}"
             raise ValueError(complaint("kernel", "positive semidefinite", received))
         kept = values > floor
-        if not kept.any():
-            raise ValueError(complaint("kernel", "different from zero", "no positive eigenvalue"))
+        if not kept.any():  # a kernel of zero is one null mode
+            return cls(torch.zeros_like(values[:1]), vectors[:, :1].contiguous())
         return cls(values[kept].contiguous(), vectors[:, kept].contiguous())
 
     def scaled(self, factor: float) -> Eigenbasis:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
 from sgdsde._checks import complaint, finite_entries
-from sgdsde.losses.base import Loss, largest_entries
+from sgdsde.losses.base import Loss, largest_entries, reshaping
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 PROBABILITIES = (nn.KLDivLoss,)
@@ -124,8 +124,7 @@ class TorchLoss(Loss):
             return targets
         if isinstance(self.loss, ELEMENTWISE + ZERO_ONE) and targets.shape[1:] != outputs.shape[1:]:
             expected = f"[{len(targets)}, {outputs.shape[1]}], the shape of the model's outputs"
-            remedy = f"use {name}[:, None]" if targets.ndim == 1 else "match the model's last layer"
-            raise ValueError(complaint(name, expected, list(targets.shape), remedy))
+            raise ValueError(complaint(name, expected, list(targets.shape), reshaping(name, targets, outputs.shape[1])))
         if targets.dtype != outputs.dtype:
             raise TypeError(complaint(name, f"of the model's dtype {outputs.dtype}", targets.dtype))
         return finite_entries(name, targets)

@@ -40,10 +40,12 @@ def mean_square_radius(problem_or_linearization: Problem | Linearization, sgd: S
         15 times r^2 systems of four unknowns.
     Source: derived in docs/derivations.md.
     """
-    linearization = as_linearization(problem_or_linearization)
+    linearization = as_linearization(problem_or_linearization, sgd=sgd)
     _refuse_unsupported(sgd)
     lr, noise = sgd.lr_at(0), sgd.plan(linearization.problem.n_train, 1).noise_factor(0)
     moments = SecondMomentMap(local_modes(linearization))
+    if not moments.drift.any():
+        return 0.0  # of an empty range
     floor = moments.mean_radius(sgd, lr) ** 2
     if noise == 0:
         return floor
@@ -77,7 +79,8 @@ def max_lr(
         batch_size: B. momentum, nesterov, weight_decay: as in torch. sampling: "with_replacement" or
             "without_replacement".
     Returns:
-        lr in the units of ``torch.optim.SGD``; at B = n without replacement the full-batch limit.
+        lr in the units of ``torch.optim.SGD``; at B = n without replacement the full-batch limit; infinite where the
+        kernel is zero.
     Exactness: to 1e-8, for the model linearized at initialization, under squared error. With momentum or decay the
         limit is the smallest learning rate at which the radius is 1; above it the radius has been above 1 in every case
         tried. Another loss stands for the quadratic with its Hessian at the initial outputs: the limit of small
@@ -111,7 +114,7 @@ def limit_of_modes(modes: LocalModes, noise: float, *, sgd: SGD, precision: floa
     if sgd.momentum == 0 and sgd.weight_decay == 0:
         return _plain_limit(moments, noise)
     full_batch = _full_batch_limit(moments, sgd)
-    if noise == 0:
+    if noise == 0 or not moments.drift.any():
         return full_batch
 
     def excess(log_lr: float) -> float:
@@ -126,6 +129,8 @@ def limit_of_modes(modes: LocalModes, noise: float, *, sgd: SGD, precision: floa
 
 def _plain_limit(moments: SecondMomentMap, noise: float) -> float:
     h = moments.drift
+    if not h.any():
+        return math.inf
     if noise == 0:
         return 2 / float(h.max())
     weights = (h[:, None] + h).rsqrt()
@@ -155,6 +160,8 @@ def max_lr_full_batch(
 def _full_batch_limit(moments: SecondMomentMap, sgd: SGD) -> float:
     beta = fraction_below_one("momentum", sgd.momentum)
     sharpest = float(moments.drift.max()) + sgd.weight_decay
+    if sharpest == 0:
+        return math.inf
     return 2 * (1 + beta) / (sharpest * (1 + 2 * beta if sgd.nesterov else 1))
 
 
@@ -169,7 +176,8 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
     c, n = linearization.problem.n_outputs, linearization.problem.n_train
     matrix = (1 - noise) * kernel / n
     diagonal_blocks(matrix, c).add_(diagonal_blocks(kernel.contiguous(), c), alpha=noise)
-    return 2 / (curvature * float(torch.linalg.eigvalsh(matrix)[-1]))
+    sharpest = curvature * float(torch.linalg.eigvalsh(matrix)[-1])
+    return 2 / sharpest if sharpest > 0 else math.inf
 
 
 def noise_factor(linearization: Linearization, batch_size: int, sampling: Sampling) -> float:
