@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from sgdsde._checks import complaint
-from sgdsde._functional import FunctionalModel, gradients
+from sgdsde._functional import FunctionalModel, pulled
 from sgdsde._types import Params
 
 WRITERS = {"__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__imatmul__"}
@@ -151,14 +151,13 @@ def check_is_the_original(functional: FunctionalModel, x: Tensor) -> None:
             for u in cotangents
         ]
     at = {name: named[name].detach() for name in functional.params}
-    with torch.no_grad():
-        mine = functional.forward(at, x)
+    mine, mine_pulled = pulled(functional, at, x, cotangents)
     changed = [name for name, value in original.named_buffers() if value._version != versions[name]]
     if changed or largest(outputs.detach() - mine) > rounding(mine) * largest(mine):
         received = f"a change of buffer {changed[0]!r}" if changed else "a copy with other outputs"
         remedy = "remove state that survives a call, or pass a pair (f, params)"
         raise ValueError(complaint("model", "the same after copy.deepcopy", received, remedy))
-    for parts, found in zip(own, gradients(functional, at, x, cotangents)):
+    for parts, found in zip(own, mine_pulled):
         expected = _joined(functional, dict(zip(named, parts)))
         scale = max([largest(value) for value in expected.values()] + [largest(value) for value in found.values()])
         for name, value in expected.items():
@@ -195,16 +194,15 @@ def check_derivative(functional: FunctionalModel, x: Tensor) -> Tensor:
     """
     x, near = x[few(len(x))], _neighbor(functional.params)
     with torch.no_grad():
-        outputs = functional.forward(near, x)
-        cotangents = draws(2, *outputs.shape, like=outputs)
-        pulled = gradients(functional, near, x, cotangents)
-        length = _norm(pulled[0])
+        cotangents = draws(2, len(x), functional.n_outputs, like=next(iter(near.values())))
+        outputs, gradients = pulled(functional, near, x, cotangents)
+        length = _norm(gradients[0])
         if not 0 < length < float("inf"):
             return outputs
         line = _Line(
-            functional, x, near, {name: part.double() / length for name, part in pulled[0].items()}, cotangents
+            functional, x, near, {name: part.double() / length for name, part in gradients[0].items()}, cotangents
         )
-        expected = torch.stack([_product(part, line.direction) for part in pulled])
+        expected = torch.stack([_product(part, line.direction) for part in gradients])
         if not line.has_slopes(expected, length):
             received = "one whose outputs move otherwise along a step of SGD than its backward pass says"
             remedy = "remove straight-through estimators, reversed or scaled gradients, detach() and .data from forward"

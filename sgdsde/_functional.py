@@ -110,21 +110,20 @@ def vectorize(function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., A
 
 def jacobian_row(functional: FunctionalModel, params: Params, x: Tensor, cotangent: Tensor) -> Params:
     """Gradient of ``cotangent . f(x)`` for one example x [1, ...] by one plain backward pass."""
-    return gradients(functional, params, x, cotangent[None, None])[0]
+    return pulled(functional, params, x, cotangent[None, None])[1][0]
 
 
-def gradients(functional: FunctionalModel, params: Params, x: Tensor, cotangents: Tensor) -> list[Params]:
-    """Gradients of ``u . f(x)`` for each u of cotangents [k, n, c], by k plain backward passes."""
+def pulled(functional: FunctionalModel, params: Params, x: Tensor, cotangents: Tensor) -> tuple[Tensor, list[Params]]:
+    """Outputs at x, and gradients of ``u . f(x)`` for each u of cotangents [k, n, c] by k plain backward passes."""
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    inputs = list(leaves.values())
     with torch.enable_grad():  # a checkpoint in forward computes again while the backward pass runs
         outputs = functional.forward(leaves, x)
         found = [
-            torch.autograd.grad(
-                outputs, list(leaves.values()), u, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+            torch.autograd.grad(outputs, inputs, u, retain_graph=True, allow_unused=True, materialize_grads=True)
             for u in cotangents
         ]
-    return [{name: part.to_dense().detach() for name, part in zip(leaves, parts)} for parts in found]
+    return outputs.detach(), [{name: part.to_dense() for name, part in zip(leaves, parts)} for parts in found]
 
 
 def _copied(name: Any, value: Any) -> Tensor:

@@ -18,7 +18,7 @@ from torch.func import jacrev, jvp
 from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 
 from sgdsde._fidelity import tensors
-from sgdsde._functional import FunctionalModel, gradients, jacobian_row, vectorize
+from sgdsde._functional import FunctionalModel, jacobian_row, pulled, vectorize
 from sgdsde._types import Params
 
 logger = logging.getLogger(__name__)
@@ -88,8 +88,8 @@ def _has_forward_mode(functional: FunctionalModel, x: Tensor, direction: Params)
         logger.info("no forward-mode derivatives: %s", error)
         return False
     weights = torch.cos(torch.arange(1.0, forward.numel() + 1, dtype=functional.dtype, device=functional.device))
-    pulled = gradients(functional, functional.params, x, weights.view(1, *forward.shape))[0]
-    parts = [(pulled[name] * vector).double() for name, vector in direction.items()]
+    _, (gradient,) = pulled(functional, functional.params, x, weights.view(1, *forward.shape))
+    parts = [(gradient[name] * vector).double() for name, vector in direction.items()]
     difference = forward.flatten() @ weights.double() - sum(part.sum() for part in parts)
     tolerance = 1e-2 if functional.device.type == "cuda" else torch.finfo(functional.dtype).eps ** 0.5
     agrees = float(difference.abs()) <= tolerance * float(sum(part.abs().sum() for part in parts))

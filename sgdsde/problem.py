@@ -81,8 +81,8 @@ class Problem:
             derived["y_test"] = criterion.check_targets("y_test", self.y_test, outputs)
         if isinstance(criterion, TorchLoss):
             criterion = on_the_simplex(criterion, outputs, near)
-            refuse_unbounded(criterion, outputs, derived["y_train"])
             derived["criterion"] = examine(criterion, outputs, derived["y_train"], derived.get("y_test"))
+            refuse_unbounded(derived["criterion"])
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 

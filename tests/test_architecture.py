@@ -26,6 +26,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "_sharing",
         "_functional",
         "_fidelity",
+        "_vectorization",
         "_probe",
         "_memory",
         "_progress",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgdsde._checks import complaint
 from sgdsde._functional import FunctionalModel, as_functional
-from sgdsde._probe import probe, with_vectorization
+from sgdsde._probe import probe, probe_vectorization
 from sgdsde._types import Params, Progress
 from sgdsde.kernel.assembly import gram
 from sgdsde.kernel.flop_model import Outputs
@@ -102,7 +102,7 @@ def empirical_ntk(
     plan = KernelPlan.make(functional, chosen, x1, x2, at_two.shape[1], memory=memory, dtype=dtype, outputs=outputs)
     if plan.structure is None or not plan.structure.terms:
         # Plain Jacobians are vectorized only where that is right, and a model must depend on some of its parameters.
-        functional = with_vectorization(functional, x1)
+        functional = probe_vectorization(functional, x1)
     if explain:
         return plan.timed(functional)
     return gram(functional, x1, x2, plan=plan, params=chosen, progress=progress)

@@ -53,7 +53,9 @@ class TorchLoss(Loss):
             examples (``losses.examine`` makes sure of that on the targets themselves).
         name: what messages call it.
         find_kink: says why it has no second derivative, or "" (asked for once, when a Hessian is).
-        values: what it returns on fixed outputs and the problem's targets: tells two losses of one name apart.
+        find_values: says what it returns on fixed outputs and the problem's targets, which tells two losses of one name
+            apart.
+        is_linear: whether it was found to be linear in the outputs.
         axes: where the model's outputs are log-probabilities, along which they are; log_softmax then comes before the
             loss (``losses.normalization``).
     Exactness: to rounding. Where a loss has one-sided derivatives only, torch's choice.
@@ -63,7 +65,8 @@ class TorchLoss(Loss):
     loss: Callable[[Tensor, Tensor], Tensor]
     name: str
     find_kink: Callable[[TorchLoss], str] = field(default=lambda loss: "", repr=False)
-    values: str = ""
+    find_values: Callable[[TorchLoss], str] = field(default=lambda loss: "", repr=False)
+    is_linear: bool = False
     axes: Axes | None = None
     _in: dict[torch.dtype, Callable[[Tensor, Tensor], Tensor]] = field(init=False, repr=False)
 
@@ -143,7 +146,7 @@ class TorchLoss(Loss):
 
     @property
     def fingerprint(self) -> str:
-        return f"TorchLoss({self.name}, {self.values}{'' if self.axes is None else f', {self.axes}'})"
+        return f"TorchLoss({self.name}, {self.find_values(self)}{'' if self.axes is None else f', {self.axes}'})"
 
     def _single(self, output: Tensor, target: Tensor) -> Tensor:
         return self._value(output[None], target[None])

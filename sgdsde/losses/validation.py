@@ -49,16 +49,21 @@ def examine(loss: TorchLoss, outputs: Tensor, y_train: Tensor, y_test: Tensor | 
         if targets is not None:
             targets = _double(targets)
             near = _between(outputs, len(targets))
-            around = _around(near)
-            moves = _check_mean(loss, name, near, targets)
-            if _is_defined(loss, around, targets):
-                moves |= _check_mean(loss, name, around, targets)
-            if not moves:
+            gradients = [_check_mean(loss, name, near, targets)]
+            if _is_defined(loss, around := _around(near), targets):
+                gradients.append(_check_mean(loss, name, around, targets))
+            if not any(bool(gradient.abs().max() > 1e-14) for gradient in gradients):
                 raise ValueError(_constant(loss, outputs.shape[1]))
+            if name == "y_train" and len(gradients) == 2 and _same(*gradients):
+                loss = replace(loss, is_linear=True)
     if type(loss.loss) not in SMOOTH or getattr(loss.loss, "beta", 1.0) == 0:
         search = partial(find_kink, targets=_distinct(_double(y_train)), n_outputs=outputs.shape[1])
         loss = replace(loss, find_kink=search)
-    return replace(loss, values=_values(loss, outputs, y_train))
+    return replace(loss, find_values=partial(_values, outputs=outputs, targets=y_train))
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return float((first - second).abs().max()) <= 1e-12 * float(first.abs().max())
 
 
 def _constant(loss: TorchLoss, n_outputs: int) -> str:
@@ -66,8 +71,8 @@ def _constant(loss: TorchLoss, n_outputs: int) -> str:
     return complaint("loss", "one that depends on the outputs", f"{loss.name}, of zero gradient everywhere", remedy)
 
 
-def _check_mean(loss: TorchLoss, name: str, outputs: Tensor, targets: Tensor) -> bool:
-    """Whether the loss has a gradient there; raises ``ValueError`` where it is no mean over examples."""
+def _check_mean(loss: TorchLoss, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The gradient [n, c] at these outputs; raises ``ValueError`` where the loss is no mean over examples."""
     value = _value(loss, name, outputs, targets)
     if float(_value(loss, name, outputs, targets)) != float(value):
         raise ValueError(complaint("loss", "deterministic", f"{loss.name} with two values on the same outputs"))
@@ -81,11 +86,13 @@ def _check_mean(loss: TorchLoss, name: str, outputs: Tensor, targets: Tensor) ->
         raise ValueError(
             complaint("loss", "computable for one example at a time by torch.func.vmap", received, remedy)
         ) from error
-    scale = max(float(each.abs().mean()), 1e-300)
-    if not abs(float(each.mean()) - float(value)) <= 1e-9 * scale:
-        received = (
-            f"{loss.name}, {float(value):.6g} on {name} where its examples alone average {float(each.mean()):.6g}"
-        )
+    _check_place(loss, name, float(value), each, gradient)
+    return gradient
+
+
+def _check_place(loss: TorchLoss, name: str, value: float, each: Tensor, gradient: Tensor) -> None:
+    if not abs(float(each.mean()) - value) <= 1e-9 * max(float(each.abs().mean()), 1e-300):
+        received = f"{loss.name}, {value:.6g} on {name} where its examples alone average {float(each.mean()):.6g}"
         remedy = "weights of classes or batches, ignored targets and terms that couple examples are no such mean"
         raise ValueError(complaint("loss", "the mean of its values on the single examples", received, remedy))
     if not torch.isfinite(gradient).all():
@@ -94,7 +101,6 @@ def _check_mean(loss: TorchLoss, name: str, outputs: Tensor, targets: Tensor) ->
     if not gradient.any() and float(each.max() - each.min()) > 0:
         remedy = "remove detach(), argmax or rounding from it"
         raise ValueError(complaint("loss", "differentiable in the outputs", f"{loss.name}, of zero gradient", remedy))
-    return bool(gradient.abs().max() > 1e-14 * max(1.0, float(value.abs())))
 
 
 def _value(loss: TorchLoss, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
