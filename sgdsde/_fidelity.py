@@ -23,7 +23,10 @@ HARMLESS = {"requires_grad_", "detach_"}
 EXAMPLES = 8
 """Different examples that a batch of the checks holds."""
 
-STEPS = (1e-6, 1e-8, 1e-4)
+NOWHERE = -1
+"""In place of an address, of a tensor without memory of its own."""
+
+STEPS = (1e-6, 1e-8, 1e-4, 1e-10, 1e-12)
 """Lengths of the finite differences, relative to the weights; each is tried until one agrees."""
 
 COARSE_STEPS = (1e-2, 1e-3, 1e-4)
@@ -43,7 +46,7 @@ class Watch(TorchFunctionMode):
 
     def __init__(self, foreign: list[tuple[str, Tensor]], given: Params) -> None:
         super().__init__()
-        self._foreign = {_storage(value): name for name, value in foreign}
+        self._foreign = {_storage(value): name for name, value in foreign if _storage(value) != NOWHERE}
         self._given = {_storage(value): name for name, value in given.items()}
         self.read: list[str] = []
         self.written: list[str] = []
@@ -77,9 +80,9 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 def _storage(value: Tensor) -> int:
     try:
-        return value.untyped_storage().data_ptr() or -1
+        return value.untyped_storage().data_ptr() or NOWHERE
     except (RuntimeError, NotImplementedError):  # inside of torch.func, or without memory of its own
-        return -1
+        return NOWHERE
 
 
 def watched_forward(functional: FunctionalModel, x: Tensor) -> tuple[Any, str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdsde._checks import complaint, finite_entries
-from sgdsde._fidelity import check_is_the_original, few, watched_forward
+from sgdsde._fidelity import check_is_the_original, draws, few, largest, rounding, watched_forward
 from sgdsde._functional import EVAL, FunctionalModel
 from sgdsde._vectorization import OneByOne, close, layer_of, with_vectorization
 
@@ -45,6 +45,7 @@ def probe(
         if not repeats:
             raise ValueError(complaint("model", "deterministic", "two different outputs for the same input", EVAL))
         if not apart:
+            _refuse_chaos(functional, two, plain)
             where, remedy = _coupling_layer(functional, _crowd(two, some))
             received = f"an output that changes with the other examples of the batch{where}"
             raise ValueError(complaint("model", "a function of one example at a time", received, remedy))
@@ -81,6 +82,20 @@ def _is_apart(functional: FunctionalModel, two: Tensor, some: Tensor, plain: One
     return close({"outputs": expected}, {"outputs": torch.cat([together[: len(two)], together[others:]])})
 
 
+def _refuse_chaos(functional: FunctionalModel, x: Tensor, plain: OneByOne) -> None:
+    """Raises ``ValueError`` where a change of the weights in their last digit moves the outputs as visibly."""
+    eps = torch.finfo(functional.dtype).eps
+    nudged = {
+        name: value * (1 + eps * torch.sign(draws(*value.shape, like=value)))
+        for name, value in functional.params.items()
+    }
+    moved = largest(functional.forward(nudged, x) - plain.outputs) / largest(plain.outputs)
+    if moved > rounding(plain.outputs):
+        received = f"outputs that move by {moved:.1e} of their size where the weights move by {eps:.1e}"
+        remedy = "use model.double(), fewer layers, or weights nearer to the edge of chaos (sgdsde.meanfield)"
+        raise ValueError(complaint("model", "one that does not amplify rounding", received, remedy))
+
+
 def _coupling_layer(functional: FunctionalModel, x: Tensor) -> tuple[str, str]:
     """The first layer whose result for one example differs in a batch, in words, and what to do about it."""
     general = "replace batch statistics by LayerNorm or GroupNorm, or use eval mode; experts must have no capacity"
@@ -100,7 +115,8 @@ def _coupling_layer(functional: FunctionalModel, x: Tensor) -> tuple[str, str]:
         crowd, alone = (value[0] if isinstance(value, tuple) and value else value for value in (crowd, alone))
         comparable = layer is other and isinstance(crowd, Tensor) and isinstance(alone, Tensor)
         if comparable and (crowd[:1].shape != alone.shape or not close({"": alone}, {"": crowd[:1]})):
-            label = f", in layer {names[layer]!r} ({type(layer).__name__})" if names[layer] else ""
+            kind = type(layer).__name__
+            label = f", in layer {names[layer]!r} ({kind})" if names[layer] else f", in {kind}.forward"
             if any(getattr(part, "batch_first", True) is False for part in layer.modules()):
                 return label, "make it with batch_first=True: it takes the first axis for time"
             return label, general
@@ -136,7 +152,10 @@ def _not_accepted(functional: FunctionalModel, x: Tensor, name: str, error: Exce
             pass
     first = str(error).strip().splitlines()[0] if str(error).strip() else ""
     received = f"shape {list(x.shape)} of {x.dtype}, on which {where} raised {type(error).__name__}: {first}"
-    return complaint(name, "a batch that the model accepts", received)
+    remedy = ""
+    if "does not require grad" in first:
+        remedy = "where forward takes a derivative itself, use torch.func.grad, or torch.enable_grad() around it"
+    return complaint(name, "a batch that the model accepts", received, remedy)
 
 
 def _check_output(outputs: Any, x: Tensor) -> None:

@@ -24,7 +24,7 @@ from sgdsde.kernel import (
     gram,
 )
 from sgdsde.kernel.eigenbasis import Eigenbasis
-from sgdsde.losses import SquaredError
+from sgdsde.losses import SquaredError, TorchLoss, refuse_domain
 from sgdsde.problem import Problem, check_training
 from sgdsde.sgd import SGD
 
@@ -98,6 +98,8 @@ class Linearization:
         return cls(problem, kernel, cross_kernel=cross, outputs=outputs, test_outputs=test_outputs)
 
     def __post_init__(self) -> None:
+        if isinstance(self.problem.criterion, TorchLoss):
+            refuse_domain(self.problem.criterion)
         d, m = self.problem.n_train * self.problem.n_outputs, self.problem.n_test * self.problem.n_outputs
         if list(self.kernel.shape) != [d, d]:
             is_trace = list(self.kernel.shape) == [self.problem.n_train] * 2
@@ -196,6 +198,8 @@ def linearize(
         ValueError: a kernel that was made of other weights or inputs, as far as it knows what it was made of.
     Cost: the kernels of ``empirical_ntk``, one more Jacobian pass for J theta_0; with a rank also the eigenpairs.
     """
+    if isinstance(problem.criterion, TorchLoss):
+        refuse_domain(problem.criterion)
     if kernel is None:
         kernel = _implicit_where_needed(problem, rank, memory, dtype)
     else:

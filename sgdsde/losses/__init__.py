@@ -13,7 +13,7 @@ from sgdsde.losses.base import Loss, is_right
 from sgdsde.losses.conversion import as_loss
 from sgdsde.losses.cross_entropy import CrossEntropy
 from sgdsde.losses.general import TorchLoss
-from sgdsde.losses.normalization import on_the_simplex, refuse_unbounded
+from sgdsde.losses.normalization import on_the_simplex, refuse_domain, refuse_unbounded
 from sgdsde.losses.squared_error import SquaredError
 from sgdsde.losses.validation import examine
 
@@ -26,5 +26,6 @@ __all__ = [
     "examine",
     "is_right",
     "on_the_simplex",
+    "refuse_domain",
     "refuse_unbounded",
 ]

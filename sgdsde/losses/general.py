@@ -55,7 +55,7 @@ class TorchLoss(Loss):
         find_kink: says why it has no second derivative, or "" (asked for once, when a Hessian is).
         find_values: says what it returns on fixed outputs and the problem's targets, which tells two losses of one name
             apart.
-        is_linear: whether it was found to be linear in the outputs.
+        is_linear: whether it was found to be linear in the outputs. has_domain: or undefined for some of them.
         axes: where the model's outputs are log-probabilities, along which they are; log_softmax then comes before the
             loss (``losses.normalization``).
     Exactness: to rounding. Where a loss has one-sided derivatives only, torch's choice.
@@ -67,6 +67,7 @@ class TorchLoss(Loss):
     find_kink: Callable[[TorchLoss], str] = field(default=lambda loss: "", repr=False)
     find_values: Callable[[TorchLoss], str] = field(default=lambda loss: "", repr=False)
     is_linear: bool = False
+    has_domain: bool = False
     axes: Axes | None = None
     _in: dict[torch.dtype, Callable[[Tensor, Tensor], Tensor]] = field(init=False, repr=False)
 

@@ -59,3 +59,19 @@ def refuse_unbounded(loss: TorchLoss) -> None:
         remedy = "its outputs are no log-probabilities: use nn.CrossEntropyLoss() on logits, or end with log_softmax"
     received = f"{loss.name}, linear in them"
     raise ValueError(complaint("loss", "bounded below as a function of the outputs", received, remedy))
+
+
+def refuse_domain(loss: TorchLoss) -> None:
+    """Raises ``ValueError`` for a loss that is defined only where the model's last layer keeps its outputs.
+
+    Real training never leaves that domain. A linearized model does.
+    """
+    if not loss.has_domain:
+        return
+    remedy = "let the model return what its last layer is given, and the loss apply that layer"
+    if isinstance(loss.loss, nn.BCELoss) or loss.loss is nn.functional.binary_cross_entropy:
+        remedy = "use nn.BCEWithLogitsLoss() and a model without its last sigmoid"
+    elif isinstance(loss.loss, nn.PoissonNLLLoss):
+        remedy = "use nn.PoissonNLLLoss(log_input=True) and a model of the logarithm"
+    received = f"{loss.name}, which holds behind the model's last layer only"
+    raise ValueError(complaint("loss", "defined for all outputs where a model is linearized", received, remedy))

@@ -50,8 +50,11 @@ def examine(loss: TorchLoss, outputs: Tensor, y_train: Tensor, y_test: Tensor | 
             targets = _double(targets)
             near = _between(outputs, len(targets))
             gradients = [_check_mean(loss, name, near, targets)]
-            if _is_defined(loss, around := _around(near), targets):
+            around = _around(near)
+            if _is_defined(loss, around, targets):
                 gradients.append(_check_mean(loss, name, around, targets))
+            if len(gradients) == 1 or not _is_defined(loss, 2 * near - around, targets):
+                loss = replace(loss, has_domain=True)
             if not any(bool(gradient.abs().max() > 1e-14) for gradient in gradients):
                 raise ValueError(_constant(loss, outputs.shape[1]))
             if name == "y_train" and len(gradients) == 2 and _same(*gradients):

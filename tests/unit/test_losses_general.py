@@ -294,5 +294,5 @@ def test_probabilities_of_a_network_are_trained_but_not_linearized() -> None:
     x = 8 * torch.randn(6, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     problem = sgdsde.Problem(model, x, BITS[:, :1], loss=nn.BCELoss())
     assert torch.isfinite(sgdsde.run_ensemble(problem, sgdsde.SGD(1.0, 2), 5, 2).train_loss.mean).all()
-    with pytest.raises(ValueError, match=r"outputs must be between 0 and 1 under BCELoss.*BCEWithLogitsLoss"):
-        sgdsde.predict(problem, sgdsde.SGD(50.0, 2), 5)
+    with pytest.raises(ValueError, match=r"defined for all outputs.*got BCELoss, which holds.*BCEWithLogitsLoss"):
+        sgdsde.predict(problem, sgdsde.SGD(0.1, 2), 5)
