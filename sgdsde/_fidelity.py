@@ -93,14 +93,12 @@ def watched_forward(functional: FunctionalModel, x: Tensor) -> tuple[Any, str]:
     given = {name: value.clone() for name, value in functional.params.items()}
     everything = {**functional.named(given), **functional.constants}
     before, versions = dict(everything), {name: value._version for name, value in everything.items()}
-    foreign = list(functional.params.items())
-    if functional.original is not None:
-        foreign += [(name, value) for name, value in functional.original.named_parameters() if value.requires_grad]
-    with Watch(foreign, given) as watch, sdpa_kernel(SDPBackend.MATH):
+    with Watch([*functional.params.items(), *functional.outside.items()], given) as watch, sdpa_kernel(SDPBackend.MATH):
         if functional.module is None:
             outputs = functional.call(given, x)
         else:  # puts into the dict what forward puts in place of a parameter or a buffer
             outputs = functional_call(functional.module, everything, (x,))
+    outputs = outputs.detach() if isinstance(outputs, Tensor) else outputs
     changed = [key for key, v in before.items() if everything[key] is not v or v._version != versions[key]]
     changed += watch.written + [key for key, value in functional.params.items() if not torch.equal(given[key], value)]
     if changed:

@@ -37,6 +37,10 @@ class FunctionalModel:
         module: the private copy of the user's module, or None for a plain function.
         vectorizes: whether ``torch.func.vmap`` works on this model; where it does not (recurrent layers), everything
             that needs one example or one run at a time loops instead, slowly and to the same result.
+        shared: names that are no parameters of their own, and how each follows one that shares its memory.
+        original: the user's module, until the probe has compared its copy with it. outside: the user's own tensors by
+            name, which the function must not read, until then.
+        n_outputs: c, known once the model was probed (0 before).
     """
 
     call: Callable[[Params, Tensor], Tensor]
@@ -46,12 +50,16 @@ class FunctionalModel:
     vectorizes: bool = True
     shared: Mapping[str, Tie] = field(default_factory=dict)
     original: nn.Module | None = None
+    outside: Params = field(default_factory=dict)
     n_outputs: int = 0
 
     def forward(self, params: Params, x: Tensor) -> Tensor:
         """Outputs [n, c]; attention goes through the math backend, the only one with all derivatives."""
         with sdpa_kernel(SDPBackend.MATH):
-            return self.call(params, x)
+            outputs = self.call(params, x)
+        if not torch.is_grad_enabled() and isinstance(outputs, Tensor) and outputs.requires_grad:
+            return outputs.detach()  # a forward pass that takes derivatives itself switches gradients on
+        return outputs
 
     def named(self, params: Params) -> Params:
         """The tensors of all names that are trained, those that share a parameter's memory made from it."""
@@ -141,15 +149,15 @@ def _from_function(function: Callable[[Params, Tensor], Tensor], params: dict[st
         raise ValueError(complaint("params", "tensors in memory of their own", received, remedy))
     empty = {name: value for name, value in values.items() if value.numel() == 0}
     if not empty:
-        return FunctionalModel(function, values, {})
+        return FunctionalModel(function, values, {}, outside=params)
     filled = {name: value for name, value in values.items() if name not in empty}
-    return FunctionalModel(lambda params, x: function({**empty, **params}, x), filled, empty)
+    return FunctionalModel(lambda params, x: function({**empty, **params}, x), filled, empty, outside=params)
 
 
 def _from_module(model: nn.Module) -> FunctionalModel:
     _refuse_layers(model)
     _refuse_gradient_hooks(model)
-    named = {name: value for name, value in model.named_parameters() if value.requires_grad and value.numel()}
+    named: Params = {n: value for n, value in model.named_parameters() if value.requires_grad and value.numel()}
     module, others = _private_copy(model)
     others |= {name: value for name, value in model.named_parameters() if name not in named}
     tied = ties({name: value.detach() for name, value in named.items()}, others | dict(model.named_buffers()))
@@ -162,7 +170,7 @@ def _from_module(model: nn.Module) -> FunctionalModel:
         followers = {name: tie.of(params[tie.source]) for name, tie in tied.items()}
         return functional_call(module, ({**params, **followers}, _in_dtype_of(params, constants)), (x,))
 
-    return FunctionalModel(call, params, constants, module, shared=tied, original=model)
+    return FunctionalModel(call, params, constants, module, shared=tied, original=model, outside=named)
 
 
 def _in_dtype_of(params: Params, constants: Params) -> Params:

@@ -50,7 +50,7 @@ def probe(
             received = f"an output that changes with the other examples of the batch{where}"
             raise ValueError(complaint("model", "a function of one example at a time", received, remedy))
         check_is_the_original(functional, some)
-    return replace(functional, n_outputs=outputs.shape[1], original=None), outputs
+    return replace(functional, n_outputs=outputs.shape[1], original=None, outside={}), outputs
 
 
 def probe_vectorization(functional: FunctionalModel, x: Tensor) -> FunctionalModel:
@@ -112,10 +112,15 @@ def _coupling_layer(functional: FunctionalModel, x: Tensor) -> tuple[str, str]:
     finally:
         for handle in handles:
             handle.remove()
+
+    def ends(crowd: Tensor) -> tuple[Tensor, Tensor]:  # the first example is the last one too
+        return crowd[:1], crowd[-1:]
+
     for (layer, crowd), (other, alone) in zip(seen[:calls], seen[calls:]):
         crowd, alone = (value[0] if isinstance(value, tuple) and value else value for value in (crowd, alone))
-        comparable = layer is other and isinstance(crowd, Tensor) and isinstance(alone, Tensor)
-        if comparable and (crowd[:1].shape != alone.shape or not close({"": alone}, {"": crowd[:1]})):
+        both = isinstance(crowd, Tensor) and isinstance(alone, Tensor) and crowd.ndim and alone.ndim
+        comparable = layer is other and both
+        if comparable and not all(row.shape == alone.shape and close({"": alone}, {"": row}) for row in ends(crowd)):
             kind = type(layer).__name__
             label = f", in layer {names[layer]!r} ({kind})" if names[layer] else f", in {kind}.forward"
             if any(getattr(part, "batch_first", True) is False for part in layer.modules()):
