@@ -13,11 +13,11 @@ from torch import Tensor
 from sgdsde._checks import whole_number
 from sgdsde._progress import ticker
 from sgdsde._types import Params, Progress
-from sgdsde.dynamics.update import torch_step
 from sgdsde.kernel import KernelPlan, gram
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
 from sgdsde.sgd import SGD, StepPlan, check_sgd
+from sgdsde.step import Step
 
 KERNELS = 8
 """Steps at which the drift is measured when the caller names none."""
@@ -51,13 +51,11 @@ class MeanPath:
             correction: added to the gradient of the weights.
         """
         gradient = self.gradient(output_gradient)
-        params, buffers, lr = {}, {}, float(self.plan.lr[step])
+        params, buffers = {}, {}
+        update = Step.of(self.sgd, float(self.plan.lr[step]), first=step == 0)
         for name, value in self.params.items():
-            slope = gradient[name] + self.sgd.weight_decay * value
-            if correction is not None:
-                slope = slope + correction[name]
-            buffers[name], move = torch_step(self.sgd, slope, self.buffers[name], first=step == 0)
-            params[name] = value - lr * move
+            slope = gradient[name] if correction is None else gradient[name] + correction[name]
+            params[name], buffers[name] = update.move(value, self.buffers[name], slope)
         return dataclasses.replace(self, params=params, buffers=buffers)
 
     def gradient(self, output_gradient: Tensor | None = None) -> Params:
