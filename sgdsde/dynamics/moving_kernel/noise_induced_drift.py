@@ -14,8 +14,8 @@ from sgdsde._checks import whole_number
 from sgdsde._functional import vectorize
 from sgdsde._streams import torch_stream
 from sgdsde._types import Params
-from sgdsde.dynamics.mean_path import MeanPath
 from sgdsde.dynamics.moments.feature_state import Features
+from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace
 from sgdsde.problem import Problem
 

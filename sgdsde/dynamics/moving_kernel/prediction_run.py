@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sgdsde._types import Params
-from sgdsde.dynamics.mean_path import MeanPath
 from sgdsde.dynamics.moments.epochs import EpochFluctuation
 from sgdsde.dynamics.moments.feature_state import Features, Fluctuation, IndependentFluctuation
 from sgdsde.dynamics.moments.state import MomentState
 from sgdsde.dynamics.moving_kernel.kernel_refresh import Margin, Refresh
+from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
 from sgdsde.dynamics.moving_kernel.noise_induced_drift import NoiseCorrection, NoiseFeedback, noise_correction
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace, kernel_distance
 from sgdsde.dynamics.output_law import OutputLaw

@@ -9,7 +9,7 @@ from torch.func import grad, jacrev, jvp
 
 import sgdsde
 from sgdsde.dynamics import GaussianClosure, MovingKernel, NoiseFeedback
-from sgdsde.dynamics.mean_path import MeanPath
+from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
 from sgdsde.dynamics.moving_kernel.noise_induced_drift import draws, noise_correction
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace, kernel_distance
 from tests.problems import digits_problem

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sgdsde._checks import whole_number
-from sgdsde._progress import ticker
 from sgdsde._types import Params, Progress
+from sgdsde.dynamics.moments.state import march
 from sgdsde.kernel import KernelPlan, gram
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
@@ -90,6 +90,16 @@ class MeanPath:
         return outputs
 
 
+class PathWalk:
+    """A mean path under way, from step to step."""
+
+    def __init__(self, path: MeanPath) -> None:
+        self.path = path
+
+    def advance(self, k: int) -> None:
+        self.path = self.path.advanced(k)
+
+
 @dataclass(frozen=True, eq=False)
 class KernelDrift:
     """How far the kernel is from where it started, |K_k - K_0| / |K_0| in Frobenius norm.
@@ -134,19 +144,13 @@ def kernel_drift(
     steps = recorded_steps(n_steps, record)
     count = min(problem.n_train, max(1, most_outputs // problem.n_outputs))
     examples = torch.linspace(0, problem.n_train - 1, count).round().long().to(problem.device)
-    x, wanted = problem.x_train[examples], set(steps.tolist())
-    path, values = MeanPath.start(problem, sgd, sgd.plan(problem.n_train, n_steps)), []
-    initial = kernel_between(problem, path.params, x)
-    ticks = ticker(progress, n_steps, "kernel drift")
-    for k in range(n_steps + 1):
-        if k in wanted:
-            path.outputs(k)
-            kernel = initial if k == 0 else kernel_between(problem, path.params, x)
-            values.append(torch.linalg.norm(kernel - initial) / torch.linalg.norm(initial))
-        if k < n_steps:
-            path = path.advanced(k)
-            ticks.update(1)
-    ticks.close()
+    x, values = problem.x_train[examples], []
+    walk = PathWalk(MeanPath.start(problem, sgd, sgd.plan(problem.n_train, n_steps)))
+    initial = kernel_between(problem, walk.path.params, x)
+    for k in march(walk, steps.tolist(), "kernel drift", progress):
+        walk.path.outputs(k)
+        kernel = initial if k == 0 else kernel_between(problem, walk.path.params, x)
+        values.append(torch.linalg.norm(kernel - initial) / torch.linalg.norm(initial))
     return KernelDrift(steps, torch.stack(values).double().cpu(), count)
 
 
