@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import get_args
 
 import torch
 from scipy.optimize import brentq
@@ -76,8 +77,9 @@ def max_lr(
     """The learning rate up to which SGD on the linearized model is stable in mean square (and below it always is).
 
     Args:
-        batch_size: B. momentum, nesterov, weight_decay: as in torch. sampling: "with_replacement" or
-            "without_replacement".
+        batch_size: B. momentum, nesterov, weight_decay: as in torch. sampling: "with_replacement",
+            "without_replacement", or "shuffled": epochs have no limit of their own here and are held against fresh
+            batches without replacement.
     Returns:
         lr in the units of ``torch.optim.SGD``; at B = n without replacement the full-batch limit.
     Exactness: to 1e-8, for the model linearized at initialization, under squared error. With momentum or decay the
@@ -178,10 +180,12 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
 
 
 def noise_factor(linearization: Linearization, batch_size: int, sampling: Sampling) -> float:
-    """phi/B of i.i.d. batches."""
+    """phi/B of i.i.d. batches; of shuffled epochs that of fresh batches without replacement."""
     batch_size = whole_number("batch_size", batch_size, minimum=1)
-    word("sampling", sampling, ("with_replacement", "without_replacement"))
+    word("sampling", sampling, get_args(Sampling))
     n = linearization.problem.n_train
+    if sampling == "shuffled":
+        sampling, batch_size = "without_replacement", min(batch_size, n)
     if sampling == "without_replacement" and batch_size > n:
         received = f"batch_size={batch_size}, n_train={n}"
         expected = "at most n_train when drawn without replacement"
