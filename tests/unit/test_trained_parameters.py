@@ -107,7 +107,7 @@ def test_layers_that_share_memory_are_held_under_both_names() -> None:
     tied[1].weight.data = tied[0].weight.data
     sgdsde.predict(problem(tied), sgd_of(tied.parameters()), 3)
     alone = [value for name, value in tied.named_parameters() if name != "1.weight"]
-    with pytest.raises(ValueError, match="one without '1.weight'"):
+    with pytest.raises(ValueError, match=r"one without '1.weight'"):
         sgdsde.predict(problem(tied), sgd_of(alone), 3)
 
 
