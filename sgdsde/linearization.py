@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sgdsde import _memory
 from sgdsde._checks import complaint, finite_entries
+from sgdsde._linear_parts import check_kernels, check_outputs, check_problem, check_spectrum_fits
 from sgdsde._types import Progress
 from sgdsde.jacobian import jacobian_product
 from sgdsde.kernel import (
@@ -24,7 +23,7 @@ from sgdsde.kernel import (
     gram,
 )
 from sgdsde.kernel.eigenbasis import Eigenbasis
-from sgdsde.losses import SquaredError, TorchLoss, refuse_domain
+from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem, check_training
 from sgdsde.sgd import SGD
 
@@ -33,15 +32,6 @@ if TYPE_CHECKING:
 
 ROWS = 256
 """Examples of one forward pass."""
-
-SPECTRUM_MATRICES = 5
-"""Of the kernel's size that stand beside each other while it is decomposed: itself, its symmetric part, eigenvectors,
-and twice its size of LAPACK's workspace."""
-
-ZERO_KERNEL = (
-    "the kernel is zero: at their initial values the weights do not change the outputs (dead units? zeros "
-    "everywhere?); the predicted loss is constant, and no learning rate is too large"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +77,7 @@ class Linearization:
         """
         from sgdsde import meanfield
 
+        check_problem(problem)
         network = problem.model if network is None else network
         x, x_test, c = problem.x_train, problem.x_test, problem.n_outputs
         kernel = meanfield.per_output(meanfield.analytic_ntk(x, None, network, memory=memory), c)
@@ -98,19 +89,13 @@ class Linearization:
         return cls(problem, kernel, cross_kernel=cross, outputs=outputs, test_outputs=test_outputs)
 
     def __post_init__(self) -> None:
-        if isinstance(self.problem.criterion, TorchLoss):
-            refuse_domain(self.problem.criterion)
-        d, m = self.problem.n_train * self.problem.n_outputs, self.problem.n_test * self.problem.n_outputs
-        if list(self.kernel.shape) != [d, d]:
-            is_trace = list(self.kernel.shape) == [self.problem.n_train] * 2
-            remedy = "wrap it: KroneckerKernel(kernel, n_outputs, scale=1 / n_outputs)" if is_trace else ""
-            raise ValueError(complaint("kernel", f"[{d}, {d}], n_train * n_outputs", list(self.kernel.shape), remedy))
-        if isinstance(self.kernel, Tensor):
-            finite_entries("kernel", self.kernel)
-            if not self.kernel.any():
-                warnings.warn(ZERO_KERNEL, UserWarning, stacklevel=4)
-        if self.cross_kernel is not None and list(self.cross_kernel.shape) != [m, d]:
-            raise ValueError(complaint("cross_kernel", f"[{m}, {d}]", list(self.cross_kernel.shape)))
+        check_problem(self.problem)
+        check_kernels(self.problem, self.kernel, self.cross_kernel)
+        train = {"outputs": self.outputs, "weight_outputs": self.weight_outputs}
+        check_outputs(self.problem.n_outputs, self.problem.n_train, train)
+        test = {"test_outputs": self.test_outputs, "test_weight_outputs": self.test_weight_outputs}
+        check_outputs(self.problem.n_outputs, self.problem.n_test, test)
+        m = self.problem.n_test
         if (self.cross_kernel is None) != (m == 0) or (self.test_outputs is None) != (m == 0):
             received = f"n_test={self.problem.n_test}"
             raise ValueError(complaint("cross_kernel and test_outputs", "given exactly with a test set", received))
@@ -198,8 +183,10 @@ def linearize(
         ValueError: a kernel that was made of other weights or inputs, as far as it knows what it was made of.
     Cost: the kernels of ``empirical_ntk``, one more Jacobian pass for J theta_0; with a rank also the eigenpairs.
     """
-    if isinstance(problem.criterion, TorchLoss):
-        refuse_domain(problem.criterion)
+    check_problem(problem)
+    if kernel is not None and not isinstance(kernel, KernelOperator):
+        remedy = "wrap a matrix: sgdsde.kernel.DenseKernel(kernel)"
+        raise TypeError(complaint("kernel", "a KernelOperator or None", type(kernel).__name__, remedy))
     if kernel is None:
         kernel = _implicit_where_needed(problem, rank, memory, dtype)
     else:
@@ -308,10 +295,5 @@ def as_linearization(
     problem = problem_or_linearization
     if sgd is not None:
         check_training(problem, sgd)
-    d, allowed = problem.n_train * problem.n_outputs, _memory.budget(None, problem.device)
-    needed = SPECTRUM_MATRICES * d * d * torch.float64.itemsize
-    if needed > allowed:
-        remedy = f"predict(linearize(problem, rank=500), ...) follows the leading eigenpairs of its {d:,} rows instead"
-        what = "the free memory that a kernel and its spectrum may take, a quarter of it,"
-        raise MemoryError(complaint(what, f"at least {needed:,} bytes", f"{allowed:,}", remedy))
+    check_spectrum_fits(problem)
     return linearize(problem, progress=progress)

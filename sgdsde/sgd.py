@@ -24,6 +24,9 @@ from sgdsde._checks import (
 from sgdsde._types import Sampling, Schedule
 from sgdsde.adapters import SchedulerInterval, TrainedTensors, words_of_optimizer
 
+MOST = 2**40
+"""Examples of a batch: more are a mistake, and no integers of the machine's."""
+
 
 @dataclass(frozen=True)
 class SGD:
@@ -57,11 +60,19 @@ class SGD:
             positive_number("lr", self.lr)
         if not callable(self.batch_size):
             object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, minimum=1))
+            if int(self.batch_size) > MOST:
+                raise ValueError(complaint("batch_size", f"at most {MOST:,}", self.batch_size))
         fraction_below_one("momentum", self.momentum)
         finite_number("dampening", self.dampening)
         nonnegative_number("weight_decay", self.weight_decay)
         nonnegative_number("label_noise_std", self.label_noise_std)
         word("sampling", self.sampling, get_args(Sampling))
+        for name, value in (("nesterov", self.nesterov), ("drop_last", self.drop_last)):
+            if not isinstance(value, bool):
+                raise TypeError(complaint(name, "True or False", repr(value)))
+        if self.trained is not None and not isinstance(self.trained, TrainedTensors):
+            remedy = "leave it to SGD.from_optimizer"
+            raise TypeError(complaint("trained", "what an optimizer holds", type(self.trained).__name__, remedy))
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             received = f"momentum={self.momentum}, dampening={self.dampening}"
             remedy = "use momentum > 0 and dampening=0, or nesterov=False"

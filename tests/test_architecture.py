@@ -31,6 +31,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "_memory",
         "_progress",
         "_files",
+        "_result_file",
     ),
     "what is trained, and how": (
         "adapters",
@@ -45,7 +46,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "recording",
     ),
     # The kernel knows models only and a Linearization holds it, so it stands here and not beside the noise.
-    "linearize": ("jacobian", "kernel", "linearization"),
+    "linearize": ("jacobian", "kernel", "_linear_parts", "linearization"),
     "what the theory needs besides": ("noise", "stability"),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
     "predicted against measured": ("reduction", "prediction", "comparison", "diagnosis", "budget"),

@@ -93,6 +93,9 @@ def empirical_ntk(
     """
     functional = as_functional(model)
     functional = _with_params(functional, params)
+    if where is not None and not callable(where):
+        remedy = 'use where=lambda name: "weight" in name, say'
+        raise TypeError(complaint("where", "a predicate on parameter names or None", type(where).__name__, remedy))
     chosen = {name: value for name, value in functional.params.items() if where is None or where(name)}
     if not chosen:
         names = ", ".join(functional.params)
@@ -111,6 +114,8 @@ def empirical_ntk(
 def _with_params(functional: FunctionalModel, params: Params | None) -> FunctionalModel:
     if params is None:
         return functional
+    if not isinstance(params, dict) or not all(isinstance(value, Tensor) for value in params.values()):
+        raise TypeError(complaint("params", "a dict of tensors by parameter name, or None", type(params).__name__))
     unknown = sorted(set(params) - set(functional.params))
     if unknown:
         known = ", ".join(functional.params)
