@@ -1,4 +1,4 @@
-"""Whether the parts of a linearization belong together."""
+"""The parts of a linearization: outputs at initialization, and whether they belong together."""
 
 from __future__ import annotations
 
@@ -43,6 +43,20 @@ def check_problem(problem: Any) -> None:
         refuse_domain(problem.criterion)
 
 
+def check_parts(made: Any) -> None:
+    """Raises TypeError or ValueError, by name, for parts of a ``Linearization`` that do not belong together."""
+    problem = made.problem
+    check_problem(problem)
+    check_kernels(problem, made.kernel, made.cross_kernel)
+    train = {"outputs": made.outputs, "weight_outputs": made.weight_outputs}
+    check_outputs(problem.n_outputs, problem.n_train, train)
+    test = {"test_outputs": made.test_outputs, "test_weight_outputs": made.test_weight_outputs}
+    check_outputs(problem.n_outputs, problem.n_test, test)
+    if (made.cross_kernel is None) != (problem.n_test == 0) or (made.test_outputs is None) != (problem.n_test == 0):
+        received = f"n_test={problem.n_test}"
+        raise ValueError(complaint("cross_kernel and test_outputs", "given exactly with a test set", received))
+
+
 def check_kernels(problem: Problem, kernel: Any, cross_kernel: Any) -> None:
     """Raises TypeError or ValueError for kernels that are not [n*c, n*c] and, with a test set, [m*c, n*c].
 
@@ -58,7 +72,7 @@ def check_kernels(problem: Problem, kernel: Any, cross_kernel: Any) -> None:
     if isinstance(kernel, Tensor):
         finite_entries("kernel", kernel)
         if not kernel.any():
-            warnings.warn(ZERO_KERNEL, UserWarning, stacklevel=5)
+            warnings.warn(ZERO_KERNEL, UserWarning, stacklevel=6)
     if cross_kernel is not None:
         _check_matrix("cross_kernel", cross_kernel)
         if list(cross_kernel.shape) != [m, d]:
@@ -75,6 +89,13 @@ def check_outputs(n_outputs: int, count: int, named: dict[str, Any]) -> None:
             raise TypeError(complaint(name, "a real floating-point tensor", received))
         if list(value.shape) != [count, n_outputs]:
             raise ValueError(complaint(name, f"[{count}, {n_outputs}]", list(value.shape)))
+
+
+def initial_outputs(problem: Problem, x: Tensor, rows: int) -> Tensor:
+    """f_0 at x, [len(x), c], in blocks of ``rows`` examples; refuses outputs that are not finite."""
+    with torch.no_grad():
+        blocks = [problem.forward(problem.params, x[i : i + rows]) for i in range(0, len(x), rows)]
+    return finite_entries("model output", torch.cat(blocks))
 
 
 def _check_matrix(name: str, kernel: Any) -> None:

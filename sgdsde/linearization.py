@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sgdsde._checks import complaint, finite_entries
-from sgdsde._linear_parts import check_kernels, check_outputs, check_problem, check_spectrum_fits
+from sgdsde._checks import complaint
+from sgdsde._linear_parts import check_parts, check_problem, check_spectrum_fits, initial_outputs
 from sgdsde._types import Progress
 from sgdsde.jacobian import jacobian_product
 from sgdsde.kernel import (
@@ -89,16 +89,7 @@ class Linearization:
         return cls(problem, kernel, cross_kernel=cross, outputs=outputs, test_outputs=test_outputs)
 
     def __post_init__(self) -> None:
-        check_problem(self.problem)
-        check_kernels(self.problem, self.kernel, self.cross_kernel)
-        train = {"outputs": self.outputs, "weight_outputs": self.weight_outputs}
-        check_outputs(self.problem.n_outputs, self.problem.n_train, train)
-        test = {"test_outputs": self.test_outputs, "test_weight_outputs": self.test_weight_outputs}
-        check_outputs(self.problem.n_outputs, self.problem.n_test, test)
-        m = self.problem.n_test
-        if (self.cross_kernel is None) != (m == 0) or (self.test_outputs is None) != (m == 0):
-            received = f"n_test={self.problem.n_test}"
-            raise ValueError(complaint("cross_kernel and test_outputs", "given exactly with a test set", received))
+        check_parts(self)
 
     @property
     def targets(self) -> Tensor:
@@ -261,39 +252,41 @@ def _linearize_dense(
     return Linearization(problem, kernel, outputs=outputs, weight_outputs=_weight_outputs(problem, x, plan), **test)
 
 
-def initial_outputs(problem: Problem, x: Tensor, rows: int) -> Tensor:
-    """f_0 at x, [len(x), c], in blocks of ``rows`` examples; refuses outputs that are not finite."""
-    with torch.no_grad():
-        blocks = [problem.forward(problem.params, x[i : i + rows]) for i in range(0, len(x), rows)]
-    return finite_entries("model output", torch.cat(blocks))
-
-
 def _weight_outputs(problem: Problem, x: Tensor, plan: KernelPlan) -> Tensor:
     return jacobian_product(problem.functional, x, problem.params, rows=plan.rows).to(plan.dtype)
 
 
+def problem_of(problem_or_linearization: Problem | Linearization) -> Problem:
+    """The problem itself, or the one that was linearized."""
+    if isinstance(problem_or_linearization, Linearization):
+        return problem_or_linearization.problem
+    if isinstance(problem_or_linearization, Problem):
+        return problem_or_linearization
+    received = type(problem_or_linearization).__name__
+    raise TypeError(complaint("problem", "a Problem or a Linearization", received, "use sgdsde.Problem(model, ...)"))
+
+
 def as_linearization(
-    problem_or_linearization: Problem | Linearization, *, sgd: SGD | None = None, progress: Progress = None
+    problem_or_linearization: Problem | Linearization,
+    *,
+    sgd: SGD | None = None,
+    spectrum: bool = True,
+    progress: Progress = None,
 ) -> Linearization:
-    """The linearization itself, or that of a problem, whose spectrum will be asked for.
+    """The linearization itself, or that of a problem.
 
     Args:
         sgd: what it is to be predicted under, if known: it must train what the problem says.
+        spectrum: whether the kernel will be decomposed.
     Raises:
-        MemoryError: of a problem, where kernel and spectrum take more than a quarter of the free memory; names the
-            bytes, before anything is computed.
+        MemoryError: of a problem, where the kernel (and its spectrum) takes more than a quarter of the free memory;
+            names the bytes, before anything is computed.
     """
-    if not isinstance(problem_or_linearization, Problem | Linearization):
-        received = type(problem_or_linearization).__name__
-        raise TypeError(
-            complaint("problem", "a Problem or a Linearization", received, "use sgdsde.Problem(model, ...)")
-        )
-    if isinstance(problem_or_linearization, Linearization):
-        if sgd is not None:
-            check_training(problem_or_linearization.problem, sgd)
-        return problem_or_linearization
-    problem = problem_or_linearization
+    problem = problem_of(problem_or_linearization)
     if sgd is not None:
         check_training(problem, sgd)
-    check_spectrum_fits(problem)
+    if isinstance(problem_or_linearization, Linearization):
+        return problem_or_linearization
+    if spectrum:
+        check_spectrum_fits(problem)
     return linearize(problem, progress=progress)
