@@ -23,7 +23,7 @@ from sgdsde.kernel import (
     gram,
 )
 from sgdsde.kernel.eigenbasis import Eigenbasis
-from sgdsde.losses import SquaredError
+from sgdsde.losses import SquaredError, in_dtype
 from sgdsde.problem import Problem, check_training
 from sgdsde.sgd import SGD
 
@@ -94,8 +94,7 @@ class Linearization:
     @property
     def targets(self) -> Tensor:
         """y in the outputs' dtype where it is an array of numbers: [n, c]."""
-        y = self.problem.y_train
-        return y.to(self.outputs.dtype) if y.is_floating_point() else y
+        return in_dtype(self.problem.y_train, self.outputs.dtype)
 
     @property
     def residual(self) -> Tensor:

@@ -9,7 +9,7 @@ L = (1/n) sum_i l(f_i, y_i), in the normalization of the torch module that the u
 Behind a log_softmax any other loss is that of the logits, loss(log_softmax(f), y): ``normalization``.
 """
 
-from sgdsde.losses.base import Loss, is_right
+from sgdsde.losses.base import Loss, in_dtype, is_right
 from sgdsde.losses.conversion import as_loss
 from sgdsde.losses.cross_entropy import CrossEntropy
 from sgdsde.losses.general import TorchLoss
@@ -24,6 +24,7 @@ __all__ = [
     "TorchLoss",
     "as_loss",
     "examine",
+    "in_dtype",
     "is_right",
     "on_the_simplex",
     "refuse_domain",

@@ -68,6 +68,11 @@ def is_right(outputs: Tensor, labels: Tensor) -> Tensor:
     return right & torch.isfinite(outputs).all(-1)
 
 
+def in_dtype(targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Targets that are numbers in this dtype; classes as they are."""
+    return targets.to(dtype) if targets.is_floating_point() else targets
+
+
 def reshaping(name: str, targets: Tensor, n_outputs: int) -> str:
     """What to do about targets that are not [n, c]."""
     if targets.ndim > 2 and targets[0].numel() == n_outputs:

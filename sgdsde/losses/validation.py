@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdsde._checks import complaint
+from sgdsde.losses.base import in_dtype
 from sgdsde.losses.general import TorchLoss
 from sgdsde.losses.smoothness import find_kink
 
@@ -175,7 +176,7 @@ def _distinct(targets: Tensor) -> Tensor:
 
 
 def _double(targets: Tensor) -> Tensor:
-    return targets.double() if targets.is_floating_point() else targets
+    return in_dtype(targets, torch.float64)
 
 
 def _first_line(error: object) -> str:
