@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sgdsde._checks import complaint, finite_entries, nonempty
+from sgdsde._checks import complaint, dense_tensor, finite_entries, nonempty
 from sgdsde._fidelity import check_derivative
 from sgdsde._functional import FunctionalModel, as_functional
 from sgdsde._probe import probe
@@ -176,19 +176,7 @@ def check_training(problem: Problem, sgd: SGD) -> None:
 
 def _check_pair(x_name: str, x: Any, y_name: str, y: Any, functional: FunctionalModel) -> None:
     for name, value in ((x_name, x), (y_name, y)):
-        if not isinstance(value, Tensor):
-            remedy = "use torch.as_tensor(...)"
-            if isinstance(value, dict) or (
-                isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value)
-            ):
-                remedy = "join its tensors in one and split that in the forward of a module around the model"
-            raise TypeError(complaint(name, "a torch.Tensor", type(value).__name__, remedy))
-        if value.layout != torch.strided or value.is_quantized or value.is_nested:
-            received = "a quantized tensor" if value.is_quantized else f"one of layout {value.layout}"
-            remedy = f"use {name}.{'dequantize' if value.is_quantized else 'to_dense'}()"
-            if value.is_nested:
-                received, remedy = "a nested tensor", f"use {name}.to_padded_tensor(0.0)"
-            raise TypeError(complaint(name, "a dense tensor", received, remedy))
+        dense_tensor(name, value)
         if value.is_complex():
             raise TypeError(complaint(name, "real", value.dtype, "complex numbers are not supported"))
         if value.ndim == 0:

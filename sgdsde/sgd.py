@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -22,7 +23,7 @@ from sgdsde._checks import (
     word,
 )
 from sgdsde._types import Sampling, Schedule
-from sgdsde.adapters import SchedulerInterval, TrainedTensors, words_of_optimizer
+from sgdsde.adapters import ScheduledRate, SchedulerInterval, TrainedTensors, words_of_optimizer
 
 MOST = 2**40
 """Examples of a batch: more are a mistake, and no integers of the machine's."""
@@ -118,12 +119,12 @@ class SGD:
 
     def lr_at(self, step: int) -> float:
         """The learning rate of the update step -> step + 1."""
-        return nonnegative_number(f"lr({step})", self.lr(step)) if callable(self.lr) else float(self.lr)
+        return nonnegative_number(f"lr({step})", _value("lr", self.lr, step)) if callable(self.lr) else float(self.lr)
 
     def batch_size_at(self, step: int) -> int:
         """The batch size asked for at a step; an epoch's last batch may be smaller (see ``plan``)."""
         if callable(self.batch_size):
-            return whole_number(f"batch_size({step})", self.batch_size(step), minimum=1)
+            return whole_number(f"batch_size({step})", _value("batch_size", self.batch_size, step), minimum=1)
         return int(self.batch_size)
 
     def plan(self, n_train: int, n_steps: int) -> StepPlan:
@@ -143,6 +144,18 @@ class SGD:
         if self.sampling == "shuffled":
             used, asked = _epochs(asked, n_train, self.drop_last)
         return StepPlan(n_train, self.sampling, lr, asked, used)
+
+
+def _value(name: str, schedule: Callable[[int], float], step: int) -> float:
+    """What a schedule says at a step; one that fails there is refused with the step."""
+    if isinstance(schedule, ScheduledRate):
+        return schedule(step)
+    try:
+        return schedule(step)
+    except Exception as error:
+        received = f"{type(error).__name__}: {error}"
+        remedy = "ask for fewer steps, or let the function answer for every step of the run"
+        raise ValueError(complaint(f"{name}({step})", "a number", received, remedy)) from error
 
 
 def check_sgd(sgd: object) -> None:

@@ -153,6 +153,16 @@ CASES: dict[str, tuple[Callable[[], object], str, Callable[[], object]]] = {
         "n_steps must be at most 21, where OneCycleLR ends, got more; ask for at most 21 steps",
         lambda: scheduled(21),
     ),
+    "an ended function": (
+        lambda: sgdsde.predict(problem(), sgdsde.SGD([0.1, 0.01].__getitem__, 4), 3),
+        "lr(2) must be a number, got IndexError: list index out of range; ask for fewer steps, or let the function",
+        lambda: sgdsde.predict(problem(), sgdsde.SGD([0.1, 0.01].__getitem__, 4), 2),
+    ),
+    "a kernel of a dict": (
+        lambda: sgdsde.empirical_ntk(two_inputs(), {"a": X[:, :2], "b": X[:, 2:]}),
+        "x1 must be a torch.Tensor, got dict; join its tensors in one",
+        lambda: sgdsde.empirical_ntk(forward_of(two_inputs(), lambda m, x: m(*x.chunk(2, 1))), X),
+    ),
     "a loader of three": (
         lambda: loaded([(x[:2], x[2:], y) for x, y in zip(X, Y)]),
         "return pairs (x, y) from the data set, several inputs joined in x and split again in forward",
