@@ -11,6 +11,7 @@ from torch import Tensor
 from sgdsde import _memory
 from sgdsde._checks import complaint, finite_entries
 from sgdsde.kernel import KernelOperator
+from sgdsde.kernel.eigenbasis import WORKING_MATRICES
 from sgdsde.losses import TorchLoss, refuse_domain
 from sgdsde.problem import Problem
 
@@ -19,15 +20,11 @@ ZERO_KERNEL = (
     "everywhere?); the predicted loss is constant, and no learning rate is too large"
 )
 
-SPECTRUM_MATRICES = 5
-"""Of the kernel's size that stand beside each other while it is decomposed: itself, its symmetric part, eigenvectors,
-and twice its size of LAPACK's workspace."""
-
 
 def check_spectrum_fits(problem: Problem) -> None:
     """Raises MemoryError where kernel and spectrum take more than a quarter of the free memory; names the bytes."""
     d, allowed = problem.n_train * problem.n_outputs, _memory.budget(None, problem.device)
-    needed = SPECTRUM_MATRICES * d * d * torch.float64.itemsize
+    needed = (1 + WORKING_MATRICES) * d * d * torch.float64.itemsize
     if needed > allowed:
         remedy = f"predict(linearize(problem, rank=500), ...) follows the leading eigenpairs of its {d:,} rows instead"
         what = "the free memory that a kernel and its spectrum may take, a quarter of it,"

@@ -108,7 +108,11 @@ def _has_storage(value: Tensor) -> bool:
 
 
 def _storage(value: Tensor) -> int:
-    return value.untyped_storage().data_ptr()
+    """Address of the memory, 0 of a tensor without memory of its own."""
+    try:
+        return value.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
 
 
 def _span(value: Tensor) -> tuple[int, int]:

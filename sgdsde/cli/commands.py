@@ -19,6 +19,7 @@ from sgdsde.cli.builders import build_dynamics, build_problem, build_sgd, parse_
 from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Ntk, Predict, Sweep
 from sgdsde.cli.results import ResultFolder, write_manifest, write_table
 from sgdsde.cli.work import Work, default_name, facts_of, printed, say_written
+from sgdsde.linearization import as_linearization
 
 QUANTILES = {"q10": 0.1, "q90": 0.9}
 
@@ -88,7 +89,7 @@ def _ntk(command: Ntk, argv: list[str]) -> None:
     folder = ResultFolder.prepared(command.output, default_name("ntk", command), names)
     work = Work(command.compute.quiet)
     problem = build_problem(command.data, command.network, command.compute, command.loss)
-    linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
+    linearization = work.stage("kernel", lambda bar: as_linearization(problem, progress=bar))
     values = linearization.eigenbasis.values.flip(0)
     facts: dict[str, Any] = {
         "size": len(linearization.kernel),
@@ -144,7 +145,7 @@ class Forecast:
         theory, rate = build_dynamics(command.theory.dynamics), parse_lr(training)
         build_sgd(training)
         problem = build_problem(command.data, command.network, command.compute, training.loss)
-        linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
+        linearization = work.stage("kernel", lambda bar: as_linearization(problem, progress=bar))
         lr, words = rate.resolved(training, linearization)
         sgd = build_sgd(training, lr)
         print(problem)

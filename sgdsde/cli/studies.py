@@ -14,6 +14,7 @@ from sgdsde.cli.builders import LearningRate, build_dynamics, build_problem, bui
 from sgdsde.cli.options import Diagnose, Sweep
 from sgdsde.cli.results import ResultFolder, write_manifest, write_rows
 from sgdsde.cli.work import Work, default_name, facts_of, say_written
+from sgdsde.linearization import as_linearization
 
 
 def diagnose(command: Diagnose, argv: list[str]) -> None:
@@ -26,7 +27,7 @@ def diagnose(command: Diagnose, argv: list[str]) -> None:
     rate = parse_lr(training)
     build_sgd(training)
     problem = build_problem(command.data, command.network, command.compute, training.loss)
-    linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
+    linearization = work.stage("kernel", lambda bar: as_linearization(problem, progress=bar))
     lr, words = rate.resolved(training, linearization)
     print(problem)
     print(f"{words}, batch size {training.batch_size}, {n_steps} steps\n", flush=True)
@@ -67,7 +68,7 @@ def sweep(command: Sweep, argv: list[str]) -> None:
     folder = ResultFolder.prepared(command.output, default_name("sweep", command), names)
     build_sgd(training)
     problem = build_problem(command.data, command.network, command.compute, training.loss)
-    linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
+    linearization = work.stage("kernel", lambda bar: as_linearization(problem, progress=bar))
     print(problem)
     print(f"{n_steps} steps", flush=True)
     cells = [(dataclasses.replace(training, batch_size=size), rate) for size in sizes for rate in rates]

@@ -228,3 +228,13 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_computed(mo
             MemoryError, match=re.escape(f"at least {needed:,} bytes") + r".*linearize\(problem, rank=500"
         ):
             ask()
+
+
+def test_a_kernel_that_is_there_is_not_decomposed_beyond_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    linearization = sgdsde.linearize(problem())
+    assert linearization.kernel.shape == (16, 16)
+    monkeypatch.setattr("sgdsde._memory.free_bytes", lambda device: 4 * 4 * 8 * 16**2 - 4)
+    with pytest.raises(MemoryError, match=r"at least 8,192 bytes, got 8,191; .*linearization.truncate\(500\)"):
+        sgdsde.predict(linearization, sgdsde.SGD(0.1, 4), 3)
+    monkeypatch.setattr("sgdsde._memory.free_bytes", lambda device: 4 * 4 * 8 * 16**2)
+    sgdsde.predict(linearization, sgdsde.SGD(0.1, 4), 3)
