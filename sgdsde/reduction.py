@@ -11,11 +11,12 @@ from torch import Tensor
 
 from sgdsde._streams import torch_stream
 from sgdsde._types import Observable
+from sgdsde.bands import AccuracyBand, LossBand, OutputBand
 from sgdsde.dynamics import Covariance, OutputLaw
 from sgdsde.losses import Loss, SquaredError, is_right
 from sgdsde.noise.gaussian import gaussian_loss
 from sgdsde.problem import Problem
-from sgdsde.trajectory import AccuracyBand, LossBand, OutputBand, Trajectory
+from sgdsde.trajectory import Trajectory
 
 GAUSSIAN_DRAWS = 1024
 """Draws of a Gaussian law for the accuracy that has no closed form."""

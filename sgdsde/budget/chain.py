@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint
+from sgdsde.bands import LossBand
 from sgdsde.budget.result import TERMS, CurveBudget, Term
-from sgdsde.trajectory import LossBand, Trajectory
+from sgdsde.trajectory import Trajectory
 
 
 @dataclass(frozen=True, eq=False)

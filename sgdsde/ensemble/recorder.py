@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from sgdsde._types import Observable
+from sgdsde.bands import AccuracyBand, LossBand, OutputBand
 from sgdsde.losses import is_right
 from sgdsde.problem import Problem
 from sgdsde.sgd import StepPlan
-from sgdsde.trajectory import AccuracyBand, LossBand, OutputBand, Trajectory
+from sgdsde.trajectory import Trajectory
 
 
 class Recorder:

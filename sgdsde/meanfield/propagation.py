@@ -12,7 +12,7 @@ from sgdsde._checks import complaint, real_floating
 from sgdsde.meanfield.activation import ActivationLike, as_activation
 from sgdsde.meanfield.chebyshev_tables import dual_at
 from sgdsde.meanfield.initialization import AFFINE
-from sgdsde.meanfield.maps import second_moments
+from sgdsde.meanfield.variance import second_moments
 from sgdsde.networks import Network, ResNet
 from sgdsde.networks.layers import Layer
 
