@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:  # the command line names these types before it needs torch
+    from torch import Tensor
 
-Params: TypeAlias = dict[str, Tensor]
+Params: TypeAlias = "dict[str, Tensor]"
 """Parameter tensors by their dotted name, as in ``nn.Module.named_parameters``."""
 
 Schedule: TypeAlias = float | Callable[[int], float]
@@ -15,6 +16,9 @@ Schedule: TypeAlias = float | Callable[[int], float]
 
 Sampling: TypeAlias = Literal["with_replacement", "without_replacement", "shuffled"]
 """How a minibatch is drawn: i.i.d. indices, a fresh subset at each step, or epochs of a reshuffled data set."""
+
+Parametrization: TypeAlias = Literal["ntk", "standard"]
+"""Where the scale of a layer stands: in front of standard normal weights, or in their variance."""
 
 Observable: TypeAlias = Literal["loss", "accuracy", "outputs"]
 """What a trajectory holds: loss bands always; accuracy bands and the law of every output when asked for."""

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sgdsde {__version__}")
         return OK
     try:
-        from sgdsde.cli import commands, parser
+        from sgdsde.cli import parser
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "tyro":
             raise
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             command = parser.parse(argv)
             if command is not None:
+                from sgdsde.cli import commands
+
                 commands.run(command, argv)
         except (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError) as error:
             return _fail(str(error) or type(error).__name__, USAGE)

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from sgdsde._types import Sampling
-from sgdsde.networks.layers import Parametrization
+from sgdsde._types import Parametrization, Sampling
 
 LossWord = Literal["mse", "ce", "logistic", "huber"]
 

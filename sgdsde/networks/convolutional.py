@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sgdsde._checks import complaint, whole_number, word
+from sgdsde._types import Parametrization
 from sgdsde.networks.dense import Scaling, block_scales
-from sgdsde.networks.layers import Convolution, Dense, Parametrization, WeightLaw
+from sgdsde.networks.layers import Convolution, Dense, WeightLaw
 from sgdsde.networks.network import Network
 
 Readout: TypeAlias = Literal["flatten", "pool"]

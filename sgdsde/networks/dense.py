@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sgdsde._checks import complaint, whole_number, word
-from sgdsde.networks.layers import Dense, Parametrization, WeightLaw
+from sgdsde._types import Parametrization
+from sgdsde.networks.layers import Dense, WeightLaw
 from sgdsde.networks.network import Network
 
 Scaling: TypeAlias = Literal["none", "decreasing", "stable"]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sgdsde._checks import complaint, nonnegative_number, positive_number, word
-
-Parametrization: TypeAlias = Literal["ntk", "standard"]
-"""Where the scale of a layer sits: in front of N(0, 1) entries, or in the entries themselves."""
+from sgdsde._types import Parametrization
 
 
 @dataclass(frozen=True)

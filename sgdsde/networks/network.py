@@ -7,8 +7,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from sgdsde._checks import whole_number
+from sgdsde._types import Parametrization
 from sgdsde.networks.activations import resolve_activation
-from sgdsde.networks.layers import Parametrization, WeightLaw
+from sgdsde.networks.layers import WeightLaw
 
 
 class Network(nn.Module):
