@@ -27,6 +27,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "_memory",
         "_progress",
         "_files",
+        "provenance",
         "plots",
     ),
     "what is trained, and how": (
