@@ -4,6 +4,7 @@ from sgdsde.stability.limits import (
     limit_of_modes,
     max_lr,
     max_lr_full_batch,
+    max_lr_of,
     mean_square_radius,
     sufficient_lr,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "limit_of_modes",
     "max_lr",
     "max_lr_full_batch",
+    "max_lr_of",
     "mean_square_radius",
     "sufficient_lr",
     "warn_if_unstable",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from typing import Any
 
 from torch import Tensor
 
@@ -36,12 +37,9 @@ def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> fl
     noise = plan.noise_factor(int(plan.batch_size.argmin()))
     if _is_stable(linearization, stationary, lr, noise, batch_size):
         return None
-    limit = limit_at_noise(
-        linearization, noise, momentum=sgd.momentum, nesterov=sgd.nesterov, weight_decay=sgd.weight_decay
-    )
-    full_batch = max_lr_full_batch(
-        linearization, momentum=sgd.momentum, nesterov=sgd.nesterov, weight_decay=sgd.weight_decay
-    )
+    words: dict[str, Any] = {name: getattr(sgd, name) for name in ("momentum", "dampening", "nesterov", "weight_decay")}
+    limit = limit_at_noise(linearization, noise, **words)
+    full_batch = max_lr_full_batch(linearization, **words)
     also = f" and beyond the full-batch limit {full_batch:.6g}" if lr > full_batch else ""
     fresh = " (of fresh batches without replacement, in place of shuffled epochs)" if stationary is iid else ""
     warnings.warn(
