@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sgdsde.problem import Problem
     from sgdsde.sgd import SGD
     from sgdsde.stability import UnstableWarning
+    from sgdsde.sweeps import LimitFraction, Sweep, sweep
     from sgdsde.trajectory import Trajectory
 
 __all__ = [
@@ -46,11 +47,13 @@ __all__ = [
     "CurveComparison",
     "Diagnosis",
     "ErrorBudget",
+    "LimitFraction",
     "Linearization",
     "LossBand",
     "NoisyGradient",
     "OutputBand",
     "Problem",
+    "Sweep",
     "Trajectory",
     "UnstableWarning",
     "Verdict",
@@ -68,6 +71,7 @@ __all__ = [
     "run_ensemble",
     "sampling",
     "stability",
+    "sweep",
 ]
 
 # Where each name above is defined; imported when it is first asked for, so that `sgdsde --help` needs no torch.
@@ -78,6 +82,7 @@ _HOMES = {
     "CurveComparison": "comparison",
     "Diagnosis": "diagnosis",
     "ErrorBudget": "budget",
+    "LimitFraction": "sweeps",
     "Linearization": "linearization",
     "LossBand": "bands",
     "NoisyGradient": "ensemble",
@@ -85,6 +90,7 @@ _HOMES = {
     "Problem": "problem",
     "SGD": "sgd",
     "SVAG": "ensemble",
+    "Sweep": "sweeps",
     "Trajectory": "trajectory",
     "UnstableWarning": "stability",
     "Verdict": "comparison",
@@ -95,6 +101,7 @@ _HOMES = {
     "linearize": "linearization",
     "predict": "prediction",
     "run_ensemble": "ensemble",
+    "sweep": "sweeps",
 }
 
 

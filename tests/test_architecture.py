@@ -55,6 +55,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "stability",
         "diagnosis",
         "budget",
+        "sweeps",
     ),
     "the whole pipeline": ("__init__",),
     "beside the pipeline": ("cli", "__main__"),

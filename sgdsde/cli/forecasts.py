@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sgdsde
 from sgdsde._checks import whole_number
-from sgdsde.cli.builders import build_dynamics, build_problem, build_sgd, parse_lr
+from sgdsde.cli.builders import build_dynamics, build_problem, build_sgd, parse_lr, resolve_lr
 from sgdsde.cli.options import Compare, Predict
 from sgdsde.cli.results import ResultFolder, write_manifest, write_table
 from sgdsde.cli.work import Work, default_name, facts_of, printed, say_written
@@ -75,7 +75,7 @@ class Forecast:
         build_sgd(training)
         problem = build_problem(command.data, command.network, command.compute, training.loss)
         linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
-        lr, words = rate.resolved(training, linearization)
+        lr, words = resolve_lr(rate, training, linearization)
         sgd = build_sgd(training, lr)
         print(problem)
         print(f"{words}, batch size {training.batch_size}, {n_steps} steps", flush=True)
