@@ -49,6 +49,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "what the theory needs besides": ("noise",),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
     "predicted against measured": (
+        "observables",
         "reduction",
         "prediction",
         "comparison",
