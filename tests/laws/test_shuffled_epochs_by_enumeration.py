@@ -20,6 +20,7 @@ from sgdsde.dynamics.moments.modes import Modes
 from tests.epochs import EpochLaw, enumerate_epochs, every_order, step_map
 from tests.oracles import torch_optimizer
 from tests.problems import Case
+from tests.settings import chosen
 
 SIX = Case("six examples, null space", 6, 1, 4)
 SIX_WIDE = Case("six examples, two outputs, null space", 6, 2, 8)
@@ -29,15 +30,15 @@ FIVE_WIDE = Case("five examples, three outputs, duplicated input", 5, 3, 9, dupl
 
 N_STEPS = 12
 FRACTION_OF_LIMIT = 0.3
-WORDS = {
-    "plain": {},
-    "decay": {"weight_decay": 0.3},
-    "momentum": {"momentum": 0.9},
-    "momentum, dampening": {"momentum": 0.8, "dampening": 0.35},
-    "nesterov": {"momentum": 0.7, "nesterov": True},
-    "momentum, dampening, decay": {"momentum": 0.6, "dampening": 0.2, "weight_decay": 0.3},
-    "nesterov, decay": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.2},
-}
+WORDS = chosen(
+    "plain",
+    "decay",
+    "momentum",
+    "momentum, dampening",
+    "nesterov",
+    "momentum, dampening, decay",
+    "nesterov, decay",
+)
 
 
 def shuffled(case: Case, fraction: float, batch_size: object = 2, **words: object) -> sgdsde.SGD:

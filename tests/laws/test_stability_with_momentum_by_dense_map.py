@@ -15,18 +15,19 @@ import sgdsde
 from sgdsde.stability import max_lr, max_lr_full_batch, max_lr_of, mean_square_radius
 from tests.oracles import every_batch, features
 from tests.problems import LARGER, LINEAR, Case, digits_problem
+from tests.settings import chosen
 
 SAMPLINGS = ("with_replacement", "without_replacement")
-WORDS = {
-    "plain": {},
-    "decay": {"weight_decay": 0.3},
-    "momentum": {"momentum": 0.9},
-    "dampening": {"momentum": 0.9, "dampening": 0.6},
-    "negative dampening, decay": {"momentum": 0.5, "dampening": -0.5, "weight_decay": 0.2},
-    "nesterov": {"momentum": 0.7, "nesterov": True},
-    "momentum, decay": {"momentum": 0.6, "weight_decay": 0.3},
-    "nesterov, decay": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.2},
-}
+WORDS = chosen(
+    "plain",
+    "decay",
+    "momentum",
+    "momentum, dampening",
+    "momentum, negative dampening, decay",
+    "nesterov",
+    "momentum, decay",
+    "nesterov, decay",
+)
 CASES = [case for case in LINEAR if case.rank <= 5]
 TOLERANCE = 1e-7
 
