@@ -12,7 +12,7 @@ from torch import Tensor
 from sgdsde._streams import torch_stream
 from sgdsde.dynamics import Covariance, OutputLaw
 from sgdsde.losses import Loss, SquaredError, is_right
-from sgdsde.noise.gaussian import gaussian_loss
+from sgdsde.losses.expectations import gaussian_loss
 
 GAUSSIAN_DRAWS = 1024
 """Draws of a Gaussian law for an accuracy without a closed form."""

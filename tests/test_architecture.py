@@ -38,6 +38,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "problem",
         "sampling",
         "sgd",
+        "step",
         "bands",
         "trajectory",
         "recording",
@@ -46,14 +47,13 @@ STAGES: dict[str, tuple[str, ...]] = {
     "infinite width": ("meanfield",),
     # The kernel knows models only and a Linearization holds it, so it stands here and not beside the noise.
     "linearize": ("jacobian", "kernel", "linearization"),
-    "what the theory needs besides": ("noise",),
+    "what the theory needs besides": ("noise", "stability"),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
     "predicted against measured": (
         "observables",
         "reduction",
         "prediction",
         "comparison",
-        "stability",
         "diagnosis",
         "budget",
         "sweeps",
@@ -63,9 +63,6 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 STAGE_OF = {name: number for number, names in enumerate(STAGES.values()) for name in names}
 COMMAND_LINE = {"cli", "__main__"}
-
-# Imports against the stream, allowed inside a function only.
-WHEN_CALLED = {("dynamics", "stability")}
 
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 50
 
@@ -146,18 +143,6 @@ def missing_modules(package: Path) -> list[str]:
     return [f"{name} of STAGES is no module of {package.name}; remove it" for name in STAGE_OF if name not in there]
 
 
-def dead_exceptions(package: Path) -> list[str]:
-    """Exceptions to the direction of imports that no file makes use of."""
-    used = {
-        (name, entry.target.split(".")[1])
-        for name, paths in modules(package).items()
-        for path in paths
-        for entry in imports(path, package)
-        if entry.target.startswith(f"{package.name}.")
-    }
-    return [f"{name} no longer imports {target}; remove the exception" for name, target in sorted(WHEN_CALLED - used)]
-
-
 def wrong_imports(package: Path) -> list[str]:
     """One line per import that points downstream, hides in a function, or needs what is not required."""
     lines = []
@@ -187,8 +172,6 @@ def _fault_inside(name: str, target: str, entry: Import) -> str:
     target = target if target in STAGE_OF else "__init__"
     if name == target:
         return ""
-    if (name, target) in WHEN_CALLED:
-        return f"{name} may import {target} only inside a function" if entry.when == "import" else ""
     if STAGE_OF.get(target, 0) > STAGE_OF.get(name, 0):
         return f"{name} imports {target}, which is downstream of it"
     return f"{target} is imported inside a function; move it to the top" if entry.when == "call" else ""
@@ -343,7 +326,6 @@ def test_every_module_has_its_place() -> None:
 
 def test_the_table_of_contents_names_what_is_there() -> None:
     assert missing_modules(ROOT / "sgdsde") == []
-    assert dead_exceptions(ROOT / "sgdsde") == []
 
 
 def test_imports_point_upstream() -> None:

@@ -8,10 +8,8 @@ import pytest
 
 from tests.test_architecture import (
     STAGE_OF,
-    WHEN_CALLED,
     ambient_state,
     circles,
-    dead_exceptions,
     import_without_extras,
     misplaced_modules,
     missing_modules,
@@ -57,7 +55,6 @@ def test_an_unplaced_module_is_found(tmp_path: Path) -> None:
         ),
         ("ensemble", "def f():\n    from sgdsde.problem import P", "problem is imported inside a function"),
         ("__init__", "from sgdsde import cli", "__init__ imports cli, which is downstream"),
-        ("dynamics", "from sgdsde.stability import limit", "dynamics may import stability only inside a function"),
         ("sgd", "import pandas as pd", "pandas is an extra; import it inside the function"),
         ("plots", "from matplotlib import pyplot", "matplotlib is an extra; import it inside the function"),
         ("sgd", "def f():\n    import numpy", "numpy is imported inside a function"),
@@ -117,12 +114,9 @@ def test_a_circle_inside_a_folder_is_found(tmp_path: Path, maps: str, circle: st
     assert "sgdsde.meanfield.maps" in line
 
 
-def test_a_stage_without_a_module_and_a_dead_exception_are_found(tmp_path: Path) -> None:
+def test_a_stage_without_a_module_is_found(tmp_path: Path) -> None:
     package = tree(tmp_path, **dict.fromkeys(set(STAGE_OF) - {"sgd"}, ""))
     assert missing_modules(package) == ["sgd of STAGES is no module of sgdsde; remove it"]
-    assert dead_exceptions(package) == [
-        f"{name} no longer imports {target}; remove the exception" for name, target in sorted(WHEN_CALLED)
-    ]
 
 
 def test_long_files_and_functions_are_found(tmp_path: Path) -> None:
