@@ -2,7 +2,7 @@
 
 ``STAGES`` is the library's table of contents. A module may import those of earlier stages and, as long as no circle
 arises, of its own. A new module must be placed here before anything else. The rules are tested on trees that break them
-in ``tests/unit/test_architecture_rules.py``.
+in ``tests/test_architecture_rules.py``.
 """
 
 from __future__ import annotations

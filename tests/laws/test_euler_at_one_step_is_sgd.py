@@ -14,9 +14,9 @@ from torch import Tensor
 import sgdsde
 from sgdsde.dynamics import EulerMaruyama, ExponentialEuler, Integrator, MomentRecursion
 from sgdsde.dynamics.paths.integrators import PathSetup
+from tests.oracles import AllSigns
 from tests.problems import BY_NAME, Case
 from tests.settings import chosen
-from tests.unit.dynamics.draws import AllSigns
 
 WORDS = chosen(
     "plain",
