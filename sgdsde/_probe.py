@@ -1,4 +1,4 @@
-"""Whether a model is what predictions need: a deterministic function of its parameters and of one example at a time."""
+"""Probe of a model: is it a deterministic function of its parameters and of one example at a time?"""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ Schedule: TypeAlias = float | Callable[[int], float]
 """A number, or a function of the step k for the update k -> k + 1."""
 
 Sampling: TypeAlias = Literal["with_replacement", "without_replacement", "shuffled"]
-"""How a minibatch is drawn: i.i.d. indices, a fresh subset at each step, or epochs of a reshuffled data set."""
+"""Sampling scheme of minibatches: i.i.d. indices, a fresh subset at each step, or epochs of a reshuffled data set."""
 
 Parametrization: TypeAlias = Literal["ntk", "standard"]
-"""Where the scale of a layer stands: in front of standard normal weights, or in their variance."""
+"""Parametrization of a layer: its scale in front of standard normal weights, or in their variance."""
 
 Observable: TypeAlias = Literal["loss", "accuracy", "outputs"]
-"""What a trajectory holds: loss bands always; accuracy bands and the law of every output when asked for."""
+"""Contents of a trajectory: loss bands always; accuracy bands and the law of every output when asked for."""
 
 Progress: TypeAlias = Callable[[Iterable[int]], Iterable[int]] | bool | None
 """``True`` draws a tqdm bar, a callable wraps the iteration itself, None is silent."""

@@ -1,4 +1,4 @@
-"""Predicted against measured: errors in units of the loss and of the noise, and a verdict."""
+"""Comparison of predicted and measured losses: errors relative to loss and noise, and a verdict."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class CurveComparison:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A prediction held against a measurement; ``str()`` is a table, ``plot()`` a picture."""
+    """Comparison of a prediction with a measurement; ``str()`` is a table, ``plot()`` a picture."""
 
     predicted: Trajectory
     measured: Trajectory

@@ -148,7 +148,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Cells:
-    """What all cells of a sweep share."""
+    """Inputs shared by all cells of a sweep."""
 
     trained: Problem | Linearization
     linearization: Linearization

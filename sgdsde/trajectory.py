@@ -1,4 +1,4 @@
-"""One result type, the same for predicted and measured training."""
+"""Result of training, predicted or measured, in one type."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Trajectory:
 
     @property
     def is_past_limit(self) -> bool:
-        """Whether this predicts training beyond the mean-square limit, where no finite number is to be believed."""
+        """Whether the prediction lies past the mean-square limit, where no finite number can be trusted."""
         return self.mean_square_limit is not None
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Axes:
@@ -119,7 +119,7 @@ class Trajectory:
         return xarray.Dataset(data, coords=coordinates, attrs=attributes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one ``.npz`` (arrays, a JSON header, no pickle) to a temporary file and renames it: all or nothing."""
+        """Write one ``.npz`` (arrays, a JSON header, no pickle) to a temporary file and renames it: all or nothing."""
         arrays = self._arrays()
         described = json.dumps(self._header() | {"arrays": sorted(arrays)}).encode()
         header = np.frombuffer(described, dtype=np.uint8)

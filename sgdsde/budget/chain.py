@@ -54,7 +54,7 @@ class Chain:
     reasons: Mapping[str, str]
 
     def check_finite(self) -> None:
-        """Raises ``ValueError`` where a loss or its standard error is not finite."""
+        """Raise ``ValueError`` where a loss or its standard error is not finite."""
         for curve in self.curves:
             for side in self.sides:
                 band = curve.band(side)
@@ -83,7 +83,7 @@ class Chain:
 
 
 def standard_error(name: str, a: LossBand, b: LossBand) -> Tensor:
-    """Of mean a - mean b: runs on the same batches, the first runs of many, or independent samples."""
+    """Standard error of mean a - mean b: runs on the same batches, the first runs of many, or independent samples."""
     if name == "linearization":
         assert a.samples is not None
         assert b.samples is not None

@@ -85,7 +85,7 @@ class CurveBudget:
 
 @dataclass(frozen=True, eq=False)
 class ErrorBudget:
-    """What a prediction gets wrong, and what by; ``str()`` is a table, ``plot()`` a picture.
+    """Error of a prediction, split by cause; ``str()`` is a table, ``plot()`` a picture.
 
     Attributes:
         steps: int64 [T]. times: [T]. n_runs: measured runs. dynamics: the theory that predicted.

@@ -18,7 +18,7 @@ DEBUG = "SGDSDE_DEBUG"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code. Errors and warnings are one line each on stderr."""
+    """Run one command and return the exit code. Errors and warnings are one line each on stderr."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv == ["--version"]:
         print(f"sgdsde {__version__}")

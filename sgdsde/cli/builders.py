@@ -1,4 +1,4 @@
-"""From options to the objects of the library."""
+"""Objects of the library from the options of the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sgdsde.sweeps import LimitFraction
 
 LOSSES = {"mse": nn.MSELoss, "ce": nn.CrossEntropyLoss, "logistic": nn.SoftMarginLoss, "huber": nn.HuberLoss}
 TARGETS = {"mse": ("sign", "onehot"), "ce": ("class",), "logistic": ("sign",), "huber": ("sign", "onehot")}
-"""By loss, what a network may be asked for; auto is the first."""
+"""Targets that fit a loss; auto is the first."""
 
 
 def build_problem(data: DataOptions, network: NetworkOptions, compute: ComputeOptions, loss: str) -> sgdsde.Problem:
@@ -81,7 +81,7 @@ def build_sgd(options: TrainingOptions, lr: float = 1.0) -> sgdsde.SGD:
 
 
 def parse_lr(options: TrainingOptions, option: str = "--lr") -> float | LimitFraction:
-    """What ``--lr`` says: "half" and "0.8x" are parts of the mean-square limit."""
+    """Learning rate of ``--lr``: a number, or "half" and "0.8x" as parts of the mean-square limit."""
     text = options.lr.strip().lower()
     part = "0.5" if text == "half" else text[:-1] if text.endswith("x") else None
     remedy = "write 0.1, half or 0.8x"

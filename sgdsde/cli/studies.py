@@ -1,4 +1,4 @@
-"""The commands that look at a problem before it is trained: what to trust, and what to choose."""
+"""The commands ``diagnose`` and ``sweep``, which look at a problem before it is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sgdsde.cli.work import Work, default_name, facts_of, say_written
 
 
 def diagnose(command: Diagnose, argv: list[str]) -> None:
-    """Prints the diagnosis; its checks go to a table."""
+    """Print the diagnosis and write its checks to a table."""
     names = ("diagnosis.csv",)
     training, work = command.training, Work(command.compute.quiet)
     n_steps = whole_number("--steps", training.steps, minimum=1)
@@ -53,7 +53,7 @@ def diagnose(command: Diagnose, argv: list[str]) -> None:
 
 
 def sweep(command: Sweep, argv: list[str]) -> None:
-    """Prints the predicted last loss over batch sizes (rows) and learning rates (columns), and the smallest."""
+    """Print the predicted last loss over batch sizes (rows) and learning rates (columns), and the smallest."""
     names = ("sweep.csv",)
     training, work = command.training, Work(command.compute.quiet)
     n_steps = whole_number("--steps", training.steps, minimum=1)
@@ -107,5 +107,5 @@ def _entry(cell: dict[str, Any], name: str) -> str:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no infinity."""
+    """The value, or None for infinity, which JSON does not have."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What a data set is, and how raw images become one."""
+"""Data sets, and their preparation from raw images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Target: TypeAlias = Literal["sign", "onehot", "class"]
 """+1 for classes 0 to 4 and -1 for 5 to 9, [n, 1]; 0 and 1, [n, 10]; the class as int64, [n]."""
 
 Center: TypeAlias = Literal["pixel", "global", "none"]
-"""What is subtracted: the training mean of each pixel, the training mean of all pixels, nothing."""
+"""Offset that is subtracted: the training mean of each pixel, the training mean of all pixels, nothing."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -27,7 +27,7 @@ def diagnose(
     record: Sequence[int] | None = None,
     progress: Progress = None,
 ) -> Diagnosis:
-    """Which prediction to trust, and the error to expect of it, without a measured run.
+    """Diagnosis without a measured run: which prediction to trust, and the error to expect of it.
 
     Args:
         n_steps: how long it is trained: kernels drift and losses fall with the steps.

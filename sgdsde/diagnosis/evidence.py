@@ -1,4 +1,4 @@
-"""What is measured and predicted of a problem and its SGD, each quantity once."""
+"""Evidence for a diagnosis: predictions and indicators of a problem and its SGD, each computed once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Evidence:
     @cached_property
     def frozen_theory(self) -> Dynamics:
         """The default dynamics of the loss."""
-        return default_dynamics(self.linearization.problem)
+        return default_dynamics(self.linearization.problem, self.sgd)
 
     @cached_property
     def frozen_losses(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an ensemble keeps of its runs."""
+"""Recorder of the losses and outputs of an ensemble."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Recorder:
         return step in self._rows
 
     def watch(self, step: int, runs: range, loss: Tensor) -> None:
-        """Notes runs whose batch loss stopped being finite; no synchronization with the device."""
+        """Mark runs whose batch loss stopped being finite; no synchronization with the device."""
         window = self._diverged_at[runs.start : runs.stop]
         now = torch.where(torch.isfinite(loss), window, step)
         torch.minimum(window, now, out=window)

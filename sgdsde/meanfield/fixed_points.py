@@ -26,7 +26,7 @@ Phase: TypeAlias = Literal["ordered", "edge", "chaotic"]
 
 
 class DepthScales(NamedTuple):
-    """How many layers a deviation needs to shrink by a factor e: of the variance, and of the correlation.
+    """Numbers of layers over which a deviation shrinks by a factor e: of the variance, and of the correlation.
 
     ``correlation`` is taken at ``limit_correlation``: 1 in the ordered phase, below 1 in the chaotic one. A scale is
     infinite where its slope is 1, as the correlation's is on the edge of chaos.
@@ -66,7 +66,7 @@ def limit_correlation(
 
 
 def depth_scales(activation: ActivationLike, sigma_w: float, sigma_b: float) -> DepthScales:
-    """How deep a signal can travel: xi_q = -1/log|F'(q)| and xi_c = -1/log f'(c*).
+    """Depth scales of signal propagation: xi_q = -1/log|F'(q)| and xi_c = -1/log f'(c*).
 
     In the ordered phase f'(c*) = chi; in the chaotic phase -1/log chi would be negative, and the slope is taken at the
     stable c* < 1 (where the published formula is often read at c = 1 by mistake).

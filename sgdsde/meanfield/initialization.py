@@ -32,7 +32,7 @@ OTHER_ACTIVATIONS = (nn.ELU, nn.GELU, nn.LeakyReLU, nn.SELU, nn.CELU, nn.Mish, n
 
 @dataclass(frozen=True)
 class EdgeInitialization:
-    """What ``init_edge_of_chaos_`` did: the point on the edge of chaos, and the mean square that inputs must have."""
+    """Point on the edge of chaos that ``init_edge_of_chaos_`` chose, and the mean square that inputs must have."""
 
     sigma_w: float
     sigma_b: float

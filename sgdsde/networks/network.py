@@ -1,4 +1,4 @@
-"""What every network has: its settings as public attributes, and an activation."""
+"""Base class of networks: settings as public attributes, and an activation."""
 
 from __future__ import annotations
 

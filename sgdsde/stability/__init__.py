@@ -1,4 +1,4 @@
-"""Where SGD on the linearized model stops being stable, and the learning rates and batch sizes that follow."""
+"""Stability limits of SGD on the linearized model, and the learning rates and batch sizes that follow."""
 
 from sgdsde.stability.limits import (
     max_lr,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import get_args
 
 import torch
 from scipy.optimize import brentq
@@ -77,8 +78,9 @@ def max_lr(
     """The learning rate up to which SGD on the linearized model is stable in mean square (and below it always is).
 
     Args:
-        batch_size: B. momentum, dampening, nesterov, weight_decay: as in torch. sampling: "with_replacement" or
-            "without_replacement".
+        batch_size: B. momentum, dampening, nesterov, weight_decay: as in torch. sampling: "with_replacement",
+            "without_replacement", or "shuffled": epochs have no limit of their own here and are held against fresh
+            batches without replacement.
     Returns:
         lr in the units of ``torch.optim.SGD``; at B = n without replacement the full-batch limit. With momentum,
         dampening d divides it by 1 - d: infinite at d = 1, and 0 beyond, where the buffer points uphill.
@@ -99,10 +101,7 @@ def max_lr(
 
 
 def max_lr_of(problem_or_linearization: Problem | Linearization, sgd: SGD) -> float:
-    """``max_lr`` for the constant batch size, momentum, decay and sampling of an ``SGD``, whatever its learning rate.
-
-    Shuffled epochs, which have no limit of their own here, stand for fresh batches without replacement.
-    """
+    """``max_lr`` for the constant batch size, momentum, decay and sampling of an ``SGD``; its lr is not used."""
     if callable(sgd.batch_size):
         remedy = "ask for the smallest batch of the schedule"
         raise ValueError(complaint("sgd", "of constant batch size", "a schedule", remedy))
@@ -113,7 +112,7 @@ def max_lr_of(problem_or_linearization: Problem | Linearization, sgd: SGD) -> fl
         dampening=sgd.dampening,
         nesterov=sgd.nesterov,
         weight_decay=sgd.weight_decay,
-        sampling="without_replacement" if sgd.sampling == "shuffled" else sgd.sampling,
+        sampling=sgd.sampling,
     )
 
 
@@ -207,10 +206,12 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
 
 
 def noise_factor(linearization: Linearization, batch_size: int, sampling: Sampling) -> float:
-    """phi/B of i.i.d. batches."""
+    """phi/B of i.i.d. batches; of shuffled epochs that of fresh batches without replacement."""
     batch_size = whole_number("batch_size", batch_size, minimum=1)
-    word("sampling", sampling, ("with_replacement", "without_replacement"))
+    word("sampling", sampling, get_args(Sampling))
     n = linearization.problem.n_train
+    if sampling == "shuffled":
+        sampling, batch_size = "without_replacement", min(batch_size, n)
     if sampling == "without_replacement" and batch_size > n:
         received = f"batch_size={batch_size}, n_train={n}"
         expected = "at most n_train when drawn without replacement"

@@ -1,4 +1,4 @@
-"""Telling a caller that the prediction asked for lies past a limit."""
+"""Warning for predictions past a stability limit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class UnstableWarning(UserWarning):
 
 
 def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> float | None:
-    """Warns when some step's learning rate is past the mean-square limit, and returns that limit; else None.
+    """Warn when some step's learning rate is past the mean-square limit, and return that limit; else None.
 
     The largest learning rate of a schedule is held against the limit of its smallest batch. Shuffled epochs, which have
     no limit of their own here, are held against fresh batches without replacement. Squared error only: other losses

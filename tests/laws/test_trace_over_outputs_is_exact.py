@@ -77,7 +77,7 @@ def test_it_runs_on_leading_eigenpairs_of_a_kernel_on_disk(problem, tmp_path):
 
 def test_what_it_cannot_represent_is_refused(problem):
     sgd = SGD(0.1, 2)
-    with pytest.raises(ValueError, match="kernel must be a KroneckerKernel for TracedRecursion, got"):
+    with pytest.raises(ValueError, match="TracedRecursion cannot represent a kernel that outputs do not share"):
         sgdsde.predict(sgdsde.linearize(problem), sgd, 3, dynamics=dynamics.TracedRecursion())
     trace = DenseKernel(sgdsde.empirical_ntk(problem.model, problem.x_train, outputs="trace"))
     with pytest.raises(

@@ -178,7 +178,7 @@ def test_paths_and_runs_take_any_operator_without_truncation(digits, tmp_path):
 
 def test_what_needs_the_whole_kernel_says_so(digits, monkeypatch):
     shuffled = SGD(0.1, 8, sampling="shuffled")
-    message = "shuffled epochs need the whole kernel, got a truncated eigenbasis; use run_ensemble"
+    message = "cannot represent shuffled epochs on a truncated eigenbasis; use dynamics.LinearizedSGD"
     with pytest.raises(ValueError, match=message):
         sgdsde.predict(digits.truncate(10), shuffled, 5)
     implicit = sgdsde.linearize(

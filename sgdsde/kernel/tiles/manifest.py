@@ -1,4 +1,4 @@
-"""What a kernel on disk was made of, so that none of it is ever reused for something else."""
+"""Manifest of a kernel on disk: what it was made of, so that it is never reused for something else."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Of all of it, but for the fingerprint's rounding."""
+        """Hash of all of it, but for the fingerprint's rounding."""
         content = {key: value for key, value in asdict(self).items() if key != "fingerprint"}
         text = json.dumps(content | {"format_version": FORMAT_VERSION}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -87,7 +87,7 @@ class Manifest:
         return math.prod(self.tile_shape(place)) * DTYPES[self.dtype].itemsize + HEADER_BYTES
 
     def write_or_keep(self, folder: Path) -> None:
-        """Writes it where there is none; the one that is there has been compared with this."""
+        """Write it where there is none; one that is there has been compared with this."""
         if not (folder / MANIFEST).is_file():
             self.write(folder)
 
@@ -121,7 +121,7 @@ class Manifest:
         return found
 
     def check_made_of(self, functional: FunctionalModel, x1: Tensor, folder: Path) -> None:
-        """Refuses to use the kernel for another model or other inputs."""
+        """Refuse to use the kernel for another model or other inputs."""
         for key, now in digests(functional, x1, None).items():
             if self.sources.get(key) != now:
                 remedy = "make it with TiledKernel.create in another folder"
@@ -129,7 +129,7 @@ class Manifest:
                 raise StoredKernelError(complaint(f"the kernel in {folder}", expected, self.sources.get(key), remedy))
 
     def check_same(self, asked: Manifest, folder: Path) -> None:
-        """Refuses to go on with a kernel that was begun with something else; ``asked`` is what is asked for now."""
+        """Refuse to go on with a kernel that was begun with something else; ``asked`` is what is asked for now."""
         old, new = asdict(self), asdict(asked)
         sources = {f"the {key}": (old["sources"].get(key), value) for key, value in new["sources"].items()}
         words = {
@@ -150,7 +150,7 @@ class Manifest:
 
 
 def digests(functional: FunctionalModel, x1: Tensor, x2: Tensor | None) -> dict[str, str]:
-    """What decides the numbers: parameters, constants, the module in words, inputs."""
+    """Hashes of what decides the numbers: parameters, constants, the module in words, inputs."""
     words = "" if functional.module is None else re.sub(r"0x[0-9a-f]+", "", repr(functional.module))
     return {
         "parameters": _digest(functional.params),
