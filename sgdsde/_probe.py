@@ -25,7 +25,7 @@ def probe(
     and in one vector-Jacobian product an example.
 
     Raises:
-        ValueError: naming the layer where that can be told.
+        ValueError: naming the layer where it is known.
     """
     x = _two_examples(x)
     cuda = [functional.device] if functional.device.type == "cuda" else []

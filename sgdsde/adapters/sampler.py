@@ -31,7 +31,7 @@ REMEDIES: dict[type, str] = {
 
 @dataclass(frozen=True)
 class LoaderSampling:
-    """A loader's sampling in the words of ``SGD``.
+    """Sampling options of ``SGD`` that describe a loader.
 
     Attributes:
         batch_size: a number, or a function of the step where an epoch drawn with replacement ends on a smaller batch.

@@ -58,7 +58,7 @@ class Dataset:
         return self.y_train.shape[1] if self.y_train.ndim > 1 else 10
 
     def tensors(self) -> dict[str, Tensor]:
-        """x_train, y_train, x_test and y_test by these names, the words of ``Problem``."""
+        """x_train, y_train, x_test and y_test by these names, the arguments of ``Problem``."""
         return {"x_train": self.x_train, "y_train": self.y_train, "x_test": self.x_test, "y_test": self.y_test}
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Dataset:

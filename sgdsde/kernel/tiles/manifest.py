@@ -41,7 +41,7 @@ class Manifest:
         outputs: which entries ("full", "trace", "per_class"). dtype: "float32" or "float64".
         tile: examples of a tile. memory: bytes that its making was planned for: other plans round differently.
         sources: digests of the parameters, the constants, the architecture in words, and the inputs.
-        fingerprint: of the function at two examples; tells functions of equal weights apart, which no digest can.
+        fingerprint: of the function at two examples; distinguishes functions of equal weights, which no digest can.
     """
 
     rows: int

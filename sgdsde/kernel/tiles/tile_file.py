@@ -1,7 +1,7 @@
 """One tile of a kernel in one file: a header of fixed size, then the numbers.
 
 The header names the kernel that the tile belongs to (a digest of its manifest), its place, and a checksum of the
-numbers, so that a tile that was cut, changed, moved or copied from elsewhere is told from a good one.
+numbers, so that a tile that was cut, changed, moved or copied from elsewhere is distinguished from a good one.
 """
 
 from __future__ import annotations
