@@ -119,7 +119,9 @@ def test_what_it_cannot_represent_is_refused_with_what_can() -> None:
     with pytest.raises(ValueError, match=r"cannot represent label noise without squared error; use label_noise_std=0"):
         ask(problem, label_noise_std=0.1)
     kinked = sgdsde.Problem(nn.Linear(2, 1), torch.ones(4, 2), torch.zeros(4, 1), loss=nn.L1Loss())
-    with pytest.raises(ValueError, match=r"cannot represent a loss without second derivative .L1Loss, whose gradient jumps"):
+    with pytest.raises(
+        ValueError, match=r"cannot represent a loss without second derivative .L1Loss, whose gradient jumps"
+    ):
         ask(kinked)
     unknown = dataclasses.replace(sgdsde.linearize(problem), weight_outputs=None, test_weight_outputs=None)
     with pytest.raises(ValueError, match=r"weight decay without weight_outputs; use weight_decay=0"):

@@ -99,5 +99,5 @@ class Use:
 
     @property
     def positions(self) -> int:
-        """At how many places of one example the same weight acts."""
+        """Number of places of one example at which the same weight acts."""
         return math.prod(self.outputs) // (self.width[1] * self.groups)

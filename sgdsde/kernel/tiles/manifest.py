@@ -34,7 +34,7 @@ Place: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that decides the numbers of a kernel on disk.
+    """Description of a kernel on disk by everything that decides its numbers.
 
     Attributes:
         rows, columns: examples; columns is None for the symmetric kernel of one set. n_outputs: c.
@@ -98,7 +98,10 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Manifest:
-        """Raises: FileNotFoundError: no such kernel. StoredKernelError: damaged, foreign, or of another format."""
+        """The manifest of a kernel on disk.
+
+        Raises: FileNotFoundError: no such kernel. StoredKernelError: damaged, foreign, or of another format.
+        """
         path = Path(folder) / MANIFEST
         if not path.is_file():
             remedy = "make one with TiledKernel.create(folder, model, x)"
