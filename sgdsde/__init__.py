@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
     from sgdsde.diagnosis import Diagnosis, diagnose
     from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble
+    from sgdsde.frozen_kernel import FrozenKernelWarning
     from sgdsde.kernel import empirical_ntk
     from sgdsde.linearization import Linearization, linearize
     from sgdsde.prediction import predict
@@ -47,6 +48,7 @@ __all__ = [
     "CurveComparison",
     "Diagnosis",
     "ErrorBudget",
+    "FrozenKernelWarning",
     "LimitFraction",
     "Linearization",
     "LossBand",
@@ -82,6 +84,7 @@ _HOMES = {
     "CurveComparison": "comparison",
     "Diagnosis": "diagnosis",
     "ErrorBudget": "budget",
+    "FrozenKernelWarning": "frozen_kernel",
     "LimitFraction": "sweeps",
     "Linearization": "linearization",
     "LossBand": "bands",

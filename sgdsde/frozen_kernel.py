@@ -1,8 +1,8 @@
 """What the frozen kernel of a prediction is likely to cost, from a short full-batch path of the network itself.
 
 The path is gradient descent by a few large steps over the time of the training, sum lr / (1 - momentum), or as much of
-it as they reach. Along it the loss of the network is compared with that of the linearized model on the same steps, and at
-its end the kernels of some examples.
+it as they reach. Along it the loss of the network is compared with that of the linearized model on the same steps, and
+at its end the kernels of some examples.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "predicted against measured": (
         "observables",
         "reduction",
+        "frozen_kernel",
         "prediction",
         "comparison",
         "diagnosis",
