@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 import sgdsde
+from sgdsde import provenance
 from tests.catalogue import CASES
 
 RESULT = Path(__file__).parent / "results" / "core.json"
@@ -169,11 +168,8 @@ def construction(name: str, loss: Callable[[Tensor, Tensor], Tensor]) -> dict[st
 
 def environment() -> dict[str, object]:
     return {
-        "python": platform.python_version(),
+        **provenance.machine(),
         "torch": torch.__version__,
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "float64_products_per_second": matrix_product_rate(torch.float64),
         "float32_products_per_second": matrix_product_rate(torch.float32),

@@ -1,4 +1,4 @@
-"""Whether a model is what predictions need: a deterministic function of its parameters and of one example at a time."""
+"""Probe of a model: is it a deterministic function of its parameters and of one example at a time?"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def probe(
     in two vector-Jacobian products at once, and with the user's own module (``_fidelity``).
 
     Raises:
-        ValueError: naming the layer where that can be told.
+        ValueError: naming the layer where it is known.
     Cost: some thirty training steps.
     """
     two, some = _two_examples(x), x[few(len(x))]

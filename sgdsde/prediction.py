@@ -10,6 +10,7 @@ import torch
 from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Observable, Progress
 from sgdsde.dynamics import Dynamics, LinearizedSGD, MomentRecursion, SDEPaths, truncation_error
+from sgdsde.frozen_kernel import warn_if_kernel_moves
 from sgdsde.linearization import Linearization, as_linearization, problem_of
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
@@ -47,7 +48,9 @@ def predict(
         A ``Trajectory`` with ``n_runs`` = 0 for laws in closed form; on a truncated eigenbasis with a bound on what the
         truncation changes, ``truncation_error``.
     Warns:
-        UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit.
+        UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit. FrozenKernelWarning: a
+            ``Problem`` was given, and its kernel moves so far along a short full-batch path that the frozen one is
+            likely off by more than 5 %.
     Raises:
         ValueError: what the dynamics cannot represent, with the one that can; a record past the end.
     """
@@ -67,6 +70,8 @@ def predict(
     record = steps.tolist()
     predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)
     predicted = replace(predicted, mean_square_limit=limit)
+    if isinstance(problem_or_linearization, Problem) and dynamics.freezes_kernel and limit is None:
+        warn_if_kernel_moves(linearization, sgd, predicted)
     if dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
         return predicted
     return replace(

@@ -53,8 +53,8 @@ class TorchLoss(Loss):
             examples (``losses.examine`` makes sure of that on the targets themselves).
         name: what messages call it.
         find_kink: says why it has no second derivative, or "" (asked for once, when a Hessian is).
-        find_values: says what it returns on fixed outputs and the problem's targets, which tells two losses of one name
-            apart.
+        find_values: says what it returns on fixed outputs and the problem's targets: distinguishes two losses of one
+            name.
         is_linear: whether it was found to be linear in the outputs. has_domain: or undefined for some of them.
         axes: where the model's outputs are log-probabilities, along which they are; log_softmax then comes before the
             loss (``losses.normalization``).

@@ -17,7 +17,7 @@ from sgdsde import _fidelity
 from sgdsde._functional import as_functional
 from sgdsde._probe import probe
 from tests.architectures import Wrapped
-from tests.catalogue import Case, kernel_by_backward
+from tests.catalogue import NetCase, kernel_by_backward
 
 RNG = torch.Generator().manual_seed(0)
 X, Y = (torch.randn(12, k, generator=RNG, dtype=torch.float64) for k in (4, 2))
@@ -25,7 +25,7 @@ X, Y = (torch.randn(12, k, generator=RNG, dtype=torch.float64) for k in (4, 2))
 
 def network(forward: Callable[[Any, Tensor], Tensor], **more: Any) -> nn.Module:
     layers = {"first": nn.Linear(4, 4), "last": nn.Linear(4, 2)}
-    return Case(lambda: Wrapped(forward, **layers, **more), (4,)).model()
+    return NetCase(lambda: Wrapped(forward, **layers, **more), (4,)).model()
 
 
 def problem(model: Any, x: Tensor = X, y: Tensor = Y) -> sgdsde.Problem:
@@ -39,7 +39,7 @@ def centers(c: int, p: float) -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.readout(torch.exp(-0.3 * torch.cdist(x, m.centers, p=p)))
 
-    return Case(
+    return NetCase(
         lambda: Wrapped(forward, centers=nn.Parameter(torch.randn(5, 4)), readout=nn.Linear(5, c)), (4,)
     ).model()
 
@@ -131,10 +131,10 @@ class Experts(nn.Module):
 
 @pytest.mark.parametrize("capacity", [lambda n: 4, lambda n: 5, lambda n: 40, lambda n: 1.25 * n / 2])
 def test_experts_with_a_capacity_couple_examples(capacity: Callable[[int], float]) -> None:
-    model = Case(lambda: nn.Sequential(nn.Linear(4, 4), Experts(capacity)), (4,)).model()
+    model = NetCase(lambda: nn.Sequential(nn.Linear(4, 4), Experts(capacity)), (4,)).model()
     with pytest.raises(ValueError, match=r"one example at a time, .* in layer '1' \(Experts\).*no capacity"):
         problem(model)
-    problem(Case(lambda: nn.Sequential(nn.Linear(4, 4), Experts(lambda n: n)), (4,)).model())
+    problem(NetCase(lambda: nn.Sequential(nn.Linear(4, 4), Experts(lambda n: n)), (4,)).model())
 
 
 def test_a_weak_coupling_is_seen() -> None:
@@ -159,7 +159,7 @@ def test_the_first_axis_taken_for_time_is_named(layer: str) -> None:
 
     def model(first: bool) -> nn.Module:
         made, forward = kinds[layer](first)
-        return Case(
+        return NetCase(
             lambda: Wrapped(lambda m, x: m.last(forward(m, x)), layer=made, last=nn.Linear(4, 2)), (5, 4)
         ).model()
 

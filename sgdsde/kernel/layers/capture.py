@@ -1,4 +1,4 @@
-"""What a model does with its parameters, watched call by call, and the gradients at the results of these calls."""
+"""Calls in which a model uses its parameters, and the gradients at the results of these calls."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Observation:
     gradients: Params
 
     def weighted(self, weights: Tensor) -> Observation:
-        """With a number for each example and cotangent, [b, c], as a factor."""
+        """Observation with each cotangent of each example multiplied by its number, [b, c]."""
 
         def times(value: Tensor) -> Tensor:
             return value * weights.view(*weights.shape, *(1 for _ in value.shape[2:]))
@@ -96,7 +96,7 @@ def observe(
 
 
 class Recorder(TorchFunctionMode):
-    """Watches the calls that a model makes, recognizing parameters by the identity of their tensors."""
+    """Observer of the calls that a model makes, recognizing parameters by the identity of their tensors."""
 
     def __init__(self, params: Params, taps: list[Tensor] | None = None) -> None:
         super().__init__()

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sgdsde
 
+pytestmark = pytest.mark.filterwarnings("ignore::sgdsde.frozen_kernel.FrozenKernelWarning")
+
 RNG = torch.Generator().manual_seed(0)
 X, Y = (torch.randn(12, k, generator=RNG, dtype=torch.float64) for k in (4, 2))
 LOADER = DataLoader(TensorDataset(X, Y), 12)

@@ -111,7 +111,7 @@ def test_a_loss_of_log_probabilities_is_the_loss_of_logits_that_it_trains(name: 
     assert "as the loss of logits" not in repr(other)
     for dynamics in (sgdsde.dynamics.GradientDescent(), sgdsde.dynamics.SDEPaths(n_paths=4)):
         found, right = (
-            sgdsde.predict(p, SGD, 30, dynamics=dynamics).train_loss.mean + shift
+            sgdsde.predict(sgdsde.linearize(p), SGD, 30, dynamics=dynamics).train_loss.mean + shift
             for p, shift in ((made, offset), (other, 0.0))
         )
         torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-11)
