@@ -121,8 +121,6 @@ def _reached(functional: FunctionalModel, name: str) -> str:
         "read it from self in forward: a closure, lambda, global, list or dict keeps the tensor that it was made with "
         "(undo a wrapped forward; register layers in nn.ModuleList or nn.ModuleDict, tensors in nn.ParameterDict)"
     )
-    if functional.module is None:
-        remedy = f"read params[{name!r}] in f(params, x)"
     return complaint("forward", "a function of the parameters that it is called with", received, remedy)
 
 

@@ -149,9 +149,9 @@ def _from_function(function: Callable[[Params, Tensor], Tensor], params: dict[st
         raise ValueError(complaint("params", "tensors in memory of their own", received, remedy))
     empty = {name: value for name, value in values.items() if value.numel() == 0}
     if not empty:
-        return FunctionalModel(function, values, {}, outside=params)
+        return FunctionalModel(function, values, {})
     filled = {name: value for name, value in values.items() if name not in empty}
-    return FunctionalModel(lambda params, x: function({**empty, **params}, x), filled, empty, outside=params)
+    return FunctionalModel(lambda params, x: function({**empty, **params}, x), filled, empty)
 
 
 def _from_module(model: nn.Module) -> FunctionalModel:

@@ -71,6 +71,7 @@ def sweep(command: Sweep, argv: list[str]) -> None:
     print(problem)
     print(f"{n_steps} steps", flush=True)
     words = dataclasses.asdict(build_sgd(training)) | {"lr": rates, "batch_size": sizes}
+    del words["trained"]  # what an optimizer would hold
     found = work.stage(
         "sweep", lambda bar: sweeps.sweep(linearization, n_steps=n_steps, dynamics=theory, progress=bar, **words)
     )
