@@ -73,6 +73,9 @@ class MovingKernel(Dynamics):
             remedy = "use dynamics.NoiseFeedback(...)"
             raise TypeError(complaint("feedback", "a NoiseFeedback or None", repr(self.feedback), remedy))
 
+    def noise_assumption(self, sgd: SGD) -> str:
+        return "the weights are Gaussian around their mean path, their fluctuation linear in the Jacobian there"
+
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
