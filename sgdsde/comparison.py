@@ -105,7 +105,7 @@ class Comparison:
         if self.verdict is Verdict.OUT_OF_RANGE:
             limit = self.predicted.mean_square_limit
             reason = (
-                f"the learning rate is past the mean-square limit {limit:.4g}"
+                f"the learning rate is past the mean-square limit {limit:.4g} of the initial kernel"
                 if self.predicted.is_past_limit
                 else ("a loss is not finite")
             )

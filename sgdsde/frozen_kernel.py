@@ -17,7 +17,8 @@ from torch import Tensor
 from sgdsde._streams import numpy_stream
 from sgdsde.dynamics import GradientDescent
 from sgdsde.dynamics.moments.state import march
-from sgdsde.dynamics.moving_kernel.mean_path import MeanPath, PathWalk, kernel_between
+from sgdsde.dynamics.moving_kernel.mean_path import MeanPath, PathWalk
+from sgdsde.kernel.moved_weights import kernel_between
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD
 from sgdsde.stability.second_moments import largest_eigenvalue

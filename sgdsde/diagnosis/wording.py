@@ -37,7 +37,8 @@ def _stability(found: Evidence) -> Check:
         said = "no limit: the loss is not curved upwards at the outputs"
         return Check("stability", ratio, bound, source, Grade.CAUTION, said)
     if found.is_past_limit:
-        return Check("stability", ratio, bound, source, Grade.BAD, sentence + ": the expected loss grows")
+        sentence += ": the expected loss grows while the kernel stays, a kernel that moves may still train"
+        return Check("stability", ratio, bound, source, Grade.BAD, sentence)
     return _graded("stability", ratio, bound, source, sentence, beyond="errors are amplified")
 
 

@@ -1,5 +1,6 @@
 """Stability limits of SGD on the linearized model, and the learning rates and batch sizes that follow."""
 
+from sgdsde.stability.along_path import PathLimit, max_lr_along_path
 from sgdsde.stability.limits import (
     max_lr,
     max_lr_full_batch,
@@ -11,11 +12,13 @@ from sgdsde.stability.scales import critical_batch_size, fastest_lr, gradient_no
 from sgdsde.stability.warning import UnstableWarning, warn_if_unstable
 
 __all__ = [
+    "PathLimit",
     "UnstableWarning",
     "critical_batch_size",
     "fastest_lr",
     "gradient_noise_scale",
     "max_lr",
+    "max_lr_along_path",
     "max_lr_full_batch",
     "max_lr_of",
     "mean_square_radius",

@@ -16,7 +16,10 @@ from sgdsde.stability.local import local_map
 
 
 class UnstableWarning(UserWarning):
-    """The learning rate lies beyond a limit of the linearized SGD; the message holds the limit."""
+    """The learning rate lies beyond a limit of the linearized SGD; the message holds the limit.
+
+    It is the limit of the kernel at initialization. A network whose kernel moves may train beyond it, or fail below.
+    """
 
 
 def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> float | None:
@@ -45,7 +48,9 @@ def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> fl
     fresh = " (of fresh batches without replacement, in place of shuffled epochs)" if stationary is iid else ""
     warnings.warn(
         f"lr={lr:.6g} is beyond the mean-square limit {limit:.6g} of SGD with batch_size={batch_size}{fresh}{also}: "
-        "the expected loss of the linearized model grows without bound, and a finite prediction is not to be believed",
+        "with the kernel kept as it is at initialization the expected loss grows without bound, and a finite "
+        "prediction is not to be believed. The network's own kernel moves, so that the network may train all the same: "
+        "stability.max_lr_along_path tells",
         UnstableWarning,
         stacklevel=3,
     )
@@ -72,7 +77,4 @@ def _is_stable(linearization: Linearization, sgd: SGD, lr: float, noise: float, 
         return True
     if plain:
         return lr <= limit_at_noise(linearization, noise)
-    moments = local_map(linearization)
-    if not moments.drift.any():
-        return True
-    return moments.mean_radius(sgd, lr) < 1 and (noise == 0 or moments.amplification(sgd, lr, noise) < 1)
+    return local_map(linearization).contracts(sgd, lr, noise)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sgdsde._checks import whole_number
 from sgdsde._types import Params, Progress
 from sgdsde.dynamics.moments.state import march
-from sgdsde.kernel import KernelPlan, gram
+from sgdsde.kernel.moved_weights import kernel_between
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
 from sgdsde.sgd import SGD, StepPlan, check_sgd
@@ -164,10 +164,3 @@ def kernel_drift(
         kernel = initial if k == 0 else kernel_between(problem, walk.path.params, x)
         values.append(torch.linalg.norm(kernel - initial) / torch.linalg.norm(initial))
     return KernelDrift(steps, torch.stack(values).double().cpu(), count)
-
-
-def kernel_between(problem: Problem, params: Params, x: Tensor, x2: Tensor | None = None) -> Tensor:
-    """K(x, x2) of the problem's model at other parameters than its own, in float64."""
-    functional = dataclasses.replace(problem.functional, params=params)
-    plan = KernelPlan.make(functional, params, x, x2, problem.n_outputs)
-    return gram(functional, x, x2, plan=plan)
