@@ -6,7 +6,7 @@ above. Paths without noise miss most of this (docs/stability.md), so the path he
 on minibatches of their own. A learning rate holds if most of them
 
 - stay finite,
-- end, on average over the last quarter, no higher than the loss that they start from, and
+- end, in the median over the last quarter, no higher than the loss that they start from, and
 - are, at one of three times in the second half, at a kernel whose mean-square limit is above the learning rate.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -26,7 +27,7 @@ from sgdsde._types import Params, Sampling
 from sgdsde.kernel.moved_weights import kernel_between
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
-from sgdsde.stability.limits import limit_of_map
+from sgdsde.stability.limits import is_below_limit, limit_of_map
 from sgdsde.stability.local import map_at
 from sgdsde.stability.sampled_path import sampled_path
 from sgdsde.stability.second_moments import SecondMomentMap
@@ -80,7 +81,7 @@ def max_lr_along_path(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     sampling: Sampling = "with_replacement",
-    n_paths: int = 3,
+    n_paths: int = 5,
     seed: int = 0,
     precision: float = 0.05,
 ) -> PathLimit:
@@ -171,7 +172,7 @@ class _Trial:
                 return False
             reached.append(params)
         quarter = len(losses) // 4
-        if sum(losses[-quarter:]) / quarter > losses[0]:
+        if statistics.median(losses[-quarter:]) > losses[0]:
             return False
         return any(self._contracts(reached[place], lr) for place in (-1, -1 - quarter, -1 - 2 * quarter))
 
@@ -183,7 +184,7 @@ class _Trial:
     def _contracts(self, params: Params, lr: float) -> bool:
         """Whether lr is below the mean-square limit there; so is any where the loss has no curvature left."""
         moments = self.moments(params)
-        return moments is None or moments.contracts(self.sgd, lr, self.noise)
+        return moments is None or is_below_limit(moments, self.sgd, lr, self.noise)
 
     def moments(self, params: Params) -> SecondMomentMap | None:
         """The map of second moments at these weights; None without a second derivative or positive curvature."""

@@ -154,6 +154,20 @@ def limit_of_map(moments: SecondMomentMap, noise: float, *, sgd: SGD, precision:
     return math.exp(brentq(excess, low, high, xtol=precision))
 
 
+def is_below_limit(moments: SecondMomentMap, sgd: SGD, lr: float, noise: float) -> bool:
+    """Whether ``lr`` is below ``limit_of_map``, at the cost of one evaluation in place of a root.
+
+    The radius of the mean would not do: it is 1 to rounding where some eigenvalue of the kernel is tiny.
+    """
+    if not moments.drift.any():
+        return True
+    if sgd.momentum == 0 and sgd.weight_decay == 0:
+        return lr <= _plain_limit(moments, noise)
+    if not lr < _full_batch_limit(moments, sgd):
+        return False
+    return noise == 0 or moments.amplification(sgd, lr, noise) < 1
+
+
 def _plain_limit(moments: SecondMomentMap, noise: float) -> float:
     h = moments.drift
     if not h.any():

@@ -54,12 +54,6 @@ class SecondMomentMap:
             lambda blocks: self.examples.of(gains * self.examples.spread(blocks)), self.blocks_shape, self.drift
         )
 
-    def contracts(self, sgd: SGD, lr: float, noise: float) -> bool:
-        """Whether this learning rate is below the mean-square limit; any is where the kernel is zero."""
-        if not self.drift.any():
-            return True
-        return self.mean_radius(sgd, lr) < 1 and (noise == 0 or self.amplification(sgd, lr, noise) < 1)
-
     def mean_radius(self, sgd: SGD, lr: float) -> float:
         """Spectral radius of G: by how much the slowest mode of the mean changes in one step."""
         step = Step.of(sgd, lr, first=False).modal(self.drift)

@@ -11,7 +11,7 @@ from torch import Tensor
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD
-from sgdsde.stability.limits import limit_at_noise, max_lr_full_batch, sufficient_lr
+from sgdsde.stability.limits import is_below_limit, limit_at_noise, max_lr_full_batch, sufficient_lr
 from sgdsde.stability.local import local_map
 
 
@@ -75,6 +75,4 @@ def _is_stable(linearization: Linearization, sgd: SGD, lr: float, noise: float, 
     is_dense = isinstance(linearization.kernel, Tensor)
     if plain and is_dense and lr <= sufficient_lr(linearization, batch_size, sampling=sgd.sampling):
         return True
-    if plain:
-        return lr <= limit_at_noise(linearization, noise)
-    return local_map(linearization).contracts(sgd, lr, noise)
+    return is_below_limit(local_map(linearization), sgd, lr, noise)
