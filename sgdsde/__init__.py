@@ -16,7 +16,7 @@ Conventions, the same everywhere:
                     phi = 1 with replacement and (n - B)/(n - 1) without
 """
 
-from sgdsde import datasets, dynamics, meanfield, networks, sampling, stability
+from sgdsde import datasets, dynamics, meanfield, networks, pruning, sampling, stability
 from sgdsde._version import __version__
 from sgdsde.budget import ErrorBudget, error_budget
 from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
@@ -57,6 +57,7 @@ __all__ = [
     "meanfield",
     "networks",
     "predict",
+    "pruning",
     "run_ensemble",
     "sampling",
     "stability",
