@@ -121,6 +121,11 @@ class Linearization:
         return self.basis.per_output(self.kernel.n_outputs) if isinstance(self.kernel, KroneckerKernel) else self.basis
 
     @property
+    def is_still(self) -> bool:
+        """Whether no output depends on a trainable parameter: a dense kernel of zeros (layers that mask each other)."""
+        return isinstance(self.kernel, Tensor) and not bool(self.kernel.any())
+
+    @property
     def operator(self) -> KernelOperator:
         """K by its products."""
         return as_operator(self.kernel)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Observable, Progress
-from sgdsde.dynamics import Dynamics, MomentRecursion, SDEPaths, truncation_error
+from sgdsde.dynamics import Dynamics, MomentRecursion, OutputLaw, SDEPaths, truncation_error
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
@@ -16,6 +17,10 @@ from sgdsde.reduction import Reducer
 from sgdsde.sgd import SGD, check_sgd
 from sgdsde.stability import warn_if_unstable
 from sgdsde.trajectory import Trajectory
+
+
+class StillWarning(UserWarning):
+    """The tangent kernel is zero: no output depends on a trainable parameter, and training changes nothing."""
 
 
 def predict(
@@ -44,6 +49,7 @@ def predict(
         A ``Trajectory`` with ``n_runs`` = 0 for laws in closed form; on a truncated eigenbasis with a bound on what the
         truncation changes, ``truncation_error``.
     Warns:
+        StillWarning: the kernel is zero, so that every loss stays what it is.
         UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit.
     Raises:
         ValueError: what the dynamics cannot represent, with the one that can; a record past the end.
@@ -62,13 +68,28 @@ def predict(
         raise TypeError(complaint("dynamics", "an instance of sgdsde.dynamics.Dynamics", repr(dynamics), remedy))
     limit = warn_if_unstable(linearization, sgd, n_steps)
     reducer = Reducer(problem, observe)
-    for law in dynamics.evolve(linearization, sgd, steps.tolist(), progress=progress):
+    if linearization.is_still:
+        message = (
+            "the tangent kernel is zero: no output depends on a trainable parameter, and every loss stays constant"
+        )
+        warnings.warn(message, StillWarning, stacklevel=2)
+        laws = _unmoved(linearization, sgd, steps.tolist())
+    else:
+        laws = dynamics.evolve(linearization, sgd, steps.tolist(), progress=progress)
+    for law in laws:
         reducer.add(law)
     trajectory = reducer.trajectory(steps, repr(dynamics), n_steps, limit)
-    if dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
+    if linearization.is_still or dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
         return trajectory
     error = truncation_error(linearization, sgd, steps.tolist(), noise=dynamics.noise_source)
     return replace(trajectory, truncation_error=error)
+
+
+def _unmoved(linearization: Linearization, sgd: SGD, record: Sequence[int]) -> Iterator[OutputLaw]:
+    """The initial outputs, at every step."""
+    times = sgd.plan(linearization.problem.n_train, record[-1]).times
+    for step in record:
+        yield OutputLaw(step, float(times[step]), linearization.outputs, test_mean=linearization.test_outputs)
 
 
 def default_dynamics(problem: Problem) -> Dynamics:

@@ -46,7 +46,15 @@ STAGES: dict[str, tuple[str, ...]] = {
     "linearize": ("jacobian", "kernel", "linearization"),
     "what the theory needs besides": ("noise",),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
-    "predicted against measured": ("reduction", "prediction", "comparison", "stability", "diagnosis", "budget"),
+    "predicted against measured": (
+        "reduction",
+        "prediction",
+        "comparison",
+        "stability",
+        "diagnosis",
+        "budget",
+        "ranking",
+    ),
     "the whole pipeline": ("__init__",),
     "beside the pipeline": ("regimes", "cleaning", "plots", "cli", "__main__"),
 }
@@ -55,9 +63,9 @@ BESIDE = set(STAGES["beside the pipeline"])
 COMMAND_LINE = {"cli", "__main__"}
 
 # Imports against the stream, allowed inside a function only: a result's .plot draws when it is called, a kernel that
-# moves is asked for its stability limit on the way.
+# moves is asked for its stability limit on the way, pruning.rank predicts.
 WHEN_CALLED = {("trajectory", "plots"), ("comparison", "plots"), ("budget", "plots"), ("linearization", "meanfield")}
-WHEN_CALLED |= {("dynamics", "stability")}
+WHEN_CALLED |= {("dynamics", "stability"), ("pruning", "ranking")}
 # What `import sgdsde` makes available although it stands beside the pipeline.
 OFFERED = {("__init__", name) for name in ("regimes", "cleaning")}
 

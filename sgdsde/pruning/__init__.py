@@ -6,6 +6,10 @@
 Sparsity = 1 - density over the prunable weights: those of linear and convolution layers, no biases, no normalizations.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from sgdsde.pruning.collapse import critical_sparsity, layer_sums, maximal_critical_compression
 from sgdsde.pruning.criteria import Criterion, Magnitude, Random
 from sgdsde.pruning.data_criteria import SNIP, GraSP
@@ -17,6 +21,10 @@ from sgdsde.pruning.paths import path_kernel_trace, path_norm
 from sgdsde.pruning.pruner import PruningWarning, prune
 from sgdsde.pruning.rescaling import rescale_to_edge_of_chaos
 from sgdsde.pruning.rewinding import IterativeMagnitude
+from sgdsde.pruning.transfer import TransferHistory, transfer
+
+if TYPE_CHECKING:
+    from sgdsde.ranking import RankedNetwork, Ranking, rank
 
 __all__ = [
     "SNIP",
@@ -30,7 +38,10 @@ __all__ = [
     "PrunedNetwork",
     "PruningWarning",
     "Random",
+    "RankedNetwork",
+    "Ranking",
     "SynFlow",
+    "TransferHistory",
     "critical_sparsity",
     "layer_densities",
     "layer_sums",
@@ -38,6 +49,17 @@ __all__ = [
     "path_kernel_trace",
     "path_norm",
     "prune",
+    "rank",
     "rescale_to_edge_of_chaos",
     "score_moments",
+    "transfer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``rank`` predicts, and prediction is downstream of pruning: it is imported when it is asked for."""
+    if name in ("rank", "Ranking", "RankedNetwork"):
+        from sgdsde import ranking
+
+        return getattr(ranking, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Params
 from sgdsde.pruning.criteria import Criterion, Draw
-from sgdsde.pruning.linear_pass import LinearPass, Rescaling, check_linear, linear_outputs, ones_input
+from sgdsde.pruning.linear_pass import LinearPass, Rescaling, check_linear, check_used_once, linear_outputs, ones_input
 from sgdsde.pruning.weights import Subject
 
 SMALLEST, LARGEST = 1e-280, 1e280
 """Outputs outside of this range are computed again layer by layer rescaled."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class SynFlow(Criterion):
     """|w|^p dR_p/d(|w|^p), R_p = 1^T prod_l |W_l|^p x: the sum of |v|^p over the paths v through the weight.
 
@@ -41,13 +41,22 @@ class SynFlow(Criterion):
 
     n_rounds: int = 100
     power: int = 1
-    example: Tensor | Literal["data"] | None = None
+    example: Tensor | Literal["data"] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole_number("power", self.power, minimum=1)
         if not (self.example is None or isinstance(self.example, Tensor) or self.example == "data"):
             raise ValueError(complaint("example", 'a tensor of inputs [n, ...], "data" or None', repr(self.example)))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same; examples in tensors must be one and the same."""
+        if not isinstance(other, SynFlow):
+            return NotImplemented
+        if (self.n_rounds, self.schedule, self.power) != (other.n_rounds, other.schedule, other.power):
+            return False
+        mine, theirs = self.example, other.example
+        return mine is theirs or (isinstance(mine, str) and isinstance(theirs, str))
 
     def _score(self, subject: Subject, kept: Params, draw: Draw) -> Params:
         x = self._input(subject)
@@ -115,6 +124,7 @@ class PathKernelTrace(Criterion):
         x = ones_input(subject)
         if draw.round == 0:
             check_linear(subject, x)
+            check_used_once(subject, x)
         trace, slopes, leaves = path_kernel_slopes(subject, kept, x)
         with torch.enable_grad():
             second = torch.autograd.grad(trace, list(leaves.values()), allow_unused=True, materialize_grads=True)

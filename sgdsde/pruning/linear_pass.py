@@ -200,6 +200,24 @@ def check_linear(subject: Subject, x: Tensor) -> None:
         raise ValueError(complaint("model", "linear without its activations and biases", received, OTHERS))
 
 
+def check_used_once(subject: Subject, x: Tensor) -> None:
+    """Raises ``ValueError`` where a path meets a weight twice (a layer called again): sums over paths need degree one.
+
+    Cost: a backward pass, and a forward pass for every weight tensor.
+    """
+    leaves = {name: subject.values(name).abs().requires_grad_() for name in subject.weights}
+    total = linear_outputs(subject, leaves, x, LinearPass()).sum()
+    slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    values = {name: leaf.detach() for name, leaf in leaves.items()}
+    for (name, value), slope in zip(values.items(), slopes):
+        with torch.no_grad():
+            doubled = linear_outputs(subject, values | {name: 2 * value}, x, LinearPass()).sum()
+        share, gain = float((value * slope).sum()), float(doubled - total.detach())
+        if abs(gain - share) > 1e-9 * max(abs(gain), abs(float(total.detach()))):
+            remedy = "give each call weights of its own"
+            raise ValueError(complaint(f"weight {name!r}", "met once on every path", "a layer called again", remedy))
+
+
 def background(subject: Subject, power: int) -> Params:
     """Everything but the prunable weights: shifts are zero, scales |gamma|^p, other layers' weights |w|^p."""
     tensors = {}

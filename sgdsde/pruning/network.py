@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 
 class PrunedNetwork(nn.Module):
@@ -58,12 +57,42 @@ class PrunedNetwork(nn.Module):
         return {name: value * factors[name] if name in factors else value for name, value in weights.items()}
 
     def forward(self, *inputs: Any) -> Any:
-        return functional_call(self.network, self.masked_weights(), inputs)
+        return call_with(self.network, self.masked_weights(), inputs)
 
     def extra_repr(self) -> str:
         masks = self.mask_tensors().values()
         kept, total = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
         return f"density={kept / max(total, 1):.4g}"
+
+
+def call_with(module: nn.Module, tensors: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> Any:
+    """``module(*inputs)`` with these tensors in place of parameters and buffers, wherever the module holds them.
+
+    ``torch.func.functional_call`` leaves a replaced tensor behind in a layer that the module holds under two names.
+    """
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for holder, local, name in _places(module):
+            if name in tensors:
+                replaced.append((holder, local, holder[local]))
+                holder[local] = tensors[name]
+        return module(*inputs)
+    finally:
+        for holder, local, value in replaced:
+            holder[local] = value
+
+
+def _places(module: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
+    """Where each parameter and buffer is held: the dictionary, the key, and the first name of the tensor."""
+    names: dict[int, str] = {}
+    found = []
+    for prefix, layer in module.named_modules():
+        for holder in (layer._parameters, layer._buffers):
+            for local, value in holder.items():
+                if value is not None:
+                    name = names.setdefault(id(value), f"{prefix}.{local}" if prefix else local)
+                    found.append((holder, local, name))
+    return found
 
 
 def _parameter(network: nn.Module, name: str) -> Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 from sgdsde._checks import complaint, whole_number
 from sgdsde.problem import Problem
 from sgdsde.pruning.flow_criteria import path_kernel_slopes, powered_weights
-from sgdsde.pruning.linear_pass import LinearPass, check_linear, linear_outputs, ones_input
+from sgdsde.pruning.linear_pass import LinearPass, check_linear, check_used_once, linear_outputs, ones_input
 from sgdsde.pruning.weights import Subject
 
 
@@ -33,6 +33,7 @@ def path_kernel_trace(problem_or_model: Problem | nn.Module) -> float:
     subject = Subject.of(problem_or_model)
     x = ones_input(subject)
     check_linear(subject, x)
+    check_used_once(subject, x)
     trace, _, _ = path_kernel_slopes(subject, subject.kept, x)
     return float(trace.detach())
 

@@ -20,7 +20,7 @@ from sgdsde._checks import complaint, finite_entries
 from sgdsde._types import Params
 from sgdsde.networks.layers import Layer
 from sgdsde.problem import Problem
-from sgdsde.pruning.network import PrunedNetwork
+from sgdsde.pruning.network import PrunedNetwork, call_with
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Layer)
 """Layers whose weights can be pruned."""
@@ -117,7 +117,7 @@ class Subject:
 
     def forward(self, tensors: Params, x: Tensor) -> Tensor:
         """Outputs with these parameters and buffers in place of the model's own."""
-        return functional_call(self.module, tensors, (x,))
+        return call_with(self.module, tensors, (x,))
 
     def examples(self, criterion: str, indices: Tensor | None) -> tuple[Tensor, Tensor]:
         """x and y of the problem's training set in float64; ``indices`` None: all of them."""

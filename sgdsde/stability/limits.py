@@ -34,7 +34,8 @@ def mean_square_radius(problem_or_linearization: Problem | Linearization, sgd: S
         sgd: constant learning rate and batch size, i.i.d. sampling; momentum and decay as they are. Label noise adds a
             constant and changes nothing here.
     Returns:
-        The factor by which the slowest second moment changes in one step.
+        The factor by which the slowest second moment changes in one step; 0 where the kernel is zero, whose range is
+        empty.
     Exactness: to 1e-8, for the model linearized at initialization.
     Cost: about 15 small eigenproblems of 12 to 24 applications, each two products [d, r] x [r, r]; with momentum also
         15 times r^2 systems of four unknowns.
@@ -43,6 +44,8 @@ def mean_square_radius(problem_or_linearization: Problem | Linearization, sgd: S
     linearization = as_linearization(problem_or_linearization)
     _refuse_unsupported(sgd)
     lr, noise = sgd.lr_at(0), sgd.plan(linearization.problem.n_train, 1).noise_factor(0)
+    if linearization.is_still:
+        return 0.0
     moments = SecondMomentMap(local_modes(linearization))
     floor = moments.mean_radius(sgd, lr) ** 2
     if noise == 0:
@@ -77,7 +80,8 @@ def max_lr(
         batch_size: B. momentum, nesterov, weight_decay: as in torch. sampling: "with_replacement" or
             "without_replacement".
     Returns:
-        lr in the units of ``torch.optim.SGD``; at B = n without replacement the full-batch limit.
+        lr in the units of ``torch.optim.SGD``; at B = n without replacement the full-batch limit; inf where the kernel
+        is zero.
     Exactness: to 1e-8, for the model linearized at initialization, under squared error. With momentum or decay the
         limit is the smallest learning rate at which the radius is 1; above it the radius has been above 1 in every case
         tried. Another loss stands for the quadratic with its Hessian at the initial outputs: the limit of small
@@ -101,6 +105,8 @@ def limit_at_noise(
     weight_decay: float = 0.0,
 ) -> float:
     """``max_lr`` for any value of phi/B, which need not belong to a whole batch size."""
+    if linearization.is_still:
+        return math.inf
     sgd = SGD(1.0, 1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     return limit_of_modes(local_modes(linearization), noise, sgd=sgd)
 
@@ -146,10 +152,13 @@ def max_lr_full_batch(
 ) -> float:
     """The learning rate up to which full-batch gradient descent is stable: 2 (1 + momentum) / (l_max(H) + decay).
 
-    With Nesterov momentum b: 2 (1 + b) / ((1 + 2 b) (l_max(H) + decay)).
+    With Nesterov momentum b: 2 (1 + b) / ((1 + 2 b) (l_max(H) + decay)). Inf where the kernel is zero.
     """
     sgd = SGD(1.0, 1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-    return _full_batch_limit(SecondMomentMap(local_modes(as_linearization(problem_or_linearization))), sgd)
+    linearization = as_linearization(problem_or_linearization)
+    if linearization.is_still:
+        return math.inf
+    return _full_batch_limit(SecondMomentMap(local_modes(linearization)), sgd)
 
 
 def _full_batch_limit(moments: SecondMomentMap, sgd: SGD) -> float:
@@ -165,6 +174,8 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
     is not needed.
     """
     noise = noise_factor(linearization, batch_size, sampling)
+    if linearization.is_still:
+        return math.inf
     kernel, curvature = local_kernel(linearization)
     c, n = linearization.problem.n_outputs, linearization.problem.n_train
     matrix = (1 - noise) * kernel / n

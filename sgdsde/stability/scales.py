@@ -7,6 +7,7 @@ import math
 import torch
 from scipy.optimize import brentq, minimize_scalar
 
+from sgdsde._checks import complaint
 from sgdsde._types import Sampling
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.problem import Problem
@@ -27,7 +28,7 @@ def fastest_lr(
     It minimizes the asymptotic rate, which the smallest eigenvalue of the kernel decides; a finite run may prefer less.
     Exactness: to 1e-3, a minimum of a flat function. Cost: about 25 radii.
     """
-    linearization = as_linearization(problem_or_linearization)
+    linearization = _moving(problem_or_linearization)
     limit = max_lr(linearization, batch_size, momentum=momentum, nesterov=nesterov, sampling=sampling)
 
     def log_radius(lr: float) -> float:
@@ -48,7 +49,7 @@ def critical_batch_size(problem_or_linearization: Problem | Linearization) -> fl
         A real number; at least 0, and below 1 where even single examples are not limited by noise.
     Exactness: to 1e-6. Cost: about 15 times ``max_lr``.
     """
-    linearization = as_linearization(problem_or_linearization)
+    linearization = _moving(problem_or_linearization)
     half = limit_at_noise(linearization, 0.0) / 2
 
     def excess(log_noise: float) -> float:
@@ -69,7 +70,7 @@ def gradient_noise_scale(problem_or_linearization: Problem | Linearization) -> f
     Cost: one product d^2.
     Source: McCandlish et al., arXiv:1812.06162 (there B_simple).
     """
-    linearization = as_linearization(problem_or_linearization)
+    linearization = _moving(problem_or_linearization)
     problem = linearization.problem
     n, c = problem.n_train, problem.n_outputs
     gradient = problem.criterion.gradient(linearization.outputs, linearization.targets)
@@ -77,3 +78,11 @@ def gradient_noise_scale(problem_or_linearization: Problem | Linearization) -> f
     each = torch.einsum("ia,iab,ib->", gradient, blocks, gradient) / n
     mean = gradient.flatten() @ (linearization.kernel @ gradient.flatten()) / n**2
     return float((each - mean) / mean)
+
+
+def _moving(problem_or_linearization: Problem | Linearization) -> Linearization:
+    """Refuses a kernel of zeros, under which no learning rate and no batch size is better than another."""
+    linearization = as_linearization(problem_or_linearization)
+    if linearization.is_still:
+        raise ValueError(complaint("kernel", "different from zero", "zeros: no output depends on a parameter"))
+    return linearization

@@ -26,7 +26,7 @@ def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> fl
     no limit of their own here, are held against fresh batches without replacement. Squared error only: other losses
     have no such limit.
     """
-    if not isinstance(linearization.problem.criterion, SquaredError) or n_steps == 0:
+    if not isinstance(linearization.problem.criterion, SquaredError) or n_steps == 0 or linearization.is_still:
         return None
     n = linearization.problem.n_train
     iid = dataclasses.replace(sgd, sampling="without_replacement", drop_last=False)

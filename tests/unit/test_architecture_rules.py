@@ -68,14 +68,14 @@ def test_a_wrong_import_is_found(tmp_path: Path, name: str, content: str, fault:
 def test_right_imports_are_left_alone(tmp_path: Path) -> None:
     package = tree(
         tmp_path,
-        __init__="from sgdsde import dynamics, meanfield\nfrom sgdsde.problem import Problem",
+        __init__="from sgdsde import dynamics, regimes\nfrom sgdsde.problem import Problem",
         sgd="import math\nimport numpy as np\nfrom torch import nn\nfrom sgdsde._types import Params",
         sampling="from sgdsde.sgd import SGD",
         comparison="def plot():\n    import seaborn\n    from sgdsde.plots import draw",
         trajectory="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pandas",
         dynamics__paths="from sgdsde.dynamics.modal import M\nfrom .modal import N\nfrom ..noise import frozen",
         cli="import tyro\nfrom sgdsde import Problem, plots\nprint(1)",
-        meanfield__maps="import sgdsde",
+        regimes__maps="import sgdsde",
     )
     assert wrong_imports(package) == []
     assert ambient_state(package) == []

@@ -223,6 +223,17 @@ def test_tied_weights_have_one_mask() -> None:
     assert torch.allclose(pruned(x), torch.tanh(x @ weight.T) @ weight.T, rtol=1e-13)
 
 
+def test_a_layer_called_twice_is_pruned_in_both_calls_every_time() -> None:
+    shared = nn.Linear(4, 4, bias=False).double()
+    model = nn.Sequential(shared, nn.Tanh(), shared)
+    masks = pruning.prune(model, pruning.Magnitude(), 0.5)
+    pruned, x = masks.apply(model), torch.randn(3, 4, dtype=torch.float64)
+    weight = shared.weight.detach() * masks["0.weight"]
+    for _ in range(2):
+        assert torch.allclose(pruned(x), torch.tanh(x @ weight.T) @ weight.T, rtol=1e-13)
+    assert isinstance(pruned.network[0].weight, nn.Parameter)
+
+
 def test_frozen_weights_are_not_pruned() -> None:
     model = dense((6, 8, 3), 0)
     model[0].weight.requires_grad_(False)
