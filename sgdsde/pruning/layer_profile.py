@@ -25,6 +25,7 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import iti0k0
 from scipy.stats import norm
+from torch import nn
 
 from sgdsde._checks import complaint, fraction_below_one, positive_number
 from sgdsde.meanfield.activation import Activation, as_activation
@@ -37,7 +38,7 @@ from sgdsde.pruning.weights import Subject
 Survival: TypeAlias = "Callable[[float], float]"
 """P(score > t) of one layer."""
 
-QUANTILES = 96
+QUANTILES = 64
 """Midpoints in probability at which the law of an activation is taken."""
 
 
@@ -107,33 +108,39 @@ def _moments(
 
 
 def layer_densities(
-    network: Network, criterion: Criterion, sparsity: float, *, input_mean_square: float = 1.0
+    network: nn.Module, criterion: Criterion, sparsity: float, *, input_mean_square: float = 1.0
 ) -> dict[str, float]:
     """The predicted kept share of every weight under one-shot global pruning, by name.
 
     Args:
-        network: of ``networks``; ``SNIP`` needs an ``MLP`` or a ``ResNet``. Its weights do not enter.
+        network: for ``SNIP`` an ``MLP`` or a ``ResNet`` of ``networks``; else any. The weights of a network of
+            ``networks`` do not enter, of another the root mean square of each layer does.
         criterion: ``SNIP()``, ``Magnitude()`` or ``Random()``.
         input_mean_square: |x|^2 / N_0, for ``SNIP``.
     Raises:
-        TypeError: another criterion or network.
+        TypeError: another criterion or network. ValueError: a sparsity so low that scores of zero would be kept, which
+            ReLU gives to three quarters of the weights at one example.
     Exactness: Magnitude a_l = 2 PhiBar(t sqrt(fan_in_l) / sigma_w), exact for many weights. SNIP: infinite width, one
         example; against networks of 20 layers of 100 neurons at 90 % off by at most .04 in any layer, on and off the
         edge of chaos (docs/pruning.md).
     """
     sparsity = fraction_below_one("sparsity", sparsity)
-    if not isinstance(network, Network):
-        raise TypeError(complaint("network", "one of sgdsde.networks", type(network).__name__))
     if isinstance(criterion, Random):
         return dict.fromkeys(Subject.of(network).weights, 1 - sparsity)
     if isinstance(criterion, Magnitude):
-        weights = Subject.of(network).weights.values()
-        scale = [network.sigma_w / math.sqrt(weight.fan_in) for weight in weights]
+        subject = Subject.of(network)
+        weights = subject.weights.values()
+        if isinstance(network, Network):
+            scale = [network.sigma_w / math.sqrt(weight.fan_in) for weight in weights]
+        else:
+            scale = [float(subject.effective(weight.name).square().mean().sqrt()) for weight in weights]
         survivals: list[Survival] = [partial(_normal_survival, scale=s) for s in scale]
         return _solved([w.name for w in weights], [w.numel for w in weights], survivals, sparsity, max(scale))
     if not isinstance(criterion, SNIP):
         received = type(criterion).__name__
         raise TypeError(complaint("criterion", "SNIP(), Magnitude() or Random()", received, "the others have no law"))
+    if not isinstance(network, MLP | ResNet):
+        raise TypeError(complaint("network", "an MLP or a ResNet of sgdsde.networks for SNIP", type(network).__name__))
     moments = score_moments(network, input_mean_square=input_mean_square)
     activation = as_activation(network.activation)
     survivals = [_survival(activation, moment) for moment in moments]
@@ -152,8 +159,11 @@ def _solved(
         return kept / total - (1 - sparsity)
 
     low, high = math.log(scale) - 60.0, math.log(scale) + 6.0
-    # Scores that are exactly zero are never kept: below the smallest threshold nothing more is gained.
-    t = math.exp(low if excess(low) < 0 else brentq(excess, low, high, xtol=1e-10))
+    if excess(low) < 0:
+        least = 1 - (excess(low) + 1 - sparsity)
+        received, remedy = f"{sparsity:g}", "the rest of one example's scores is exactly zero, and position decides"
+        raise ValueError(complaint("sparsity", f"at least {least:.4g}", received, remedy))
+    t = math.exp(brentq(excess, low, high, xtol=1e-10))
     return {name: survival(t) for name, survival in zip(names, survivals)}
 
 

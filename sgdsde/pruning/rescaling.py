@@ -90,7 +90,7 @@ def rescale_to_edge_of_chaos(
     if not isinstance(network, PrunedNetwork):
         received, remedy = type(network).__name__, "use Masks.apply first"
         raise TypeError(complaint("pruned", "a PrunedNetwork or a Problem of one", received, remedy))
-    subject = Subject.of(network)
+    subject = Subject.of(pruned)
     subject = Subject(subject.module, {name: subject.weights[name] for name in network.mask_tensors()}, {}, None)
     if normalizer == "data":
         factors = _from_data(subject, network, _examples(pruned, x), _target_variance(subject.module, q))
@@ -141,11 +141,12 @@ def _scaled_to(factors: Params, name: str, q: float) -> Callable[[nn.Module, Any
         if isinstance(bias, Tensor):
             shift = bias * float(getattr(layer, "bias_multiplier", 1.0))
             shift = shift.view(-1, *[1] * (y.ndim - 2))
-        signal, wanted = y - shift, q - float(shift.square().mean())
-        power = float(signal.square().mean())
-        if wanted <= 0:
+        signal = y - shift
+        power, cross = float(signal.square().mean()), float((signal * shift).mean())
+        missing = q - float(shift.expand_as(y).square().mean())
+        if missing <= 0:
             raise ValueError(complaint("q", f"above the variance of the biases of {name!r}", q))
-        factor = math.sqrt(wanted / power) if power > 0 else 1.0
+        factor = (math.sqrt(cross**2 + power * missing) - cross) / power if power > 0 else 1.0
         factors[name] = torch.full([1] * rank, factor, dtype=torch.float64, device=y.device)
         return factor * signal + shift
 
