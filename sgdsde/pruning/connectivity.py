@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sgdsde._types import Params
 from sgdsde.pruning.linear_pass import LinearPass, check_linear, linear_outputs, ones_input
+from sgdsde.pruning.streamed_weights import LiveWeights
 from sgdsde.pruning.weights import Subject
 
 
@@ -54,10 +55,9 @@ def live_weights(subject: Subject, masks: Params, example: Tensor | None = None)
     """
     x = ones_input(subject, example)
     check_linear(subject, x)
-    ones = {name: mask.to(torch.float64).requires_grad_() for name, mask in masks.items()}
-    mode = LinearPass(1, _Reached.apply, sums_pools=True)
-    with torch.enable_grad():
-        outputs = linear_outputs(subject, ones, x, mode)
-        gradients = torch.autograd.grad(outputs.sum(), list(ones.values()), allow_unused=True, materialize_grads=True)
-    live = {name: masks[name] & (gradient > 0) for name, gradient in zip(ones, gradients)}
-    return live, outputs.detach().flatten(1)
+    weights, mode = LiveWeights(masks), LinearPass(1, _Reached.apply, sums_pools=True)
+    with torch.enable_grad(), weights.recomputed():
+        outputs = linear_outputs(subject, weights, x, mode)
+    if outputs.requires_grad:
+        outputs.sum().backward()
+    return weights.live, outputs.detach().flatten(1)

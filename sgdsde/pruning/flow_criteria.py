@@ -12,6 +12,7 @@ from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Params
 from sgdsde.pruning.criteria import Criterion, Draw
 from sgdsde.pruning.linear_pass import LinearPass, Rescaling, check_linear, check_used_once, linear_outputs, ones_input
+from sgdsde.pruning.streamed_weights import FlowWeights, powered
 from sgdsde.pruning.weights import Subject
 
 SMALLEST, LARGEST = 1e-280, 1e280
@@ -88,24 +89,19 @@ def flow_scores(subject: Subject, kept: Params, x: Tensor, power: int) -> Params
 
 
 def _one_pass(subject: Subject, kept: Params, x: Tensor, mode: LinearPass) -> tuple[float, Params]:
-    leaves = powered_weights(subject, kept, mode.power)
-    with torch.enable_grad():
-        total = linear_outputs(subject, leaves, x, mode).sum()
-        slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    scores = {}
-    for (name, _leaf), slope in zip(list(leaves.items()), slopes):
-        scores[name] = slope.mul_(leaves.pop(name).detach())
-    return float(total.detach()), scores
+    weights = FlowWeights(subject, kept, mode.power)
+    with torch.enable_grad(), weights.recomputed():
+        total = linear_outputs(subject, weights, x, mode).sum()
+    if total.requires_grad:
+        total.backward()
+    unused = {name: torch.zeros_like(subject.values(name)) for name in subject.weights if name not in weights.scores}
+    scores = weights.scores | unused
+    return float(total.detach()), {name: scores[name] for name in subject.weights}
 
 
 def powered_weights(subject: Subject, kept: Params, power: int) -> Params:
     """|w|^p of the kept weights, zero elsewhere, float64 leaves by name."""
-    found = {}
-    for name in subject.weights:
-        value = subject.values(name).abs()
-        value = value if power == 1 else value.pow_(power)
-        found[name] = value.mul_(kept[name]).requires_grad_()
-    return found
+    return {name: powered(subject.values(name), kept[name], power).requires_grad_() for name in subject.weights}
 
 
 @dataclass(frozen=True)

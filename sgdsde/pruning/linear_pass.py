@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from numbers import Number
 from typing import Any, TypeAlias
 
@@ -25,6 +26,7 @@ from sgdsde._probe import layer_of
 from sgdsde._types import Params
 from sgdsde.networks import ConvolutionalNetwork
 from sgdsde.networks.layers import Dense
+from sgdsde.pruning.streamed_weights import FlowWeights
 from sgdsde.pruning.weights import Subject
 
 AfterWeights: TypeAlias = "Callable[[Tensor], Tensor] | None"
@@ -70,16 +72,21 @@ class LinearPass(TorchFunctionMode):
     Args:
         power: p. after_weights: applied to the result of every linear or convolution call, such as a rescaling.
         sums_pools: max-pooling becomes average pooling, so that no path is hidden behind a larger one.
+    Attributes:
+        stand_ins: by the ``id`` of a tensor, what makes the one that takes its place in every call.
     """
 
     def __init__(self, power: int = 1, after_weights: AfterWeights = None, *, sums_pools: bool = False) -> None:
         super().__init__()
         self.power, self.after_weights, self.sums_pools = power, after_weights, sums_pools
+        self.stand_ins: dict[int, Callable[[], Tensor]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.stand_ins and func.__name__ != "__get__":  # shapes and dtypes are those of the model
+            args, kwargs = self._stood_in(args), self._stood_in(kwargs)
         if func in REFUSED:
             raise NotLinear(func.__name__)
         if func in ACTIVATIONS or func in IDENTITIES:
@@ -99,6 +106,14 @@ class LinearPass(TorchFunctionMode):
         if self.power != 1 and (func in MEANS or func in POOLS) and isinstance(result, Tensor):
             return result / self._averaged(func, args, kwargs, result) ** (self.power - 1)
         return result
+
+    def _stood_in(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            maker = self.stand_ins.get(id(value))
+            return value if maker is None else maker()
+        if type(value) in (tuple, list):
+            return type(value)(self._stood_in(item) for item in value)
+        return {key: self._stood_in(item) for key, item in value.items()} if type(value) is dict else value
 
     @staticmethod
     def _summed_pool(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -170,13 +185,16 @@ def linear_outputs(
 ) -> Tensor:
     """f_p(x) [n, c] with ``weights`` (already |w|^p, by name) in place of the prunable ones.
 
+    A mapping that makes them when they are asked for is asked at every call, so that not all are there at a time.
+
     Raises:
         ValueError: a layer without a linear pass, by name; an input that the model does not take.
     """
-    tensors = background(subject, mode.power) | dict(weights)
+    rest = background(subject, mode.power)
+    mode.stand_ins = {id(subject.parameter(name)): partial(weights.__getitem__, name) for name in subject.weights}
     try:
         with mode:
-            return subject.forward(tensors, x)
+            return subject.forward(rest, x)
     except NotLinear as error:
         layer = layer_of(error.__traceback__, subject.module)
         received = f"{layer}, which calls {error}"
@@ -189,8 +207,7 @@ def linear_outputs(
 
 def check_linear(subject: Subject, x: Tensor) -> None:
     """Raises ``ValueError`` where the pass is not homogeneous: outputs must double with the input."""
-    weights = {name: subject.values(name).abs() for name in subject.weights}
-    rescaling = Rescaling()
+    weights, rescaling = FlowWeights(subject, {}, 1), Rescaling()
     with torch.no_grad():
         once = linear_outputs(subject, weights, x, LinearPass(1, rescaling))
         rescaling.restart()

@@ -63,9 +63,11 @@ def prune(
     seed = whole_number("seed", seed)
     subject = Subject.of(problem_or_model, where)
     _check_count(subject, sparsity)
-    kept, scores = dict(subject.kept), {}
+    kept: Params = dict(subject.kept)
+    scores: Params = {}
     ticks = ticker(progress, criterion.n_rounds, "rounds of pruning")
     for k in range(criterion.n_rounds):
+        scores.clear()  # of the last round, before those of this one are made
         scores = criterion.score_subject(subject, kept, Draw(seed, k, n_examples))
         density = round_density(1 - sparsity, k + 1, criterion.n_rounds, criterion.schedule)
         is_last = k + 1 == criterion.n_rounds

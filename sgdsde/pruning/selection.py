@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -54,11 +54,7 @@ def keep_largest(
 
 
 def _largest(scores: Mapping[str, Tensor], kept: Params, count: int) -> Params:
-    alive = np.concatenate([scores[name][kept[name]].cpu().numpy() for name in scores])
-    if np.isnan(alive).any():
-        bad = next(name for name in scores if scores[name][kept[name]].isnan().any())
-        raise ValueError(complaint(f"scores of {bad!r}", "numbers", "NaN", "check that the loss is finite"))
-    threshold, ties = _threshold(alive, count)
+    threshold, ties = _threshold(scores, kept, count)
     masks = {}
     for name, values in scores.items():
         mask = kept[name] & (values > threshold)
@@ -72,13 +68,43 @@ def _largest(scores: Mapping[str, Tensor], kept: Params, count: int) -> Params:
     return masks
 
 
-def _threshold(alive: np.ndarray, count: int) -> tuple[float, int]:
-    """The score above which all are kept, and how many of those equal to it."""
+def _threshold(scores: Mapping[str, Tensor], kept: Params, count: int) -> tuple[float, int]:
+    """The score above which all are kept, and how many of those equal to it.
+
+    By the leading bits first, block by block, so that no copy of all scores is made.
+    """
     if count == 0:
         return math.inf, 0
-    alive.partition(len(alive) - count)
-    threshold = float(alive[len(alive) - count])
-    return threshold, count - int((alive > threshold).sum())
+    bins = np.zeros(_BINS, dtype=np.int64)
+    for alive in _alive(scores, kept):
+        bins += np.bincount(_leading_bits(alive), minlength=_BINS)
+    above = np.cumsum(bins[::-1])[::-1]  # scores in this bin or a higher one
+    chosen = int(np.flatnonzero(above >= count)[-1])
+    left = count - (int(above[chosen + 1]) if chosen + 1 < _BINS else 0)
+    candidates = np.concatenate([alive[_leading_bits(alive) == chosen] for alive in _alive(scores, kept)])
+    candidates.partition(len(candidates) - left)
+    threshold = float(candidates[len(candidates) - left])
+    return threshold, left - int((candidates > threshold).sum())
+
+
+def _alive(scores: Mapping[str, Tensor], kept: Params) -> Iterator[np.ndarray]:
+    """Scores that are not removed yet, some at a time."""
+    for name, values in scores.items():
+        blocks = zip(values.flatten().split(_BLOCK), kept[name].flatten().split(_BLOCK))
+        for some, left in blocks:
+            alive: np.ndarray = some[left].cpu().numpy()
+            if np.isnan(alive).any():
+                raise ValueError(complaint(f"scores of {name!r}", "numbers", "NaN", "check that the loss is finite"))
+            yield alive + 0.0  # -0.0 and 0.0 are one number
+
+
+_BINS, _BLOCK = 2**16, 2**18
+
+
+def _leading_bits(values: np.ndarray) -> np.ndarray:
+    """The leading 16 bits of float64 numbers as integers that are ordered as the numbers are."""
+    bits = values.view(np.int64) >> 48
+    return np.where(bits < 0, bits ^ 0x7FFF, bits) + 2**15
 
 
 def threshold_is_zero(scores: Mapping[str, Tensor], masks: Params) -> bool:

@@ -106,7 +106,11 @@ class Subject:
 
     def values(self, name: str) -> Tensor:
         """The entries of one weight, float64, detached."""
-        return _double(self.module.get_parameter(name))
+        return _double(self.parameter(name))
+
+    def parameter(self, name: str) -> Tensor:
+        """The parameter itself, as the module holds it."""
+        return self.module.get_parameter(name)
 
     def effective(self, name: str) -> Tensor:
         """|w| as the forward pass sees it, float64: with the layer's multiplier and any parametrization."""
