@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import torch
+
 from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Observable, Progress
-from sgdsde.dynamics import Dynamics, MomentRecursion, OutputLaw, SDEPaths, truncation_error
+from sgdsde.dynamics import Dynamics, LinearizedSGD, MomentRecursion, OutputLaw, SDEPaths, truncation_error
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
@@ -39,8 +41,9 @@ def predict(
         problem_or_linearization: a ``Problem`` is linearized first; a ``Linearization`` is used as it is.
         sgd: how it is trained. n_steps: number of updates.
         dynamics: the theory; default ``MomentRecursion()``, the exact second moments of the linearized model, under
-            squared error, and ``SDEPaths()``, 1000 sample paths of SGD with Gaussian noise, under any other loss
-            (``GaussianClosure()`` has no sampling error and needs a second derivative).
+            squared error. Under any other loss ``SDEPaths()``, 1000 sample paths of SGD with Gaussian noise, or, for
+            shuffled epochs, ``LinearizedSGD()``, 256 sampled runs of the linearized model (``GaussianClosure()`` has no
+            sampling error and needs a second derivative).
         record: steps to report; default about 50, geometric, with 0, 1 and n_steps.
         observe: ``"loss"``; ``"accuracy"`` for the fraction of examples whose output is right (its sign, or the
             largest of several; the loss says what the targets mean);
@@ -60,29 +63,49 @@ def predict(
     check_observables(observe)
     linearization = as_linearization(problem_or_linearization, progress=progress)
     problem = linearization.problem
-    sgd.plan(problem.n_train, n_steps)
     if dynamics is None:
-        dynamics = default_dynamics(problem)
+        dynamics = default_dynamics(problem, sgd)
     if not isinstance(dynamics, Dynamics):
         remedy = "use dynamics.MomentRecursion() or another of sgdsde.dynamics"
         raise TypeError(complaint("dynamics", "an instance of sgdsde.dynamics.Dynamics", repr(dynamics), remedy))
     limit = warn_if_unstable(linearization, sgd, n_steps)
-    reducer = Reducer(problem, observe)
     if linearization.is_still:
-        message = (
-            "the tangent kernel is zero: no output depends on a trainable parameter, and every loss stays constant"
-        )
+        message = "the tangent kernel is zero: no output depends on a trainable parameter, and training changes nothing"
         warnings.warn(message, StillWarning, stacklevel=2)
-        laws = _unmoved(linearization, sgd, steps.tolist())
+    record = steps.tolist()
+    predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)
+    predicted = replace(predicted, mean_square_limit=limit)
+    if linearization.is_still or dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
+        return predicted
+    return replace(
+        predicted, truncation_error=truncation_error(linearization, sgd, record, noise=dynamics.noise_source)
+    )
+
+
+def evolve(
+    dynamics: Dynamics,
+    linearization: Linearization,
+    sgd: SGD,
+    record: Sequence[int],
+    *,
+    n_steps: int | None = None,
+    observe: Sequence[Observable] = ("loss",),
+    progress: Progress = None,
+) -> Trajectory:
+    """The trajectory that a dynamics predicts at the steps of ``record``, without checks and warnings.
+
+    Args:
+        n_steps: number of updates; default the last of ``record``.
+    """
+    reducer = Reducer(linearization.problem, observe)
+    laws: Iterator[OutputLaw]
+    if linearization.is_still:
+        laws = _unmoved(linearization, sgd, record)
     else:
-        laws = dynamics.evolve(linearization, sgd, steps.tolist(), progress=progress)
+        laws = dynamics.evolve(linearization, sgd, record, progress=progress)
     for law in laws:
         reducer.add(law)
-    trajectory = reducer.trajectory(steps, repr(dynamics), n_steps, limit)
-    if linearization.is_still or dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
-        return trajectory
-    error = truncation_error(linearization, sgd, steps.tolist(), noise=dynamics.noise_source)
-    return replace(trajectory, truncation_error=error)
+    return reducer.trajectory(torch.tensor(record), repr(dynamics), record[-1] if n_steps is None else n_steps, None)
 
 
 def _unmoved(linearization: Linearization, sgd: SGD, record: Sequence[int]) -> Iterator[OutputLaw]:
@@ -92,6 +115,8 @@ def _unmoved(linearization: Linearization, sgd: SGD, record: Sequence[int]) -> I
         yield OutputLaw(step, float(times[step]), linearization.outputs, test_mean=linearization.test_outputs)
 
 
-def default_dynamics(problem: Problem) -> Dynamics:
+def default_dynamics(problem: Problem, sgd: SGD) -> Dynamics:
     """The theory that ``predict`` uses where none is named."""
-    return MomentRecursion() if isinstance(problem.criterion, SquaredError) else SDEPaths()
+    if isinstance(problem.criterion, SquaredError):
+        return MomentRecursion()
+    return LinearizedSGD() if sgd.sampling == "shuffled" else SDEPaths()

@@ -192,14 +192,13 @@ class _Study:
 
     def _limit(self, linearization: Linearization) -> float:
         sgd = self.sgd
-        sampling = "without_replacement" if sgd.sampling == "shuffled" else sgd.sampling
         return max_lr(
             linearization,
             sgd.batch_size_at(0),
             momentum=sgd.momentum,
             nesterov=sgd.nesterov,
             weight_decay=sgd.weight_decay,
-            sampling=sampling,
+            sampling=sgd.sampling,
         )
 
 

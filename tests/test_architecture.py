@@ -37,6 +37,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "problem",
         "sampling",
         "sgd",
+        "step",
         "trajectory",
         "recording",
         "meanfield",
@@ -44,17 +45,9 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
     # The kernel knows models only and a Linearization holds it, so it stands here and not beside the noise.
     "linearize": ("jacobian", "kernel", "linearization"),
-    "what the theory needs besides": ("noise",),
+    "what the theory needs besides": ("noise", "stability"),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
-    "predicted against measured": (
-        "reduction",
-        "prediction",
-        "comparison",
-        "stability",
-        "diagnosis",
-        "budget",
-        "ranking",
-    ),
+    "predicted against measured": ("reduction", "prediction", "comparison", "diagnosis", "budget", "ranking"),
     "the whole pipeline": ("__init__",),
     "beside the pipeline": ("regimes", "cleaning", "plots", "cli", "__main__"),
 }
@@ -62,10 +55,10 @@ STAGE_OF = {name: number for number, names in enumerate(STAGES.values()) for nam
 BESIDE = set(STAGES["beside the pipeline"])
 COMMAND_LINE = {"cli", "__main__"}
 
-# Imports against the stream, allowed inside a function only: a result's .plot draws when it is called, a kernel that
-# moves is asked for its stability limit on the way, pruning.rank predicts.
+# Imports against the stream, allowed inside a function only: a result's .plot draws when it is called, and pruning.rank
+# predicts.
 WHEN_CALLED = {("trajectory", "plots"), ("comparison", "plots"), ("budget", "plots"), ("linearization", "meanfield")}
-WHEN_CALLED |= {("dynamics", "stability"), ("pruning", "ranking")}
+WHEN_CALLED |= {("pruning", "ranking")}
 # What `import sgdsde` makes available although it stands beside the pipeline.
 OFFERED = {("__init__", name) for name in ("regimes", "cleaning")}
 

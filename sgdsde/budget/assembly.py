@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from sgdsde._checks import whole_number
@@ -19,6 +18,7 @@ from sgdsde.dynamics import (
     GaussianClosure,
     GradientDescent,
     GradientFlow,
+    LinearizedSGD,
     MomentEquations,
     MomentRecursion,
     MovingKernel,
@@ -28,10 +28,9 @@ from sgdsde.dynamics import (
 from sgdsde.ensemble import run_ensemble
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
-from sgdsde.prediction import default_dynamics, predict
+from sgdsde.prediction import default_dynamics, evolve, predict
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
-from sgdsde.reduction import Reducer
 from sgdsde.sgd import SGD, check_sgd
 
 RTOL = 1e-6
@@ -89,7 +88,7 @@ def error_budget(
     steps = recorded_steps(n_steps, record)
     check_sgd(sgd)
     linearization = as_linearization(problem_or_linearization, progress=progress)
-    dynamics = default_dynamics(linearization.problem) if dynamics is None else dynamics
+    dynamics = default_dynamics(linearization.problem, sgd) if dynamics is None else dynamics
     predicted = predict(linearization, sgd, n_steps, dynamics=dynamics, record=steps.tolist(), progress=progress)
     curves = Curves(linearization, sgd, n_steps, steps.tolist(), seed, n_runs, n_reference, memory, progress)
     chain = curves.chain(dynamics, Curve(predicted, repr(dynamics)))
@@ -118,7 +117,7 @@ class Curves:
         whole = self._at_whole_kernel(dynamics, used)
         real = self._runs(self.linearization.problem, self.n_runs, "real runs")
         runs, expectation = self._linearized(dynamics, whole)
-        gaussian, why = self._gaussian(expectation)
+        gaussian, why = self._gaussian(dynamics, expectation)
         sde, frozen, closed, reasons = self._theory(dynamics, gaussian, whole)
         closed = used if closed is whole else closed
         return Chain([real, runs, expectation, gaussian, sde, frozen, closed, used], reasons | {"non_gaussian": why})
@@ -141,12 +140,14 @@ class Curves:
             return Curve(many.first_runs(self.n_runs).trajectory, name), many
         return self._runs(self.linearization, self.n_runs, name), exact
 
-    def _gaussian(self, expectation: Curve) -> tuple[Curve, str]:
+    def _gaussian(self, dynamics: Dynamics, expectation: Curve) -> tuple[Curve, str]:
         """The expectation under Gaussian noise, or why it is the same."""
         if self._is_certain:
             return expectation, "whole batches have no noise"
         if self._is_squared:
             return expectation, "the expected squared error depends on the first two moments of the noise only"
+        if isinstance(dynamics, LinearizedSGD):
+            return expectation, "LinearizedSGD draws the minibatches of SGD"
         if self.sgd.sampling == "shuffled":
             return expectation, "no Gaussian chain has the dependent noise of shuffled epochs; closure holds the rest"
         return self._evolved(SDEPaths(self.n_reference, seed=self.seed + REFERENCE_SEED)), ""
@@ -204,11 +205,8 @@ class Curves:
 
     def _evolved(self, dynamics: Dynamics) -> Curve:
         """Without the warnings of ``predict``, which the prediction itself has given."""
-        reducer = Reducer(self.linearization.problem, ("loss",))
-        for law in dynamics.evolve(self._whole, self.sgd, self.record, progress=self.progress):
-            reducer.add(law)
-        trajectory = reducer.trajectory(torch.tensor(self.record), repr(dynamics), self.n_steps, None)
-        return Curve(trajectory, repr(dynamics))
+        evolved = evolve(dynamics, self._whole, self.sgd, self.record, n_steps=self.n_steps, progress=self.progress)
+        return Curve(evolved, repr(dynamics))
 
     @cached_property
     def _whole(self) -> Linearization:
@@ -230,7 +228,7 @@ class Curves:
 
 KNOWN = (
     *(MomentRecursion, MomentEquations, OrnsteinUhlenbeck, GradientDescent, GradientFlow),
-    *(GaussianClosure, SDEPaths, MovingKernel),
+    *(GaussianClosure, SDEPaths, MovingKernel, LinearizedSGD),
 )
 """Dynamics whose place in the chain is known."""
 

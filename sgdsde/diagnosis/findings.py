@@ -105,7 +105,7 @@ class _Findings:
 
     @cached_property
     def frozen_theory(self) -> Dynamics:
-        return default_dynamics(self.linearization.problem)
+        return default_dynamics(self.linearization.problem, self.sgd)
 
     @cached_property
     def frozen_losses(self) -> Tensor:

@@ -46,6 +46,11 @@ class Loss(ABC):
         return self.per_example(outputs, targets).mean(-1)
 
     @property
+    def kink(self) -> str:
+        """What was seen of a gradient that jumps, empty where the loss has a second derivative."""
+        return ""
+
+    @property
     def fingerprint(self) -> str:
         """What tells this loss from others, the same in every process."""
         return repr(self)

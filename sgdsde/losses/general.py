@@ -62,7 +62,7 @@ class TorchLoss(Loss):
     def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.kink:
             expected = "twice differentiable where its Hessian is needed"
-            remedy = "use dynamics.SDEPaths, dynamics.GradientDescent or run_ensemble, which need the gradient only"
+            remedy = "use dynamics.LinearizedSGD() or run_ensemble, which need the gradient only"
             raise ValueError(complaint("loss", expected, f"{self.name}, {self.kink}", remedy))
         flat, rows = _flat(outputs, targets)
         return self._quietly(lambda f: _rows_of_derivative(self._all_gradients(rows), f), flat).view(

@@ -123,5 +123,5 @@ def test_what_it_cannot_represent_is_refused_with_what_can() -> None:
     with pytest.raises(ValueError, match=r"must be twice differentiable.*got L1Loss, whose gradient jumps"):
         ask(kinked)
     unknown = dataclasses.replace(sgdsde.linearize(problem), weight_outputs=None, test_weight_outputs=None)
-    with pytest.raises(ValueError, match=r"weight decay without weight_outputs; use linearize\(problem\)"):
+    with pytest.raises(ValueError, match=r"weight decay without weight_outputs; use weight_decay=0"):
         ask(unknown, weight_decay=0.1)

@@ -184,7 +184,7 @@ def test_the_margin_at_the_start_is_that_of_the_frozen_kernel(words):
 def test_what_it_cannot_represent_is_refused():
     classes = sgdsde.Problem(nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 0, 1]), loss=nn.CrossEntropyLoss())
     sgd = sgdsde.SGD(0.1, 2, label_noise_std=0.1)
-    with pytest.raises(ValueError, match=r"label noise under another loss than nn\.MSELoss"):
+    with pytest.raises(ValueError, match=r"label noise without squared error; use dynamics.MovingKernel"):
         sgdsde.predict(classes, sgd, 4, dynamics=MovingKernel())
     with pytest.raises(TypeError, match="feedback must be a NoiseFeedback or None, got 'full'"):
         MovingKernel(feedback="full")

@@ -176,7 +176,7 @@ def test_paths_and_runs_take_any_operator_without_truncation(digits, tmp_path):
 
 def test_what_needs_the_whole_kernel_says_so(digits, monkeypatch):
     shuffled = SGD(0.1, 8, sampling="shuffled")
-    message = "shuffled epochs need the whole kernel, got a truncated eigenbasis; use run_ensemble"
+    message = "cannot represent shuffled epochs on a truncated eigenbasis; use dynamics.LinearizedSGD"
     with pytest.raises(ValueError, match=message):
         sgdsde.predict(digits.truncate(10), shuffled, 5)
     implicit = sgdsde.linearize(
@@ -232,7 +232,7 @@ def test_it_is_saved_and_older_files_load(digits, tmp_path):
 
 def test_the_curvature_of_a_minibatch_is_an_operator_like_the_others():
     problem = digits_problem(6, width=16)
-    modes = Modes(sgdsde.linearize(problem).truncate(4))
+    modes = Modes.of(sgdsde.linearize(problem).truncate(4))
     rows = modes.vectors.view(6, 1, -1)
     kernel = (modes.vectors * modes.values) @ modes.vectors.mT
     seen = _Sharpness(modes, (rows * modes.values) @ rows.mT, 0.3)

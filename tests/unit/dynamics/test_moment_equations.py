@@ -129,7 +129,7 @@ def test_beyond_the_limit_it_grows_without_an_error(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("words", "reason"), [
-    ({"sampling": "shuffled"}, "MomentEquations cannot represent shuffled epochs; use MomentRecursion"),
+    ({"sampling": "shuffled"}, "MomentEquations cannot represent shuffled epochs; use dynamics.MomentRecursion"),
 ])  # fmt: skip
 def test_what_it_cannot_represent(words: dict, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

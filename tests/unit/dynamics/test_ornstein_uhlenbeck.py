@@ -138,7 +138,7 @@ def test_fast_and_slow_modes_together() -> None:
 
 
 @pytest.mark.parametrize(("words", "reason"), [
-    ({"sampling": "shuffled"}, "OrnsteinUhlenbeck cannot represent shuffled epochs; use MomentRecursion"),
+    ({"sampling": "shuffled"}, "OrnsteinUhlenbeck cannot represent shuffled epochs; use dynamics.MomentRecursion"),
 ])  # fmt: skip
 def test_what_it_cannot_represent(words: dict, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -155,5 +155,5 @@ def test_messages() -> None:
         OrnsteinUhlenbeck().stationary(sgdsde.linearize(problem), sgdsde.SGD(lambda k: 0.1, 2))
     x, y = torch.zeros(3, 2).normal_(generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1])
     model = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"nn\.MSELoss\(\) for moments in closed form"):
+    with pytest.raises(ValueError, match=r"the loss CrossEntropyLoss; use dynamics.LinearizedSGD"):
         laws(sgdsde.Problem(model, x, y, loss=nn.CrossEntropyLoss()), sgdsde.SGD(0.1, 2))
