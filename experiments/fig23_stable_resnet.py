@@ -11,7 +11,7 @@ from sgdsde import datasets, pruning
 SEED = 0
 SCALINGS = ("none", "stable")
 SPARSITIES = (0.9, 0.99, 0.999)
-RATES = (1e-2, 1e-1)
+RATES = (1e-3, 1e-2, 1e-1)
 
 
 def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 Paper: Hayou, Ton, Doucet and Teh, arXiv:2002.08797; Hayou et al., arXiv:2010.12859 (stable scaling).
 Figure: after their comparison of residual networks with and without the factor L^{-1/2}, on digits.
 Claim: test accuracy of a residual ReLU network pruned by SNIP at initialization and trained by SGD with momentum (the
-better of two learning rates), against sparsity (a), and what SNIP keeps of the first layer (b). Without the factor the
+best of three learning rates), against sparsity (a), and what SNIP keeps of the first layer (b). Without the factor the
 scores of the blocks outgrow those of the first layer, which is emptied, and nothing trains; with it SNIP trains even at
 99.9 %, where blocks are empty and the skip connections carry the signal. Lines: mean, dots: seeds.
 Refuted by: the unscaled network above the stable one at 99.9 %, or the stable one at chance there.
@@ -44,5 +44,5 @@ def draw(result: Result) -> Figure:
     for axis in axes[0]:
         axis.set_xticks(places, [f"{100 * float(s):g} %" for s in result["sparsities"]])
         axis.set_xlabel("weights removed")
-    axes[0, 0].legend(loc="lower left")
+    style.legend_above(figure, axes[:1, :1], columns=2)
     return figure

@@ -15,6 +15,7 @@ Refuted by: a Spearman correlation below .9 at one learning rate, or one not abo
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from experiments.result import Result
 from paper_figs import style
@@ -22,6 +23,7 @@ from paper_figs import style
 COLORS = {"random": "#7f7f7f", "snip": "#d55e00", "grasp": "#cc78bc", "synflow": "#0173b2", "synflow2": "#029e73"}
 NAMES = {"random": "Random", "snip": "SNIP", "grasp": "GraSP", "synflow": "SynFlow", "synflow2": "SynFlow, power 2"}
 MARKERS = "os^Dv"
+TICKS = [0.2, 0.3, 0.5, 0.7, 1.0]
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
@@ -99,3 +101,8 @@ def scatter(axis: Axes, result: Result, label: str, title: str) -> None:
     ends = np.array([0.8 * values.min(), 1.25 * values.max()])
     axis.plot(ends, ends, color="#7f7f7f", linewidth=0.8)
     axis.set(xscale="log", yscale="log", xlabel="predicted loss", ylabel="measured loss", title=title)
+    if values.min() > 0.1:  # less than a decade: numbers in place of powers
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_ticks(TICKS, [f"{tick:g}" for tick in TICKS])
+            side.set_minor_formatter(NullFormatter())
+        axis.set(xlim=tuple(ends), ylim=tuple(ends))

@@ -14,9 +14,9 @@ from torch import Tensor
 import sgdsde
 from sgdsde import meanfield, plots, stability
 from sgdsde._checks import whole_number
-from sgdsde.cli import studies
+from sgdsde.cli import masks, studies
 from sgdsde.cli.builders import build_dynamics, build_problem, build_sgd, parse_lr
-from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Ntk, Predict, Sweep
+from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Ntk, Predict, Prune, Sweep
 from sgdsde.cli.results import ResultFolder, write_manifest, write_table
 from sgdsde.cli.work import Work, default_name, facts_of, printed, say_written
 
@@ -30,7 +30,9 @@ def run(command: Command, argv: Sequence[str]) -> None:
 
 @singledispatch
 def _run(command: Command, argv: list[str]) -> None:
-    raise TypeError(f"command must be one of Compare, Predict, Diagnose, Sweep, Ntk, Eoc, got {type(command).__name__}")
+    raise TypeError(
+        f"command must be one of Compare, Predict, Diagnose, Sweep, Ntk, Prune, Eoc, got {type(command).__name__}"
+    )
 
 
 @_run.register
@@ -79,6 +81,11 @@ def _diagnose(command: Diagnose, argv: list[str]) -> None:
 @_run.register
 def _sweep(command: Sweep, argv: list[str]) -> None:
     studies.sweep(command, argv)
+
+
+@_run.register
+def _prune(command: Prune, argv: list[str]) -> None:
+    masks.prune(command, argv)
 
 
 @_run.register
