@@ -11,6 +11,7 @@ import torch
 from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Observable, Progress
 from sgdsde.dynamics import Dynamics, LinearizedSGD, MomentRecursion, OutputLaw, SDEPaths, truncation_error
+from sgdsde.frozen_kernel import warn_if_kernel_moves
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
@@ -53,7 +54,9 @@ def predict(
         truncation changes, ``truncation_error``.
     Warns:
         StillWarning: the kernel is zero, so that every loss stays what it is.
-        UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit.
+        UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit. FrozenKernelWarning: a
+            ``Problem`` was given, and its kernel moves so far along a short full-batch path that the frozen one is
+            likely off by more than 5 %.
     Raises:
         ValueError: what the dynamics cannot represent, with the one that can; a record past the end.
     """
@@ -75,6 +78,13 @@ def predict(
     record = steps.tolist()
     predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)
     predicted = replace(predicted, mean_square_limit=limit)
+    if (
+        isinstance(problem_or_linearization, Problem)
+        and dynamics.freezes_kernel
+        and limit is None
+        and not linearization.is_still
+    ):
+        warn_if_kernel_moves(linearization, sgd, predicted)
     if linearization.is_still or dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
         return predicted
     return replace(

@@ -19,7 +19,7 @@ from sgdsde.prediction import StillWarning, predict
 from sgdsde.problem import Problem
 from sgdsde.pruning import Masks, rescale_to_edge_of_chaos
 from sgdsde.sgd import SGD, check_sgd
-from sgdsde.stability import UnstableWarning, max_lr
+from sgdsde.stability import UnstableWarning, max_lr_of
 
 if TYPE_CHECKING:
     import pandas
@@ -191,15 +191,8 @@ class _Study:
         return float(found.train_loss.mean[-1]), test
 
     def _limit(self, linearization: Linearization) -> float:
-        sgd = self.sgd
-        return max_lr(
-            linearization,
-            sgd.batch_size_at(0),
-            momentum=sgd.momentum,
-            nesterov=sgd.nesterov,
-            weight_decay=sgd.weight_decay,
-            sampling=sgd.sampling,
-        )
+        smallest = dataclasses.replace(self.sgd, batch_size=self.sgd.batch_size_at(0))
+        return max_lr_of(linearization, smallest)
 
 
 def _or_dash(value: float | None) -> str:

@@ -12,7 +12,7 @@ import sgdsde
 from sgdsde import pruning
 from sgdsde._checks import complaint, fraction_below_one, whole_number
 from sgdsde._types import Progress
-from sgdsde.cli.builders import build_problem, build_sgd, parse_lr
+from sgdsde.cli.builders import build_problem, build_sgd, parse_lr, resolve_lr
 from sgdsde.cli.options import Prune
 from sgdsde.cli.results import ResultFolder, write_manifest, write_rows
 from sgdsde.cli.work import Work, default_name, facts_of, say_written
@@ -52,10 +52,13 @@ def prune(command: Prune, argv: list[str]) -> None:
         made = partial(pruning.prune, problem, criterion, sparsity, scope=command.scope, seed=command.compute.seed)
         masks[cell] = work.stage(f"masks {cell}", _with_bar(made))
     rescale = None if command.rescale == "none" else command.rescale
-    lr, words = rate.number, f"lr = {rate.number:.6g}"
-    if rate.is_part:  # of the stiffest network's limit, so that all are trained alike
-        lr = min(_limit(problem, mask, rescale, rate, training) for mask in masks.values())
-        words = f"lr = {lr:.6g}, {rate.number:g} of the smallest mean-square limit"
+    # A part is one of the stiffest network's limit, so that all are trained alike.
+    lr = (
+        rate
+        if isinstance(rate, float)
+        else min(_rate(problem, mask, rescale, rate, training) for mask in masks.values())
+    )
+    words = f"lr = {lr:.6g}" if isinstance(rate, float) else f"lr = {lr:.6g}, that part of the smallest limit"
     print(f"{words}, batch size {training.batch_size}, {n_steps} steps\n", flush=True)
     ranking = work.stage(
         "ranking",
@@ -75,12 +78,12 @@ def _with_bar(function: Callable[..., Any]) -> Callable[[Progress], Any]:
     return lambda bar: function(progress=bar)
 
 
-def _limit(problem: sgdsde.Problem, mask: pruning.Masks, rescale: Any, rate: Any, training: Any) -> float:
+def _rate(problem: sgdsde.Problem, mask: pruning.Masks, rescale: Any, rate: Any, training: Any) -> float:
     pruned = mask.apply(problem)
     if rescale is not None:
         pruned = pruning.rescale_to_edge_of_chaos(pruned, normalizer=rescale)
-    limit, _ = rate.resolved(training, sgdsde.linearize(pruned))
-    return float(limit)
+    lr, _ = resolve_lr(rate, training, sgdsde.linearize(pruned))
+    return float(lr)
 
 
 def _row(row: Any) -> dict[str, Any]:

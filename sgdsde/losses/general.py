@@ -32,7 +32,7 @@ class TorchLoss(Loss):
             examples (``losses.examine`` makes sure of that on the targets themselves).
         name: what messages call it.
         kink: why it has no second derivative, or "".
-        values: what it returns on fixed outputs and the problem's targets: tells two losses of one name apart.
+        values: what it returns on fixed outputs and the problem's targets: distinguishes two losses of one name.
     Exactness: to rounding. Where a loss has one-sided derivatives only, torch's choice.
     Cost: value and gradient one pass each, the Hessian c further backward passes, of all examples and runs at once.
     """

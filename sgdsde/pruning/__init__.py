@@ -8,7 +8,8 @@ Sparsity = 1 - density over the prunable weights: those of linear and convolutio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import Any
 
 from sgdsde.pruning.collapse import critical_sparsity, layer_sums, maximal_critical_compression
 from sgdsde.pruning.criteria import Criterion, Magnitude, Random
@@ -22,9 +23,6 @@ from sgdsde.pruning.pruner import PruningWarning, prune
 from sgdsde.pruning.rescaling import rescale_to_edge_of_chaos
 from sgdsde.pruning.rewinding import IterativeMagnitude
 from sgdsde.pruning.transfer import TransferHistory, transfer
-
-if TYPE_CHECKING:
-    from sgdsde.ranking import RankedNetwork, Ranking, rank
 
 __all__ = [
     "SNIP",
@@ -57,9 +55,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``rank`` predicts, and prediction is downstream of pruning: it is imported when it is asked for."""
+    """``rank`` predicts, and prediction is downstream of pruning: it is imported when it is first asked for."""
     if name in ("rank", "Ranking", "RankedNetwork"):
-        from sgdsde import ranking
-
-        return getattr(ranking, name)
+        return getattr(importlib.import_module("sgdsde.ranking"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

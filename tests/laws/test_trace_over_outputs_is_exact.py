@@ -11,14 +11,9 @@ import sgdsde
 from sgdsde import SGD, dynamics, stability
 from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.kernel import DenseKernel, KroneckerKernel, LowRankKernel, TiledKernel, leading_eigenpairs
+from tests.settings import chosen
 
-WORDS = {
-    "plain": {},
-    "without replacement": {"sampling": "without_replacement"},
-    "nesterov": {"momentum": 0.6, "nesterov": True},
-    "decay and momentum": {"weight_decay": 0.1, "momentum": 0.5},
-    "label noise": {"label_noise_std": 0.5},
-}
+WORDS = chosen("plain", "without replacement", "nesterov", "momentum, decay", "label noise")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from sgdsde._checks import complaint, fraction_below_one, positive_number, whole_number
 from sgdsde._types import Progress
@@ -60,6 +61,8 @@ class MovingKernel(Dynamics):
     neglected: float = 0.01
     epoch_starts: int = 8
     on_refresh: Callable[[Refresh], None] | None = field(default=None, repr=False, compare=False)
+
+    freezes_kernel: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         positive_number("tolerance", self.tolerance)

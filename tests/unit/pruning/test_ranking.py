@@ -99,12 +99,13 @@ def test_a_row_is_what_predict_says() -> None:
     assert ranking.names == sorted(masks, key=lambda name: {r.name: r.train_loss for r in ranking.rows}[name])
     for row in ranking.rows:
         pruned = masks[row.name].apply(problem)
-        predicted = sgdsde.predict(pruned, sgd, 12)
+        linearization = sgdsde.linearize(pruned)
+        predicted = sgdsde.predict(linearization, sgd, 12)
         assert row.train_loss == float(predicted.train_loss.mean[-1])
         assert row.test_loss == float(predicted.test_loss.mean[-1])
         assert row.max_lr == pytest.approx(stability.max_lr(pruned, 4), rel=1e-12)
         assert row.kernel_trace == pytest.approx(float(sgdsde.empirical_ntk(pruned.model, problem.x_train).trace()))
-        moved = sgdsde.predict(pruned, sgd, 12, record=[0, 12], dynamics=sgdsde.dynamics.MovingKernel())
+        moved = sgdsde.predict(linearization, sgd, 12, record=[0, 12], dynamics=sgdsde.dynamics.MovingKernel())
         assert row.moving_train_loss == pytest.approx(float(moved.train_loss.mean[-1]), rel=1e-12)
         assert row.budget is not None
         assert float(row.budget.train.predicted[-1]) == pytest.approx(row.train_loss, rel=1e-9)
@@ -131,7 +132,7 @@ def test_rescaled_networks_are_ranked_as_they_are() -> None:
     mask, sgd = pruning.prune(problem, pruning.Random(), 0.6), sgdsde.SGD(0.01, 4)
     row = pruning.rank(problem, {"random": mask}, sgd, 10, rescale="neuron").rows[0]
     rescaled = pruning.rescale_to_edge_of_chaos(mask.apply(problem))
-    assert row.train_loss == float(sgdsde.predict(rescaled, sgd, 10).train_loss.mean[-1])
+    assert row.train_loss == float(sgdsde.predict(sgdsde.linearize(rescaled), sgd, 10).train_loss.mean[-1])
 
 
 def test_a_network_without_a_path_keeps_its_loss() -> None:

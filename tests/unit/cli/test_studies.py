@@ -67,6 +67,6 @@ def test_prune_writes_the_masks_and_the_ranking_that_the_library_finds(tmp_path,
         rows = {row["name"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"snip-0.5", "snip-0.7", "random-0.5", "random-0.7", "dense"}
     pruned = sgdsde.pruning.rescale_to_edge_of_chaos(masks.apply(problem))
-    expected = sgdsde.predict(pruned, sgdsde.SGD(0.01, 4), 5)
+    expected = sgdsde.predict(sgdsde.linearize(pruned), sgdsde.SGD(0.01, 4), 5)
     assert float(rows["snip-0.7"]["train_loss"]) == pytest.approx(float(expected.train_loss.mean[-1]), rel=1e-9)
     assert "smallest train loss first" in capsys.readouterr().out

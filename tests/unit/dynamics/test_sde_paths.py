@@ -12,9 +12,9 @@ import sgdsde
 from sgdsde.dynamics import EulerMaruyama, ExponentialEuler, OutputLaw, SDEInt, SDEPaths
 from sgdsde.dynamics.paths.integrators import PathSetup
 from sgdsde.dynamics.paths.integrators.sdeint_adapter import WeightSystem
+from tests.oracles import Given
 from tests.problems import BY_NAME, classification_problem, digits_problem
 from tests.statistics import assert_mean_is
-from tests.unit.dynamics.draws import Given
 
 NULL = BY_NAME["two outputs, null space"]
 INTEGRATORS = [EulerMaruyama(), EulerMaruyama(substeps=3), ExponentialEuler(), SDEInt()]
