@@ -5,7 +5,7 @@ Figure: after their comparisons of test accuracy with and without rescaling, on 
 Claim: test accuracy of deep networks pruned at 90 % and trained by Adam, without rescaling and rescaled to the edge of
 chaos by layer or by neuron (a): it helps tanh after SNIP and ReLU after Magnitude; after SNIP on deep ReLU, whose masks
 know which units are active, it does not, because its assumption fails. MNIST, eight tanh layers, 99.9 % (b): SNIP
-leaves not one path and stays at chance, SynFlow trains, and better when rescaled. Bars: mean, dots: seeds.
+leaves not one path and stays at chance, SynFlow trains, rescaled a little better on average. Bars: mean, dots: seeds.
 Refuted by: rescaling that does not help tanh, SNIP above chance at 99.9 % on MNIST, or SynFlow at chance.
 """
 

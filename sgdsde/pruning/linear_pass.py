@@ -45,7 +45,19 @@ ACTIVATIONS = _named(
     *("gelu", "silu", "mish", "softplus", "softsign", "tanhshrink", "hardshrink", "softshrink", "erf", "sin", "cos"),
     *("abs", "clamp", "clip", "clamp_min", "clamp_max"),
 )
-IDENTITIES = _named("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+IDENTITIES = _named(
+    *(
+        "neg",
+        "negative",
+        "__neg__",
+        "dropout",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "alpha_dropout",
+        "feature_alpha_dropout",
+    )
+)
 WEIGHTED = _named(
     *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "bilinear"
 )
@@ -57,7 +69,7 @@ POOLS = _named("avg_pool1d", "avg_pool2d", "avg_pool3d") | _named(
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
 )
 SUMS = _named("add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__rsub__", "__isub__")
-DIFFERENCES = _named("sub", "sub_", "__sub__", "__rsub__", "__isub__")
+IN_PLACE = _named("add_", "sub_", "__iadd__", "__isub__")
 OTHERS = "use SNIP, GraSP, Magnitude or Random, which need no linear pass"
 REFUSED = _named(
     *("layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize", "softmax"),
@@ -131,13 +143,14 @@ class LinearPass(TorchFunctionMode):
         scale = (var + eps).rsqrt() ** self.power if weight is None else weight * (var + eps).rsqrt() ** self.power
         return x * scale.view(1, -1, *[1] * (x.ndim - 2))
 
-    @staticmethod
-    def _sum(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _sum(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Constants are shifts and are left out; differences count as sums, all signs being positive."""
         tensors = [value for value in args[:2] if isinstance(value, Tensor)]
         if len(tensors) == 1:
             return tensors[0]
-        return args[0] + args[1] if func in DIFFERENCES else func(*args, **kwargs)
+        factor = abs(kwargs.pop("alpha", 1)) ** self.power
+        added = tensors[1] if factor == 1 else factor * tensors[1]
+        return tensors[0].add_(added) if func in IN_PLACE else tensors[0] + added
 
     @staticmethod
     def _averaged(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> float:

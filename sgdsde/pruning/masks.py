@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from sgdsde._files import replacing
 from sgdsde._types import Params
 from sgdsde.problem import Problem
 from sgdsde.pruning.connectivity import Connectivity, connectivity
-from sgdsde.pruning.network import PrunedNetwork
+from sgdsde.pruning.network import PrunedNetwork, owned_copy
 from sgdsde.pruning.weights import Subject, Where, same_shapes
 
 FORMAT_VERSION = 1
@@ -205,8 +204,6 @@ def _connectivity_of(header: dict[str, Any]) -> Connectivity | None:
 
 
 def _copied(model: nn.Module | None) -> nn.Module:
-    """A copy with tensors of its own; of a pruned network the network inside, whose masks the caller has."""
+    """A copy; of a pruned network the network inside, whose masks the caller has."""
     assert model is not None
-    inner = model.network if isinstance(model, PrunedNetwork) else model
-    left = (value for layer in inner.modules() for value in vars(layer).values() if isinstance(value, Tensor))
-    return copy.deepcopy(inner, {id(value): value.detach().clone() for value in left if not value.is_leaf})
+    return owned_copy(model.network if isinstance(model, PrunedNetwork) else model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,6 +64,12 @@ class PrunedNetwork(nn.Module):
         masks = self.mask_tensors().values()
         kept, total = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
         return f"density={kept / max(total, 1):.4g}"
+
+
+def owned_copy(module: nn.Module) -> nn.Module:
+    """A copy with tensors of its own, also where hooks (pruning, the older weight norm) left results on layers."""
+    left = (value for layer in module.modules() for value in vars(layer).values() if isinstance(value, Tensor))
+    return copy.deepcopy(module, {id(value): value.detach().clone() for value in left if not value.is_leaf})
 
 
 def call_with(module: nn.Module, tensors: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> Any:

@@ -24,7 +24,7 @@ from sgdsde.networks import Network
 from sgdsde.networks.convolutional import ConvResNet
 from sgdsde.networks.dense import ResNet
 from sgdsde.problem import Problem
-from sgdsde.pruning.network import PrunedNetwork
+from sgdsde.pruning.network import PrunedNetwork, owned_copy
 from sgdsde.pruning.weights import Subject
 
 Normalizer: TypeAlias = Literal["neuron", "layer", "data"]
@@ -154,7 +154,7 @@ def _scaled_to(factors: Params, name: str, q: float) -> Callable[[nn.Module, Any
 
 
 def _with_factors(network: PrunedNetwork, factors: Params, where: Place) -> PrunedNetwork:
-    inner, masks, before = copy.deepcopy(network.network), network.mask_tensors(), network.factor_tensors()
+    inner, masks, before = owned_copy(network.network), network.mask_tensors(), network.factor_tensors()
     if where == "factors":
         return PrunedNetwork(inner, masks, {name: factor * before.get(name, 1.0) for name, factor in factors.items()})
     for name, factor in factors.items():

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
 
 from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Params
 from sgdsde.pruning.criteria import Criterion, Draw
-from sgdsde.pruning.network import PrunedNetwork
+from sgdsde.pruning.network import PrunedNetwork, owned_copy
 from sgdsde.pruning.weights import Subject
 from sgdsde.sampling import PADDING, batch_indices
 from sgdsde.sgd import SGD, check_sgd
@@ -44,7 +42,7 @@ class IterativeMagnitude(Criterion):
             raise ValueError(complaint("sgd", "without label noise", f"label_noise_std={self.sgd.label_noise_std}"))
 
     def _score(self, subject: Subject, kept: Params, draw: Draw) -> Params:
-        trained = PrunedNetwork(_owned(subject.module), kept)
+        trained = PrunedNetwork(owned_copy(subject.module), kept)
         trainable = set(subject.problem.params) if subject.problem is not None else set()
         for name, value in trained.network.named_parameters():
             value.requires_grad_(name in trainable or f"network.{name}" in trainable)
@@ -73,8 +71,3 @@ class IterativeMagnitude(Criterion):
         if not all(bool(torch.isfinite(value.sum())) for value in params):
             received = f"weights that are not finite after {self.n_steps} steps at lr={sgd.lr_at(0):g}"
             raise ValueError(complaint("sgd", "stable on the pruned network", received, "use a smaller lr"))
-
-
-def _owned(module: nn.Module) -> nn.Module:
-    left = (value for layer in module.modules() for value in vars(layer).values() if isinstance(value, torch.Tensor))
-    return copy.deepcopy(module, {id(value): value.detach().clone() for value in left if not value.is_leaf})

@@ -10,7 +10,6 @@ Source: Liu and Zenke, arXiv:2006.08228.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +23,7 @@ from sgdsde._streams import numpy_stream
 from sgdsde._types import Params, Progress
 from sgdsde.problem import Problem
 from sgdsde.pruning.masks import Masks
-from sgdsde.pruning.network import PrunedNetwork
+from sgdsde.pruning.network import PrunedNetwork, owned_copy
 from sgdsde.pruning.selection import keep_largest
 from sgdsde.pruning.weights import Subject
 
@@ -188,7 +187,7 @@ class _Pair:
     def result(
         self, problem: Problem, masks: Params, record: dict[int, tuple[float, float]], gamma: float
     ) -> tuple[PrunedNetwork, TransferHistory]:
-        network = copy.deepcopy(self.network)
+        network = owned_copy(self.network)
         with torch.no_grad():
             for name, value in network.named_parameters():
                 if name in self.student:

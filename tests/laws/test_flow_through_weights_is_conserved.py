@@ -127,6 +127,30 @@ def test_residual_paths_are_counted_with_their_scales(power: int) -> None:
     assert float(((c * model.read_out.weight.detach()).abs() ** power @ h).sum()) == pytest.approx(total, rel=1e-13)
 
 
+class Written(nn.Module):
+    """Sums and differences as people write them, all with weights |w| and |s|^p in the pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(3, 3).double() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.leaky_relu(self.a(x) - 1.0)
+        z = torch.add(y, torch.tanh(self.b(y)), alpha=-0.5)
+        z.add_(y.clone())
+        z -= 2 * y.clone()
+        return -self.c(z.sigmoid()) / 4
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_sums_are_those_of_the_absolute_values_however_they_are_written(power: int) -> None:
+    model = Written()
+    a, b, c = (getattr(model, name).weight.detach().abs() ** power for name in "abc")
+    y = a.sum(1)
+    z = y + 0.5**power * b @ y + y + 2**power * y
+    assert pruning.path_norm(model, power) == pytest.approx(float((c @ z).sum()) / 4**power, rel=1e-13)
+
+
 def _by_hand(model: nn.Module, activation: str) -> list[Tensor]:
     """SynFlow as the published codes have it: the activation stays."""
     leaves = [w.abs().requires_grad_() for w in weights_of(model)]
