@@ -79,7 +79,8 @@ def rescale_to_edge_of_chaos(
             network's activation and sigma_b, for a network of ``networks``.
         q: variance to be reached, for ``"data"``; None: that of the edge of chaos, 1 for ReLU.
     Raises:
-        ValueError: a residual network under ``"data"``; ``"data"`` without examples; no edge of chaos.
+        ValueError: a residual network under ``"data"``; ``"data"`` without examples; no edge of chaos; a network that
+            has factors already.
     Exactness: neuron and layer restore E y^2 if the mask is independent of the activity, which SNIP's on deep ReLU
         networks is not (the gradient grows by 1.9 a layer instead of 1 at 90 %). A neuron without weights stays silent.
     Source: Hayou et al., arXiv:2002.08797 (by layer).
@@ -154,16 +155,16 @@ def _scaled_to(factors: Params, name: str, q: float) -> Callable[[nn.Module, Any
 
 
 def _with_factors(network: PrunedNetwork, factors: Params, where: Place) -> PrunedNetwork:
-    inner, masks, before = owned_copy(network.network), network.mask_tensors(), network.factor_tensors()
+    inner, masks = owned_copy(network.network), network.mask_tensors()
     if where == "factors":
-        return PrunedNetwork(inner, masks, {name: factor * before.get(name, 1.0) for name, factor in factors.items()})
+        return PrunedNetwork(inner, masks, factors)
     for name, factor in factors.items():
         layer, _, local = name.rpartition(".")
         value = inner.get_submodule(layer)._parameters[local]
         assert value is not None
         with torch.no_grad():
             value.mul_(factor.to(value))
-    return PrunedNetwork(inner, masks, before)
+    return PrunedNetwork(inner, masks)
 
 
 def _examples(pruned: Problem | PrunedNetwork, x: Tensor | None) -> Tensor:
