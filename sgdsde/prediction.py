@@ -115,7 +115,9 @@ def evolve(
         laws = dynamics.evolve(linearization, sgd, record, progress=progress)
     for law in laws:
         reducer.add(law)
-    return reducer.trajectory(torch.tensor(record), repr(dynamics), record[-1] if n_steps is None else n_steps, None)
+    n_steps = record[-1] if n_steps is None else n_steps
+    reduced = reducer.trajectory(torch.tensor(record), repr(dynamics), n_steps, None)
+    return replace(reduced, assumptions=dynamics.assumptions(sgd))
 
 
 def _unmoved(linearization: Linearization, sgd: SGD, record: Sequence[int]) -> Iterator[OutputLaw]:
