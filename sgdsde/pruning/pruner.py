@@ -16,7 +16,7 @@ from sgdsde.pruning.connectivity import connectivity
 from sgdsde.pruning.criteria import Criterion, Draw
 from sgdsde.pruning.flow_criteria import SynFlow
 from sgdsde.pruning.masks import Masks
-from sgdsde.pruning.selection import Scope, keep_largest, round_density, threshold_is_zero
+from sgdsde.pruning.selection import Scope, keep_largest, round_density, zeros_at_threshold
 from sgdsde.pruning.weights import Subject, Where
 
 
@@ -74,11 +74,13 @@ def prune(
         kept = keep_largest(scores, kept, density, scope, strict=is_last)
         ticks.update(1)
     ticks.close()
+    zeros = zeros_at_threshold(scores, kept)
+    scores.clear()
     example = criterion.example if isinstance(criterion, SynFlow) else None
     example = example[:1] if isinstance(example, torch.Tensor) else None
     whole = Subject.of(problem_or_model)
     masks = Masks(kept, connectivity(whole, whole.kept | kept, example))
-    _warn(masks, scores, kept)
+    _warn(masks, zeros)
     return masks
 
 
@@ -89,11 +91,10 @@ def _check_count(subject: Subject, sparsity: float) -> None:
         raise ValueError(complaint("sparsity", "such that a weight is kept", received, "use a smaller sparsity"))
 
 
-def _warn(masks: Masks, scores: Params, kept: Params) -> None:
+def _warn(masks: Masks, zeros: int) -> None:
     """One warning with all that went wrong."""
     findings = []
-    if threshold_is_zero(scores, kept):
-        zeros = sum(int((value == 0).sum()) for value in scores.values())
+    if zeros:
         findings.append(
             f"the threshold lies among scores of zero ({zeros / masks.n_weights:.3g} of all scores), so that position "
             "decided which of them are kept: use more examples or rounds"

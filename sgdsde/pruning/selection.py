@@ -107,7 +107,11 @@ def _leading_bits(values: np.ndarray) -> np.ndarray:
     return np.where(bits < 0, bits ^ 0x7FFF, bits) + 2**15
 
 
-def threshold_is_zero(scores: Mapping[str, Tensor], masks: Params) -> bool:
-    """Whether position, and not the criterion, chose among weights of score zero."""
-    kept_zero = any(bool(((values == 0) & masks[name]).any()) for name, values in scores.items())
-    return kept_zero and any(bool(((values == 0) & ~masks[name]).any()) for name, values in scores.items())
+def zeros_at_threshold(scores: Mapping[str, Tensor], masks: Params) -> int:
+    """Scores of zero, where position and not the criterion chose among them; else 0."""
+    zeros, kept = 0, 0
+    for name, values in scores.items():
+        is_zero = values == 0
+        zeros += int(is_zero.sum())
+        kept += int((is_zero & masks[name]).sum())
+    return zeros if 0 < kept < zeros else 0
