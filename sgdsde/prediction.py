@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Observable, Progress
-from sgdsde.dynamics import Dynamics, LinearizedSGD, MomentRecursion, OutputLaw, SDEPaths, truncation_error
+from sgdsde.dynamics import Dynamics, LinearizedSGD, MomentRecursion, SDEPaths, truncation_error
 from sgdsde.frozen_kernel import warn_if_kernel_moves
-from sgdsde.linearization import Linearization, as_linearization
+from sgdsde.linearization import Linearization, as_linearization, problem_of
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
 from sgdsde.recording import check_observables, recorded_steps
@@ -20,10 +19,6 @@ from sgdsde.reduction import Reducer
 from sgdsde.sgd import SGD, check_sgd
 from sgdsde.stability import warn_if_unstable
 from sgdsde.trajectory import Trajectory
-
-
-class StillWarning(UserWarning):
-    """The tangent kernel is zero: no output depends on a trainable parameter, and training changes nothing."""
 
 
 def predict(
@@ -53,7 +48,6 @@ def predict(
         A ``Trajectory`` with ``n_runs`` = 0 for laws in closed form; on a truncated eigenbasis with a bound on what the
         truncation changes, ``truncation_error``.
     Warns:
-        StillWarning: the kernel is zero, so that every loss stays what it is.
         UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit. FrozenKernelWarning: a
             ``Problem`` was given, and its kernel moves so far along a short full-batch path that the frozen one is
             likely off by more than 5 %.
@@ -64,28 +58,21 @@ def predict(
     steps = recorded_steps(n_steps, record)
     check_sgd(sgd)
     check_observables(observe)
-    linearization = as_linearization(problem_or_linearization, progress=progress)
-    problem = linearization.problem
-    if dynamics is None:
-        dynamics = default_dynamics(problem, sgd)
-    if not isinstance(dynamics, Dynamics):
+    if dynamics is not None and not isinstance(dynamics, Dynamics):
         remedy = "use dynamics.MomentRecursion() or another of sgdsde.dynamics"
         raise TypeError(complaint("dynamics", "an instance of sgdsde.dynamics.Dynamics", repr(dynamics), remedy))
+    problem = problem_of(problem_or_linearization)
+    if dynamics is None:
+        dynamics = default_dynamics(problem, sgd)
+    spectrum = dynamics.needs_spectrum or isinstance(problem.criterion, SquaredError)  # the limit's, for the warning
+    linearization = as_linearization(problem_or_linearization, sgd=sgd, spectrum=spectrum, progress=progress)
     limit = warn_if_unstable(linearization, sgd, n_steps)
-    if linearization.is_still:
-        message = "the tangent kernel is zero: no output depends on a trainable parameter, and training changes nothing"
-        warnings.warn(message, StillWarning, stacklevel=2)
     record = steps.tolist()
     predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)
     predicted = replace(predicted, mean_square_limit=limit)
-    if (
-        isinstance(problem_or_linearization, Problem)
-        and dynamics.freezes_kernel
-        and limit is None
-        and not linearization.is_still
-    ):
+    if isinstance(problem_or_linearization, Problem) and dynamics.freezes_kernel and limit is None:
         warn_if_kernel_moves(linearization, sgd, predicted)
-    if linearization.is_still or dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
+    if dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
         return predicted
     return replace(
         predicted, truncation_error=truncation_error(linearization, sgd, record, noise=dynamics.noise_source)
@@ -108,23 +95,11 @@ def evolve(
         n_steps: number of updates; default the last of ``record``.
     """
     reducer = Reducer(linearization.problem, observe)
-    laws: Iterator[OutputLaw]
-    if linearization.is_still:
-        laws = _unmoved(linearization, sgd, record)
-    else:
-        laws = dynamics.evolve(linearization, sgd, record, progress=progress)
-    for law in laws:
+    for law in dynamics.evolve(linearization, sgd, record, progress=progress):
         reducer.add(law)
     n_steps = record[-1] if n_steps is None else n_steps
     reduced = reducer.trajectory(torch.tensor(record), repr(dynamics), n_steps, None)
     return replace(reduced, assumptions=dynamics.assumptions(sgd))
-
-
-def _unmoved(linearization: Linearization, sgd: SGD, record: Sequence[int]) -> Iterator[OutputLaw]:
-    """The initial outputs, at every step."""
-    times = sgd.plan(linearization.problem.n_train, record[-1]).times
-    for step in record:
-        yield OutputLaw(step, float(times[step]), linearization.outputs, test_mean=linearization.test_outputs)
 
 
 def default_dynamics(problem: Problem, sgd: SGD) -> Dynamics:

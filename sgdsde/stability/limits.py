@@ -37,19 +37,18 @@ def mean_square_radius(problem_or_linearization: Problem | Linearization, sgd: S
         sgd: constant learning rate and batch size, i.i.d. sampling; momentum and decay as they are. Label noise adds a
             constant and changes nothing here.
     Returns:
-        The factor by which the slowest second moment changes in one step; 0 where the kernel is zero, whose range is
-        empty.
+        The factor by which the slowest second moment changes in one step.
     Exactness: to 1e-8, for the model linearized at initialization.
     Cost: about 15 small eigenproblems of 12 to 24 applications, each two products [d, r] x [r, r]; with momentum also
         15 times r^2 systems of four unknowns.
     Source: derived in docs/derivations.md.
     """
-    linearization = as_linearization(problem_or_linearization)
+    linearization = as_linearization(problem_or_linearization, sgd=sgd)
     _refuse_unsupported(sgd)
-    if linearization.is_still:
-        return 0.0
     lr, noise = sgd.lr_at(0), sgd.plan(linearization.problem.n_train, 1).noise_factor(0)
     moments = local_map(linearization)
+    if not moments.drift.any():
+        return 0.0  # of an empty range
     floor = moments.mean_radius(sgd, lr) ** 2
     if noise == 0:
         return floor
@@ -86,8 +85,8 @@ def max_lr(
             batches without replacement.
     Returns:
         lr in the units of ``torch.optim.SGD``; at B = n without replacement the full-batch limit. With momentum,
-        dampening d divides it by 1 - d: infinite at d = 1, and 0 beyond, where the buffer points uphill. Infinite
-        where the kernel is zero.
+        dampening d divides it by 1 - d: infinite at d = 1, and 0 beyond, where the buffer points uphill. Infinite where
+        the kernel is zero.
     Exactness: to 1e-8, for the model linearized at initialization, under squared error. With momentum or decay the
         limit is the smallest learning rate at which the radius is 1; above it the radius has been above 1 in every case
         tried. Another loss stands for the quadratic with its Hessian at the initial outputs: the limit of small
@@ -130,8 +129,6 @@ def limit_at_noise(
     weight_decay: float = 0.0,
 ) -> float:
     """``max_lr`` for any value of phi/B, which need not belong to a whole batch size."""
-    if linearization.is_still:
-        return math.inf
     sgd = SGD(1.0, 1, momentum=momentum, dampening=dampening, nesterov=nesterov, weight_decay=weight_decay)
     return limit_of_map(local_map(linearization), noise, sgd=sgd)
 
@@ -141,7 +138,7 @@ def limit_of_map(moments: SecondMomentMap, noise: float, *, sgd: SGD, precision:
     if sgd.momentum == 0 and sgd.weight_decay == 0:
         return _plain_limit(moments, noise)
     full_batch = _full_batch_limit(moments, sgd)
-    if noise == 0 or not 0 < full_batch < math.inf:
+    if noise == 0 or not 0 < full_batch < math.inf or not moments.drift.any():
         return full_batch
 
     def excess(log_lr: float) -> float:
@@ -156,6 +153,8 @@ def limit_of_map(moments: SecondMomentMap, noise: float, *, sgd: SGD, precision:
 
 def _plain_limit(moments: SecondMomentMap, noise: float) -> float:
     h = moments.drift
+    if not h.any():
+        return math.inf
     if noise == 0:
         return 2 / float(h.max())
     weights = (h[:, None] + h).rsqrt()
@@ -175,14 +174,13 @@ def max_lr_full_batch(
     nesterov: bool = False,
     weight_decay: float = 0.0,
 ) -> float:
-    """The learning rate up to which full-batch gradient descent is stable; infinite where the kernel is zero.
+    """The learning rate up to which full-batch gradient descent is stable.
 
     2 (1 + b) / ((1 - d) (l_max(H) + decay))        with momentum b and dampening d (d = 0 where b = 0)
     2 (1 + b) / ((1 + 2 b) (l_max(H) + decay))      with Nesterov momentum b
     """
     sgd = SGD(1.0, 1, momentum=momentum, dampening=dampening, nesterov=nesterov, weight_decay=weight_decay)
-    linearization = as_linearization(problem_or_linearization)
-    return math.inf if linearization.is_still else _full_batch_limit(local_map(linearization), sgd)
+    return _full_batch_limit(local_map(as_linearization(problem_or_linearization)), sgd)
 
 
 def _full_batch_limit(moments: SecondMomentMap, sgd: SGD) -> float:
@@ -191,6 +189,8 @@ def _full_batch_limit(moments: SecondMomentMap, sgd: SGD) -> float:
     damped = 1 - sgd.dampening if beta else 1.0  # torch dampens the buffer only, and has none without momentum
     if damped <= 0:
         return math.inf if damped == 0 else 0.0
+    if sharpest == 0:
+        return math.inf
     return 2 * (1 + beta) / (sharpest * damped * (1 + 2 * beta if sgd.nesterov else 1))
 
 
@@ -201,11 +201,11 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
     is not needed.
     """
     noise = noise_factor(linearization, batch_size, sampling)
-    if linearization.is_still:
-        return math.inf
     kernel, curvature = local_kernel(linearization)
     c, n = linearization.problem.n_outputs, linearization.problem.n_train
     blocks = diagonal_blocks(kernel.contiguous(), c).contiguous()
+    if not blocks.any():
+        return math.inf
 
     def product(vector: torch.Tensor) -> torch.Tensor:
         return (1 - noise) / n * (kernel @ vector) + noise * times_blocks(blocks, vector)

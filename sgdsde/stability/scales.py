@@ -28,8 +28,9 @@ def fastest_lr(
     It minimizes the asymptotic rate, which the smallest eigenvalue of the kernel decides; a finite run may prefer less.
     Exactness: to 1e-3, a minimum of a flat function. Cost: about 25 radii.
     """
-    linearization = _moving(problem_or_linearization)
+    linearization = as_linearization(problem_or_linearization)
     limit = max_lr(linearization, batch_size, momentum=momentum, nesterov=nesterov, sampling=sampling)
+    _refuse_zero(limit)
 
     def log_radius(lr: float) -> float:
         sgd = SGD(lr, batch_size, momentum=momentum, nesterov=nesterov, sampling=sampling)
@@ -49,8 +50,9 @@ def critical_batch_size(problem_or_linearization: Problem | Linearization) -> fl
         A real number; at least 0, and below 1 where even single examples are not limited by noise.
     Exactness: to 1e-6. Cost: about 15 times ``max_lr``.
     """
-    linearization = _moving(problem_or_linearization)
+    linearization = as_linearization(problem_or_linearization)
     half = limit_at_noise(linearization, 0.0) / 2
+    _refuse_zero(half)
 
     def excess(log_noise: float) -> float:
         return math.log(limit_at_noise(linearization, math.exp(log_noise)) / half)
@@ -70,19 +72,18 @@ def gradient_noise_scale(problem_or_linearization: Problem | Linearization) -> f
     Cost: one product d^2.
     Source: McCandlish et al., arXiv:1812.06162 (there B_simple).
     """
-    linearization = _moving(problem_or_linearization)
+    linearization = as_linearization(problem_or_linearization)
     problem = linearization.problem
     n, c = problem.n_train, problem.n_outputs
     gradient = problem.criterion.gradient(linearization.outputs, linearization.targets)
     blocks = linearization.operator.diagonal_blocks(c)
+    _refuse_zero(math.inf if not blocks.any() else 0.0)
     each = torch.einsum("ia,iab,ib->", gradient, blocks, gradient) / n
     mean = gradient.flatten() @ (linearization.kernel @ gradient.flatten()) / n**2
     return float((each - mean) / mean)
 
 
-def _moving(problem_or_linearization: Problem | Linearization) -> Linearization:
-    """Refuses a kernel of zeros, under which no learning rate and no batch size is better than another."""
-    linearization = as_linearization(problem_or_linearization)
-    if linearization.is_still:
-        raise ValueError(complaint("kernel", "different from zero", "zeros: no output depends on a parameter"))
-    return linearization
+def _refuse_zero(limit: float) -> None:
+    if limit == math.inf:
+        received = "zero: the outputs do not depend on the weights at initialization (dead units?)"
+        raise ValueError(complaint("the kernel", "different from zero where scales are asked for", received))
