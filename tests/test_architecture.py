@@ -41,12 +41,21 @@ STAGES: dict[str, tuple[str, ...]] = {
         "recording",
     ),
     # The kernel knows models only and a Linearization holds it, so it stands here and not beside the noise.
-    "linearize": ("jacobian", "kernel", "linearization"),
+    "linearize": ("jacobian", "kernel", "curvature", "linearization"),
+    "estimates from few samples": ("cleaning",),
     "what the theory needs besides": ("noise",),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
-    "predicted against measured": ("reduction", "prediction", "comparison", "stability", "diagnosis", "budget"),
+    "predicted against measured": (
+        "reduction",
+        "prediction",
+        "comparison",
+        "stability",
+        "regimes",
+        "diagnosis",
+        "budget",
+    ),
     "the whole pipeline": ("__init__",),
-    "beside the pipeline": ("meanfield", "pruning", "regimes", "cleaning", "plots", "cli", "__main__"),
+    "beside the pipeline": ("meanfield", "pruning", "plots", "cli", "__main__"),
 }
 STAGE_OF = {name: number for number, names in enumerate(STAGES.values()) for name in names}
 BESIDE = set(STAGES["beside the pipeline"])
@@ -57,7 +66,7 @@ COMMAND_LINE = {"cli", "__main__"}
 WHEN_CALLED = {("trajectory", "plots"), ("comparison", "plots"), ("budget", "plots"), ("linearization", "meanfield")}
 WHEN_CALLED |= {("dynamics", "stability")}
 # What `import sgdsde` makes available although it stands beside the pipeline.
-OFFERED = {("__init__", name) for name in ("meanfield", "pruning", "regimes", "cleaning")}
+OFFERED = {("__init__", name) for name in ("meanfield", "pruning")}
 
 REQUIRED = {"torch", "numpy", "scipy"}
 EXTRAS = {"sklearn", "seaborn", "matplotlib", "pandas", "xarray", "tqdm", "tyro", "sdeint"}
