@@ -174,9 +174,13 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
 
 def noise_factor(linearization: Linearization, batch_size: int, sampling: Sampling) -> float:
     """phi/B of i.i.d. batches."""
+    return noise_among(linearization.problem.n_train, batch_size, sampling)
+
+
+def noise_among(n: int, batch_size: int, sampling: Sampling) -> float:
+    """phi/B of i.i.d. batches from n examples."""
     batch_size = whole_number("batch_size", batch_size, minimum=1)
     word("sampling", sampling, ("with_replacement", "without_replacement"))
-    n = linearization.problem.n_train
     if sampling == "without_replacement" and batch_size > n:
         received = f"batch_size={batch_size}, n_train={n}"
         expected = "at most n_train when drawn without replacement"
