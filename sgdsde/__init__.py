@@ -16,7 +16,7 @@ Conventions, the same everywhere:
                     phi = 1 with replacement and (n - B)/(n - 1) without
 """
 
-from sgdsde import cleaning, datasets, dynamics, meanfield, networks, sampling, stability
+from sgdsde import cleaning, datasets, dynamics, meanfield, networks, regimes, sampling, stability
 from sgdsde._version import __version__
 from sgdsde.budget import ErrorBudget, error_budget
 from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
@@ -58,6 +58,7 @@ __all__ = [
     "meanfield",
     "networks",
     "predict",
+    "regimes",
     "run_ensemble",
     "sampling",
     "stability",
