@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sgdsde._checks import whole_number
-from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.mean_path import MeanPath
+from sgdsde.dynamics.moments.state import march
+from sgdsde.dynamics.moving_kernel.mean_path import MeanPath, PathWalk
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
 from sgdsde.regimes.confusion import GradientConfusion, gradient_confusion
@@ -58,19 +59,13 @@ def confusion_path(
     n_steps = whole_number("n_steps", n_steps)
     check_sgd(sgd)
     if record is None:
-        spaced = torch.logspace(0, torch.tensor(max(n_steps, 1)).log10().item(), RECORDED - 1)
-        record = sorted({0, min(1, n_steps), n_steps, *(int(k) for k in spaced.round() if k < n_steps)})
+        spaced = np.geomspace(1, max(n_steps, 1), RECORDED - 1).round().astype(int)
+        record = sorted({0, min(1, n_steps), n_steps, *(int(k) for k in spaced if k < n_steps)})
     steps = recorded_steps(n_steps, record)
-    wanted, losses, found = set(steps.tolist()), [], []
-    path = MeanPath.start(problem, sgd, sgd.plan(problem.n_train, n_steps))
-    ticks = ticker(progress, n_steps, "gradient confusion")
-    for k in range(n_steps + 1):
-        if k in wanted:
-            outputs = path.outputs(k)[: problem.n_train]
-            losses.append(float(problem.criterion.mean(outputs, problem.y_train)))
-            found.append(gradient_confusion(problem, params=path.params))
-        if k < n_steps:
-            path = path.advanced(k)
-            ticks.update(1)
-    ticks.close()
+    losses, found = [], []
+    walk = PathWalk(MeanPath.start(problem, sgd, sgd.plan(problem.n_train, n_steps)))
+    for k in march(walk, steps.tolist(), "gradient confusion", progress):
+        outputs = walk.path.outputs(k)[: problem.n_train]
+        losses.append(float(problem.criterion.mean(outputs, problem.y_train)))
+        found.append(gradient_confusion(problem, params=walk.path.params))
     return ConfusionPath(steps, torch.tensor(losses, dtype=torch.float64), tuple(found))

@@ -1,25 +1,21 @@
 """Where SGD on the linearized model stops being stable, and the learning rates and batch sizes that follow."""
 
 from sgdsde.stability.limits import (
-    limit_of_modes,
     max_lr,
     max_lr_full_batch,
     mean_square_radius,
     sufficient_lr,
 )
-from sgdsde.stability.local import LocalModes
 from sgdsde.stability.scales import critical_batch_size, fastest_lr, gradient_noise_scale
 from sgdsde.stability.subsample import SubsampledLimit, max_lr_from_subsample
 from sgdsde.stability.warning import UnstableWarning, warn_if_unstable
 
 __all__ = [
-    "LocalModes",
     "SubsampledLimit",
     "UnstableWarning",
     "critical_batch_size",
     "fastest_lr",
     "gradient_noise_scale",
-    "limit_of_modes",
     "max_lr",
     "max_lr_from_subsample",
     "max_lr_full_batch",

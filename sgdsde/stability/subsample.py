@@ -14,10 +14,11 @@ from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Sampling
 from sgdsde.cleaning import Lawley, UncleanedWarning, clean
 from sgdsde.cleaning.subsample import AUXILIARY, own_curvatures, subsample_kernel
+from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
-from sgdsde.stability.limits import limit_of_modes, noise_among
-from sgdsde.stability.local import LocalModes
+from sgdsde.stability.limits import limit_of_map, noise_among
+from sgdsde.stability.second_moments import SecondMomentMap
 
 GROUPS = 20
 """Parts of the subsample that the jackknife leaves out in turn."""
@@ -114,11 +115,9 @@ def _jackknife(left_out: np.ndarray) -> float:
 
 
 def _inverse_limit(kernel: Tensor, c: int, s: float, noise: float, sgd: SGD, *, is_all: bool = False) -> float:
-    m = len(kernel) // c
-    values, vectors = torch.linalg.eigh(kernel)
-    kept = values > 1e-12 * values[-1]
-    values, vectors = values[kept], vectors[:, kept].contiguous()
+    basis = Eigenbasis.of(kernel)
+    values = basis.values
     if not is_all:
-        values = clean(values, m, Lawley()).eigenvalues.to(values)
-    modes = LocalModes(values, vectors, m, c, s)
-    return 1 / limit_of_modes(modes, noise, sgd=sgd, precision=PRECISION)
+        values = clean(values, len(kernel) // c, Lawley()).eigenvalues.to(values)
+    moments = SecondMomentMap(values, basis.vectors, n_outputs=c, curvature=s)
+    return 1 / limit_of_map(moments, noise, sgd=sgd, precision=PRECISION)
