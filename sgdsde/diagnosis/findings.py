@@ -23,6 +23,7 @@ from sgdsde.losses import SquaredError
 from sgdsde.prediction import default_dynamics
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
+from sgdsde.regimes.confusion import gradient_confusion
 from sgdsde.sgd import SGD, check_sgd
 
 CLOSED_OUTPUTS = 1024
@@ -48,8 +49,9 @@ def diagnose(
         tolerance: relative error of the training loss that is asked for, at every recorded step.
         record: as in ``predict``.
     Returns:
-        A ``Diagnosis`` with checks ``stability``, ``kernel_drift``, ``laziness``, ``noise_scale``, ``feedback``,
-        ``linearization``, ``sde``; each has its number, threshold, source of the threshold, grade and sentence.
+        A ``Diagnosis`` with checks ``stability``, ``kernel_drift``, ``laziness``, ``noise_scale``, ``confusion``,
+        ``feedback``, ``linearization``, ``sde``; each has its number, threshold, source of the threshold, grade and
+        sentence.
     Exactness: calibrated, not derived: the errors to expect are those that nine of ten settings stayed below, on small
         networks and digits (docs/diagnosis.md, where it is checked on other settings).
     Cost: the predictions of the frozen and of the moving kernel and of the SDE, a full-batch gradient a step, and three
@@ -77,7 +79,7 @@ class _Findings:
 
     def diagnosis(self) -> Diagnosis:
         checks = [self._stability(), self._kernel_drift(), self._laziness(), self._noise_scale()]
-        checks += [self._feedback(), self._linearization(), self._sde()]
+        checks += [self._confusion(), self._feedback(), self._linearization(), self._sde()]
         frozen, moving = self.frozen_error, self.moving_error
         advice = Advice.MEASURE
         if frozen <= self.tolerance:
@@ -229,6 +231,14 @@ class _Findings:
         source = "at 1 noise and mean of the first gradient are equally large (McCandlish et al.)"
         sentence = f"the first gradient's variance is {value:.2g} of its squared mean"
         return _graded("noise_scale", value, 1.0, source, sentence, beyond="gradient descent says little of this SGD")
+
+    def _confusion(self) -> Check:
+        source = "at 1 a step on one example raises another's loss by as much as an average step lowers its own"
+        if self.linearization.problem.n_train < 2:
+            return Check("confusion", math.nan, 1.0, source, Grade.GOOD, "a single example confuses none")
+        found = gradient_confusion(self.linearization)
+        value = found.bound / found.mean_square if found.mean_square > 0 else 0.0
+        return _graded("confusion", value, 1.0, source, found.sentence, beyond="small batches undo each other's steps")
 
     def _feedback(self) -> Check:
         bound = calibration.feedback_at(self.tolerance)
