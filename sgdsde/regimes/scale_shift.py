@@ -49,8 +49,8 @@ def effective_scale(
             the gradient descent's own part g out. dynamics: as in ``predict``.
     Raises:
         ValueError: another network, loss or SGD.
-    Exactness: within 3 % of the measured shift up to 0.4 of ``max_lr`` at z = max|beta_l2|/a^2 = 1.1, 8 % low at 0.7,
-        where terms of order lr^4 count; at z = 3 within 6 and 11 %.
+    Exactness: up to 0.7 of ``max_lr`` within 1.3 % of the measured shift at z = max|beta_l2|/a^2 = 1.1 and 6 % at z = 3;
+        in mean field within 8 and 11 %.
     Cost: one prediction.
     Source: Pesme, Pillaud-Vivien, Flammarion, arXiv:2106.09524 (mean field); docs/regimes.md.
     """
