@@ -21,7 +21,7 @@ def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
     few = by_scale(scale, smoke=8, laptop=32, paper=256)
     n_steps = by_scale(scale, smoke=150, laptop=400, paper=400)
     arrays: dict[str, np.ndarray] = {}
-    sweeps = by_scale(
+    sweeps: dict[int, tuple[float, ...]] = by_scale(
         scale,
         smoke={2: (0.2, 1.0)},
         laptop={2: (0.15, 0.2, 0.3, 0.5, 1.0, 2.0), 3: (0.5, 0.65, 0.9, 1.3)},
@@ -39,8 +39,8 @@ def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
         arrays |= {f"diagonal{depth}_{key}": value for key, value in errors(found).items()}
     for depth in by_scale(scale, smoke=(2,), laptop=(2, 3, 4), paper=(2, 3, 4)):
         powers = by_scale(scale, smoke=(1.0, 2.0, 4.0), laptop=(0.5, 1, 2, 4, 8), paper=(0.5, 1, 2, 4, 8, 16))
-        scales = [power ** (1 / depth) for power in powers]
-        shares(arrays, f"slope_diagonal{depth}", diagonal_problem(1.0, depth, n_test=0), scales, few, 2, depth)
+        starts = [power ** (1 / depth) for power in powers]
+        shares(arrays, f"slope_diagonal{depth}", diagonal_problem(1.0, depth, n_test=0), starts, few, 2, depth)
     for activation in ACTIVATIONS:
         scales = by_scale(scale, smoke=(16.0, 64.0, 256.0), laptop=(1, 4, 16, 64, 256), paper=(1, 4, 16, 64, 256, 1024))
         shares(arrays, f"slope_{activation}", network(activation), [float(a) for a in scales], few, 4, 1)

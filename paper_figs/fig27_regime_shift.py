@@ -2,12 +2,12 @@
 
 Paper: Pesme, Pillaud-Vivien and Flammarion, arXiv:2106.09524.
 Figure: theirs of recovery over the step size, at a smaller size; the predicted shift is none of theirs.
-Claim: w_+^2 - w_-^2 from w_+ = w_- = a, single examples. Mean over coordinates of log(a_inf^2/a^2) after training, with
-a_inf^2 = |w_+ w_-|, 128 runs, bars two standard errors, against the prediction from the expected residuals of the
-linearized model and, in mean field, from the expected loss: no run is used (a). The same as a ratio (b): within 15 % at
-z = 1.1. Squared error of the recovered coefficients, 40 examples, 100 coefficients of which 5 are not zero, a = 0.1 (c):
-SGD (24 runs, bars two standard errors) gains with the learning rate, and ends where the flow from a_inf ends (crosses, 8 runs); gradient
-descent does not gain.
+Claim: w_+^2 - w_-^2 from w_+ = w_- = a, single examples. Mean over coordinates of log(a_inf^2/a^2) after training,
+with a_inf^2 = |w_+ w_-|, 128 runs, bars two standard errors, against the prediction from the expected residuals of
+the linearized model and, in mean field, from the expected loss: no run is used (a). The same as a ratio (b): within
+15 % at z = 1.1. Squared error of the recovered coefficients, 40 examples, 100 coefficients of which 5 are not zero, a
+= 0.1 (c): SGD (24 runs, bars two standard errors) gains with the learning rate, and ends where the flow from a_inf
+ends (crosses, 8 runs); gradient descent does not gain.
 Refuted by: a shift off by more than 15 % at z <= 1.1; gradient descent that recovers better than the flow.
 """
 
