@@ -9,8 +9,8 @@ changes nothing where it is not; being a reciprocal, the corrected limit is stil
 digits. Linear shrinkage is right for a flat spectrum and makes the limit too high for a decaying one, on digits too;
 the analytical estimator does so in (c) and not on digits. Estimates of the sharpness from 50 digits as the package
 makes them, with their standard errors, 20 draws (d); crosses: raw.
-Refuted by: Lawley that does not halve the raw error on digits at m = 10 and 20; linear shrinkage that helps there; standard
-errors that are not those of the estimates.
+Refuted by: Lawley that does not halve the raw error on digits at m = 10 and 20; linear shrinkage that helps there;
+standard errors that are not those of the estimates.
 """
 
 import numpy as np

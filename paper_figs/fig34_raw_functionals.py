@@ -53,5 +53,5 @@ def draw(result: Result) -> Figure:
         axis.legend(fontsize="x-small")
     axes[0, 1].set_yscale("symlog", linthresh=10)
     axes[0, 1].set_ylim(-30, None)
-    axes[0, 1].legend(fontsize="x-small", loc="center right")
+    axes[0, 1].legend(fontsize="x-small", loc="center right", bbox_to_anchor=(1, 0.62))
     return figure

@@ -49,7 +49,7 @@ def effective_scale(
             the gradient descent's own part g out. dynamics: as in ``predict``.
     Raises:
         ValueError: another network, loss or SGD.
-    Exactness: up to 0.7 of ``max_lr`` within 1.3 % of the measured shift at z = max|beta_l2|/a^2 = 1.1 and 6 % at z = 3;
+    Exactness: up to 0.7 of ``max_lr`` within 1.3 % of the measured shift at z = max|beta_l2|/a^2 = 1.1, 6 % at z = 3;
         in mean field within 8 and 11 %.
     Cost: one prediction.
     Source: Pesme, Pillaud-Vivien, Flammarion, arXiv:2106.09524 (mean field); docs/regimes.md.

@@ -70,20 +70,25 @@ def _(law: Gaussian, x1: Tensor, x2: Tensor) -> Tensor:
     return (size * angle.sin() + (math.pi - angle) * k) / (2 * math.pi)
 
 
-def curvature_density(law: NeuronLaw) -> Callable[[Tensor], Tensor]:
+def curvature_density(law: NeuronLaw) -> Callable[[Tensor | float], Tensor]:
     """zeta(c) = E[w^2 | kink at c] p(c), c = -b/w, of one input: training penalizes int (f'')^2 / zeta.
 
         Uniform: min(aw, ab/|c|)^4 / (8 aw ab),   Gaussian: 2 sw^3 sb^3 / (pi (sb^2 + c^2 sw^2)^2),   Sphere: 1/(2 R)
 
     Source: Jin, Montufar, arXiv:2006.07356, theorem 5.
     """
-    if isinstance(law, Uniform):
-        return lambda c: (law.ab / c.abs()).clamp(max=law.aw) ** 4 / (8 * law.aw * law.ab)
-    if isinstance(law, Gaussian):
-        return lambda c: 2 * (law.sw * law.sb) ** 3 / (math.pi * (law.sb**2 + (c * law.sw) ** 2) ** 2)
-    if isinstance(law, Sphere):
-        return lambda c: torch.where(c.abs() <= law.radius, 1 / (2 * law.radius), 0.0).to(c)
-    raise TypeError(complaint("law", "Uniform, Gaussian or Sphere", type(law).__name__))
+    if not isinstance(law, (Uniform, Gaussian, Sphere)):
+        raise TypeError(complaint("law", "Uniform, Gaussian or Sphere", type(law).__name__))
+
+    def density(c: Tensor | float) -> Tensor:
+        at = torch.as_tensor(c, dtype=torch.float64)
+        if isinstance(law, Uniform):
+            return (law.ab / at.abs()).clamp(max=law.aw) ** 4 / (8 * law.aw * law.ab)
+        if isinstance(law, Gaussian):
+            return 2 * (law.sw * law.sb) ** 3 / (math.pi * (law.sb**2 + (at * law.sw) ** 2) ** 2)
+        return torch.where(at.abs() <= law.radius, 1 / (2 * law.radius), 0.0)
+
+    return density
 
 
 def wide_limit(

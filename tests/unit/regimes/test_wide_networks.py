@@ -58,7 +58,7 @@ def test_curvature_density_is_that_of_the_kinks(law: object) -> None:
     kink, density = -b / w[:, 0], regimes.curvature_density(law)
     for low, high in ((-0.3, 0.4), (0.5, 1.5), (-4.0, -2.5)):
         inside = torch.where((kink > low) & (kink < high), w[:, 0] ** 2, 0.0)
-        wanted = quad(lambda c: float(density(torch.tensor(c, dtype=torch.float64))), low, high)[0]
+        wanted = quad(lambda c: float(density(c)), low, high)[0]
         assert float(inside.mean()) == pytest.approx(wanted, abs=5 * float(inside.std()) / 400_000**0.5 + 1e-12)
 
 
