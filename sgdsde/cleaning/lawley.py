@@ -30,15 +30,19 @@ class Lawley(Cleaner):
 
     Args:
         k: how many. Later ones are corrected only where they too are separated.
+        copies: of every sample vector, as c outputs that share one kernel give; eigenvalues then come in groups of
+            this size, whose members do not repel each other, and the others count 1/copies each.
     Exactness: bias O(1/m^2) for separated eigenvalues of Gaussian samples.
     Source: Lawley, Biometrika 43 (1956).
     """
 
     k: int = 1
+    copies: int = 1
     target: Target = field(default="true", init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", whole_number("k", self.k, 1))
+        object.__setattr__(self, "copies", whole_number("copies", self.copies, 1))
 
     def estimate(self, eigenvalues: np.ndarray, n_samples: int) -> np.ndarray:
         p = len(eigenvalues)
@@ -46,7 +50,7 @@ class Lawley(Cleaner):
             raise ValueError(complaint("k", f"at most the {p} eigenvalues", self.k))
         cleaned = eigenvalues.copy()
         for i in range(p - 1, p - 1 - self.k, -1):
-            correction = relative_bias(eigenvalues, i, n_samples)
+            correction = relative_bias(eigenvalues, i, n_samples, self.copies)
             if abs(correction) < TRUSTED:
                 cleaned[i] *= 1 - correction
             else:
@@ -60,9 +64,14 @@ class Lawley(Cleaner):
         return cleaned
 
 
-def relative_bias(eigenvalues: np.ndarray, i: int, n_samples: int) -> float:
-    """(1/m) sum_{j != i} l_j / (l_i - l_j); infinite for an eigenvalue that is there twice."""
-    others = np.delete(eigenvalues, i)
+def relative_bias(eigenvalues: np.ndarray, i: int, n_samples: int, copies: int = 1) -> float:
+    """(1/m) sum of l_j / (l_i - l_j), j outside the group of i, over the copies; infinite for an equal outside it.
+
+    Eigenvalues ascend; groups of ``copies`` are counted from the largest.
+    """
+    p = len(eigenvalues)
+    last = p - (p - 1 - i) // copies * copies
+    others = np.delete(eigenvalues, np.s_[max(0, last - copies) : last])
     others = others[others > 0]
     gaps = eigenvalues[i] - others
-    return float("inf") if (gaps == 0).any() else float((others / gaps).sum() / n_samples)
+    return float("inf") if (gaps == 0).any() else float((others / gaps).sum() / (n_samples * copies))

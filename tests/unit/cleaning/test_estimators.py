@@ -154,6 +154,14 @@ def test_lawley_of_several_equals_the_sum_by_hand() -> None:
     assert (found[:3] == values[:3]).all()
 
 
+def test_lawley_of_copies_is_that_of_one() -> None:
+    """Every eigenvalue there three times, from vectors that come in threes: the same corrections, up to k = 6."""
+    values = np.array([0.1, 0.5, 1.0, 9.0, 40.0])
+    one = clean(values, 50, Lawley(k=2)).eigenvalues.numpy()
+    three = clean(np.repeat(values, 3), 50, Lawley(k=6, copies=3)).eigenvalues.numpy()
+    assert three == pytest.approx(np.repeat(one, 3), rel=1e-14)
+
+
 def test_lawley_refuses_a_flat_spectrum_and_says_so() -> None:
     values = spectrum(np.random.default_rng(0).standard_normal((64, 64)))
     with pytest.warns(UncleanedWarning, match="eigenvalue 1 of 64 is left raw"):

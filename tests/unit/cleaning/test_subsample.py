@@ -98,6 +98,23 @@ def test_limits_of_digits_are_honest_or_too_low(
         assert 0.5 < np.sqrt((z**2).mean()) < 1.7
 
 
+def test_outputs_that_share_a_kernel_are_estimated_as_one() -> None:
+    """K = K_0 (x) I_3 and s = 2/3 in place of 2: a third of the sharpness, three times the limit, same errors."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((200, 12)) * np.r_[4.0, np.ones(11)])
+    one, three = (
+        sgdsde.Problem(nn.Linear(12, c, bias=False).double(), x, torch.zeros(200, c).double(), loss=nn.MSELoss())
+        for c in (1, 3)
+    )
+    single, shared = (sharpness_from_subsample(problem, 40, seed=1) for problem in (one, three))
+    assert shared.value == pytest.approx(single.value / 3, rel=1e-10)
+    assert shared.standard_error == pytest.approx(single.standard_error / 3, rel=1e-6)
+    assert sharpness_from_subsample(one, 40, seed=1, n_auxiliary=40).value < single.raw * 0.99  # and not just raw
+    single, shared = (max_lr_from_subsample(problem, 4, 40, seed=1) for problem in (one, three))
+    assert shared.value == pytest.approx(3 * single.value, rel=1e-5)
+    assert shared.standard_error == pytest.approx(3 * single.standard_error, rel=1e-3)
+
+
 def test_a_top_that_is_not_separated_is_left_raw_and_errs_on_the_safe_side() -> None:
     rng = np.random.default_rng(0)
     problem = linear_problem(rng.standard_normal((300, 1, 40)), rng.standard_normal((300, 1)), np.zeros(40))
