@@ -58,7 +58,7 @@ class Check:
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What to predict with, and the error to expect; ``str()`` is a table.
+    """Advised predictor and the error to expect; ``str()`` is a table.
 
     Attributes:
         checks: by name. advice: which predictor. predictor: it, or None where none is advised.
@@ -83,8 +83,10 @@ class Diagnosis:
 
     @property
     def regime(self) -> Regime:
-        """ "kernel": the kernel moves by no more than its threshold along full-batch descent. "rich": by more than half
-        of itself, features are learned. "between": neither."""
+        """The kernel's motion along full-batch descent in a word.
+
+        "kernel" up to the threshold of the check, "rich" beyond half of itself, where features are learned.
+        """
         drift = self.checks["kernel_drift"]
         if drift.value <= drift.threshold:
             return "kernel"
@@ -92,7 +94,7 @@ class Diagnosis:
 
     @property
     def expected_error(self) -> float:
-        """Of the advised predictor; of the better one where none is advised."""
+        """Error to expect of the advised predictor, or of the better one where none is advised."""
         errors = {Advice.FROZEN_KERNEL: self.frozen_error, Advice.MOVING_KERNEL: self.moving_error}
         return errors.get(self.advice, min(self.frozen_error, self.moving_error))
 
