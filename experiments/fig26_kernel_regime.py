@@ -17,9 +17,9 @@ ACTIVATIONS = ("tanh", "relu")
 
 
 def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
-    n_runs = by_scale(scale, smoke=24, laptop=256, paper=2000)
-    few = by_scale(scale, smoke=8, laptop=32, paper=256)
-    n_steps = by_scale(scale, smoke=150, laptop=400, paper=400)
+    n_runs = by_scale(scale, smoke=16, laptop=256, paper=2000)
+    few = by_scale(scale, smoke=4, laptop=32, paper=256)
+    n_steps = by_scale(scale, smoke=120, laptop=400, paper=400)
     arrays: dict[str, np.ndarray] = {}
     sweeps: dict[int, tuple[float, ...]] = by_scale(
         scale,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgdsde._checks import complaint, whole_number
+from sgdsde._checks import complaint, fraction_below_one, whole_number
 from sgdsde._types import Sampling
 from sgdsde.cleaning import Lawley, UncleanedWarning, clean
 from sgdsde.cleaning.subsample import AUXILIARY, own_curvatures, subsample_kernel
@@ -59,6 +59,7 @@ def max_lr_from_subsample(
     *,
     seed: int = 0,
     momentum: float = 0.0,
+    dampening: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
     sampling: Sampling = "with_replacement",
@@ -71,8 +72,9 @@ def max_lr_from_subsample(
     curvature s tr K_ii as in ``cleaning.sharpness_from_subsample``.
 
     Args:
-        m: examples, 3 ... n. seed: of the draw, without replacement. batch_size and the rest: as in ``max_lr``; phi is
-            that of the whole set. n_auxiliary: examples with a known K_ii, default min(n, 20 m).
+        m: examples, 3 ... n. seed: of the draw, without replacement.
+        batch_size and the rest: as in ``max_lr``, dampening below 1; phi is that of the whole set.
+        n_auxiliary: examples with a known K_ii, default min(n, 20 m).
     Returns:
         A ``SubsampledLimit`` with a standard error by the jackknife over 20 groups, 10 above 256 outputs.
     Warns:
@@ -88,7 +90,8 @@ def max_lr_from_subsample(
     m = whole_number("m", m, 3)
     if m > n:
         raise ValueError(complaint("m", f"at most n_train = {n}", m))
-    sgd = SGD(1.0, 1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    fraction_below_one("dampening", dampening)
+    sgd = SGD(1.0, 1, momentum=momentum, dampening=dampening, nesterov=nesterov, weight_decay=weight_decay)
     noise = noise_among(n, batch_size, sampling)
     drawn, kernel, s = subsample_kernel(problem, m, seed=seed, memory=memory)
     inverse = _inverse_limit(kernel, c, s, noise, sgd, is_all=m == n)

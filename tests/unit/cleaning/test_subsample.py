@@ -33,7 +33,11 @@ def test_all_examples_give_the_exact_numbers(make: object) -> None:
     found = sharpness_from_subsample(problem, n)
     assert found.value == pytest.approx(2 / sgdsde.stability.max_lr_full_batch(problem), rel=1e-10)
     assert found.standard_error == 0
-    for batch_size, options in ((2, {}), (3, {"sampling": "without_replacement"}), (2, {"momentum": 0.5})):
+    for batch_size, options in (
+        (2, {}),
+        (3, {"sampling": "without_replacement"}),
+        (2, {"momentum": 0.5, "dampening": 0.2}),
+    ):
         limit = max_lr_from_subsample(problem, batch_size, n, **options)
         assert limit.value == pytest.approx(sgdsde.stability.max_lr(problem, batch_size, **options), rel=1e-5)
         assert limit.standard_error == 0
