@@ -77,7 +77,8 @@ def clean(eigenvalues: Any, n_samples: int, method: Cleaner) -> CleanedSpectrum:
 
 def checked_eigenvalues(eigenvalues: Any) -> np.ndarray:
     """Float64 [p], rounding errors below zero set to zero."""
-    tensor = torch.as_tensor(eigenvalues)
+    is_array = isinstance(eigenvalues, (Tensor, np.ndarray))
+    tensor = torch.as_tensor(eigenvalues) if is_array else torch.tensor(eigenvalues, dtype=torch.float64)
     real_floating("eigenvalues", tensor)
     if tensor.ndim != 1:
         raise ValueError(complaint("eigenvalues", "[p]", f"shape {list(tensor.shape)}", "pass one spectrum at a time"))

@@ -66,7 +66,7 @@ def test_it_loses_outside_its_prior(small: EigenvalueAutoencoder) -> None:
 
 
 def test_the_oracle_target_is_learned_too() -> None:
-    for_oracle = EigenvalueAutoencoder.train(FactorPrior(), P, [M], target="oracle", n_pairs=4000, n_steps=400)
+    for_oracle = EigenvalueAutoencoder.train(FactorPrior(), P, M, target="oracle", n_pairs=4000, n_steps=400)
     values, _, oracle = drawn("factor", P, M)
     assert for_oracle.target == "oracle"
     found = for_oracle.estimate_many(values, M)

@@ -214,7 +214,7 @@ def test_other_bad_input() -> None:
     with pytest.raises(TypeError, match="method must be a Cleaner"):
         clean([1.0, 2.0], 10, "lawley")
     with pytest.raises(TypeError, match="real floating-point"):
-        clean([1, 2], 10, OAS())
+        clean(torch.tensor([1, 2]), 10, OAS())
     with pytest.raises(ValueError, match="one centered sample"):
         sample_spectrum(torch.ones(1, 3))
     with pytest.raises(ValueError, match="column 0 constant"):

@@ -140,6 +140,23 @@ def test_networks_approach_the_limit_at_a_rate_of_one_half() -> None:
     assert slope == pytest.approx(-0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("law", [Sphere(2.0), Gaussian(1.0, 1.0)], ids=str)
+def test_networks_of_several_inputs_approach_their_limit_at_the_same_rate(law: object) -> None:
+    """Eight points in the disk, 30 networks a width, mean sup error on 40 others: slope -0.5 within 0.1."""
+    generator = torch.Generator().manual_seed(3)
+    x, at = (2 * torch.rand(n, 2, dtype=torch.float64, generator=generator) - 1 for n in (8, 40))
+    y = torch.sin(3 * x[:, 0]) * x[:, 1]
+    limit, widths, errors = regimes.wide_limit(x, y, at, law), (400, 1600, 6400), []
+    for width in widths:
+        found = []
+        for seed in range(30):
+            w, b = law.draw(width, 2, torch.Generator().manual_seed(seed))
+            on, there = (torch.relu(points @ w.mT + b) for points in (x, at))
+            found.append(gap(there @ (on.mT @ torch.linalg.solve(on @ on.mT, y)), limit))
+        errors.append(np.mean(found))
+    assert np.polyfit(np.log(widths), np.log(errors), 1)[0] == pytest.approx(-0.5, abs=0.1)
+
+
 def test_flow_of_a_wide_network_is_that_of_the_limit() -> None:
     """The read-out of 8000 neurons by exact flow, at three times: within 0.05 of f_t; late flow interpolates."""
     width = 8000
