@@ -40,7 +40,7 @@ def test_symmetric_networks_err_in_the_second_order(depth: int) -> None:
     """Slope -2 in scale^depth on the last two doublings."""
     scales = [power ** (1 / depth) for power in (1.0, 2.0, 4.0)]
     found = regimes.scale_sweep(
-        diagonal(depth), scales, n_steps=60, n_runs=16, batch_size=2, record=[0, 20, 60], moving=False
+        diagonal(depth), scales, n_steps=60, n_runs=4, batch_size=2, record=[0, 20, 60], moving=False
     )
     assert found.slopes(depth)[:, 1:].numpy() == pytest.approx(-2, abs=0.05)
     assert found.moving.isnan().all()
@@ -49,7 +49,7 @@ def test_symmetric_networks_err_in_the_second_order(depth: int) -> None:
 
 def test_smooth_networks_err_in_the_first_order_and_kinks_have_none() -> None:
     """Slope -1 for tanh on the last two quadruplings; the error of ReLU does not fall like that."""
-    options = {"n_steps": 60, "n_runs": 8, "batch_size": 4, "record": [0, 60], "moving": False}
+    options = {"n_steps": 60, "n_runs": 4, "batch_size": 4, "record": [0, 60], "moving": False}
     smooth = regimes.scale_sweep(network("tanh"), [16.0, 64.0, 256.0], **options)
     assert smooth.slopes()[:, -1].numpy() == pytest.approx(-1, abs=0.1)
     assert smooth.z.isnan().all()
