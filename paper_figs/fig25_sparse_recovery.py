@@ -42,7 +42,7 @@ def draw(result: Result) -> Figure:
         if i < 2:
             axes[0, 0].plot(result["flow_scales"], result["flow_error"][i], "x", color=color, markersize=5)
     axes[0, 0].plot([], [], "x", color="#202020", label="flow, integrated")
-    axes[0, 0].set(xscale="log", yscale="log", ylim=(1e-7, 3), xlabel="scale $a$", ylabel=r"$|\beta - \beta_*|^2$")
+    axes[0, 0].set(xscale="log", yscale="log", ylim=(1e-7, 3e3), xlabel="scale $a$", ylabel=r"$|\beta - \beta_*|^2$")
     for key, least, pattern in (("l1", "least_l1", "-"), ("l2", "least_l2", "--")):
         for i in (0, 1):
             ratio = result[key][i] / result[least]
@@ -54,6 +54,6 @@ def draw(result: Result) -> Figure:
     axes[0, 2].plot(sizes, good, ".", color=COLORS[2], alpha=0.4, markersize=4)
     axes[0, 2].plot(sizes, np.nanmedian(good, 1), "o-", color=COLORS[2], markersize=4, label="median, $D = 2$")
     axes[0, 2].set(xlabel="examples", ylabel=r"$\log_{10}$ of the largest good scale")
-    for axis, place in zip(axes.flat, ("lower right", "center left", "lower right")):
+    for axis, place in zip(axes.flat, ("upper left", "upper left", "lower right")):
         axis.legend(fontsize="x-small", loc=place)
     return figure
