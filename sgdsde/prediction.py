@@ -96,7 +96,9 @@ def evolve(
     reducer = Reducer(linearization.problem, observe)
     for law in dynamics.evolve(linearization, sgd, record, progress=progress):
         reducer.add(law)
-    return reducer.trajectory(torch.tensor(record), repr(dynamics), record[-1] if n_steps is None else n_steps, None)
+    n_steps = record[-1] if n_steps is None else n_steps
+    reduced = reducer.trajectory(torch.tensor(record), repr(dynamics), n_steps, None)
+    return replace(reduced, assumptions=dynamics.assumptions(sgd))
 
 
 def default_dynamics(problem: Problem, sgd: SGD) -> Dynamics:

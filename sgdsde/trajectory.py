@@ -41,6 +41,7 @@ class Trajectory:
         train_accuracy, test_accuracy: ``AccuracyBand`` if observed, else None.
         truncation_error: [T], a bound on |expected train loss on the whole kernel - train_loss.mean| of a prediction
             on its leading eigenpairs; None where nothing was left out. Test losses have no such bound.
+        assumptions: what a prediction takes for granted of kernel, noise and closure, in words; empty where measured.
     """
 
     steps: Tensor
@@ -57,6 +58,7 @@ class Trajectory:
     train_accuracy: AccuracyBand | None = None
     test_accuracy: AccuracyBand | None = None
     truncation_error: Tensor | None = None
+    assumptions: tuple[str, ...] = ()
 
     @property
     def losses(self) -> dict[str, LossBand]:
@@ -157,6 +159,7 @@ class Trajectory:
             "dynamics": self.dynamics,
             "problem_digest": self.problem_digest,
             "mean_square_limit": self.mean_square_limit,
+            "assumptions": list(self.assumptions),
         }
 
     def _bands(self) -> dict[str, LossBand | AccuracyBand]:
@@ -185,6 +188,7 @@ class Trajectory:
                 found = {part: arrays.get(f"{side}.{what}.{part}") for part in parts}
                 bands[f"{side}_{what}"] = None if found["mean"] is None else kinds[what](**found)
         bands["truncation_error"] = arrays.get("truncation_error")
+        header["assumptions"] = tuple(header.get("assumptions", ()))
         return cls(steps=arrays["steps"], times=arrays["times"], diverged_at=arrays["diverged_at"], **bands, **header)
 
 

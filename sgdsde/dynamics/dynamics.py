@@ -35,6 +35,16 @@ class Dynamics(ABC):
         """Where the noise is taken, of a dynamics that follows the kernel's eigenpairs; None where it does not."""
         return None
 
+    def assumptions(self, sgd: SGD) -> tuple[str, ...]:
+        """What this theory takes for granted of this SGD, in words: kernel first, then noise and closure."""
+        kernel = ("the kernel stays that of the initial weights",) if self.freezes_kernel else ()
+        noise = self.noise_assumption(sgd)
+        return (*kernel, noise) if noise else kernel
+
+    def noise_assumption(self, sgd: SGD) -> str:
+        """What is idealized of the noise of minibatches, in words; empty where nothing is said."""
+        return ""
+
     @abstractmethod
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None

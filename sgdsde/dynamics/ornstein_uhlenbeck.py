@@ -64,6 +64,11 @@ class OrnsteinUhlenbeck(Dynamics):
     def noise_source(self) -> NoiseSource:
         return "start" if self.freeze == "init" else "mean"
 
+    def noise_assumption(self, sgd: SGD) -> str:
+        return (
+            f"a Gaussian process, its noise frozen {'along the mean' if self.freeze == 'mean_path' else 'at the start'}"
+        )
+
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:

@@ -74,6 +74,9 @@ class SDEPaths(Dynamics):
     def noise_source(self) -> NoiseSource | None:
         return "state" if isinstance(self.integrator, ExponentialEuler) else None
 
+    def noise_assumption(self, sgd: SGD) -> str:
+        return "Gaussian noise with the covariance of a minibatch"
+
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
