@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -106,12 +107,11 @@ def gradient_confusion(
     Source: Sankararaman et al., arXiv:1904.06963; docs/regimes.md.
     """
     wanted = [fraction("quantiles", q) for q in quantiles]
-    source = {"output_gradient": output_gradient, "params": params, "memory": memory}
-    norms = [part.values.diagonal() for part in gram_tiles(problem_or_linearization, diagonal_only=True, **source)]  # type: ignore[arg-type]
-    squares = torch.cat(norms)
+    tiles = partial(gram_tiles, problem_or_linearization, output_gradient, params=params, memory=memory)
+    squares = torch.cat([part.values.diagonal() for part in tiles(diagonal_only=True)])
     n = whole_number("n_train", len(squares), 2, "confusion is between examples")
     scan = _Scan(squares, n <= WHOLE)
-    for part in gram_tiles(problem_or_linearization, **source):  # type: ignore[arg-type]
+    for part in tiles():
         scan.add(part)
     mean, std, levels = scan.cosines(wanted)
     return GradientConfusion(
