@@ -22,12 +22,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sgdsde._checks import positive_number, whole_number
+from sgdsde._checks import complaint, positive_number, whole_number
+from sgdsde._streams import BLOCK
 from sgdsde._types import Params, Sampling
 from sgdsde.kernel.moved_weights import kernel_between
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
-from sgdsde.stability.limits import is_below_limit, limit_of_map
+from sgdsde.stability.limits import is_below_limit, limit_of_map, noise_among
 from sgdsde.stability.local import map_at
 from sgdsde.stability.sampled_path import sampled_path
 from sgdsde.stability.second_moments import SecondMomentMap
@@ -102,9 +103,14 @@ def max_lr_along_path(
     Source: laws/test_limit_along_the_path.py; the local limit of docs/derivations.md, section 4.
     """
     n_steps, n_paths = whole_number("n_steps", n_steps, minimum=4), whole_number("n_paths", n_paths, minimum=1)
+    if not isinstance(problem, Problem):
+        raise TypeError(complaint("problem", "a Problem, whose network can be trained", type(problem).__name__))
+    if n_paths > BLOCK:
+        raise ValueError(complaint("n_paths", f"at most {BLOCK}", n_paths))
     precision = positive_number("precision", precision)
     sgd = SGD(1.0, batch_size, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, sampling=sampling)
-    trial = _Trial(problem, sgd, n_steps, min(n_paths, 64), whole_number("seed", seed))
+    noise = noise_among(problem.n_train, batch_size, sampling)
+    trial = _Trial(problem, sgd, n_steps, n_paths, whole_number("seed", seed), noise)
     initial = trial.moments(problem.params)
     at_start = math.nan if initial is None else limit_of_map(initial, trial.noise, sgd=sgd)
     if at_start == math.inf:
@@ -137,21 +143,14 @@ def _bracket(holds: Callable[[float], bool], start: float, precision: float) -> 
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """The question whether a learning rate holds; ``sgd`` has everything but the learning rate."""
+    """The question whether a learning rate holds; ``sgd`` has everything but that, ``noise`` is phi/B."""
 
     problem: Problem
     sgd: SGD
     n_steps: int
     n_paths: int
     seed: int
-
-    @property
-    def noise(self) -> float:
-        """phi/B; of shuffled epochs that of fresh batches without replacement."""
-        iid = self.sgd
-        if iid.sampling == "shuffled":
-            iid = dataclasses.replace(iid, sampling="without_replacement", drop_last=False)
-        return iid.plan(self.problem.n_train, 1).noise_factor(0)
+    noise: float
 
     def holds(self, lr: float) -> bool:
         """Whether most of the paths hold."""
@@ -198,7 +197,7 @@ class _Trial:
         with torch.no_grad():
             outputs: Tensor = problem.forward(params, x).to(kernel)
         try:
-            return map_at(problem.criterion, kernel, outputs, y.to(kernel) if y.is_floating_point() else y)
+            return map_at(kernel, problem.criterion, outputs, y.to(kernel) if y.is_floating_point() else y)
         except ValueError:  # no positive curvature
             return None
 

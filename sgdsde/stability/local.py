@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from sgdsde._checks import complaint
+from sgdsde.curvature import curved_kernel
 from sgdsde.kernel import KroneckerKernel
 from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.linearization import Linearization
@@ -39,27 +38,12 @@ def local_map(linearization: Linearization) -> SecondMomentMap:
 
 def local_kernel(linearization: Linearization) -> tuple[Tensor, float]:
     """K [n*c, n*c] and s under squared error, G^{1/2} K G^{1/2} and 1 under another loss, at the initial outputs."""
-    criterion = linearization.problem.criterion
-    return curved_kernel(criterion, linearization.dense_kernel, linearization.outputs, linearization.targets)
+    problem = linearization.problem
+    return curved_kernel(linearization.dense_kernel, problem.criterion, linearization.outputs, linearization.targets)
 
 
-def map_at(criterion: Loss, kernel: Tensor, outputs: Tensor, targets: Tensor) -> SecondMomentMap:
+def map_at(kernel: Tensor, criterion: Loss, outputs: Tensor, targets: Tensor) -> SecondMomentMap:
     """``local_map`` of a kernel [n*c, n*c] and outputs [n, c] that training has reached."""
-    kernel, curvature = curved_kernel(criterion, kernel, outputs, targets)
+    kernel, curvature = curved_kernel(kernel, criterion, outputs, targets)
     basis = Eigenbasis.of(kernel)
     return SecondMomentMap(basis.values, basis.vectors, n_outputs=outputs.shape[1], curvature=curvature)
-
-
-def curved_kernel(criterion: Loss, kernel: Tensor, outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-    """``local_kernel`` of any kernel and outputs [n, c]."""
-    if isinstance(criterion, SquaredError):
-        return kernel, criterion.curvature
-    n, c = outputs.shape
-    values, vectors = torch.linalg.eigh(criterion.hessian(outputs, targets))
-    if values.min() < -1e-9 * values.abs().max() or not values.max() > 0:
-        received = f"one with eigenvalues from {float(values.min()):.3g} to {float(values.max()):.3g}"
-        raise ValueError(complaint("loss", "of positive curvature at the initial outputs", received))
-    roots = (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
-    half = (roots @ kernel.view(n, c, -1)).view(n * c, -1)
-    kernel = (roots @ half.mT.reshape(n, c, -1)).view(n * c, -1)
-    return (kernel + kernel.mT) / 2, 1.0

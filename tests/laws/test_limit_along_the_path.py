@@ -128,6 +128,26 @@ def test_a_start_at_the_minimum_of_the_loss_has_an_upper_bound_only() -> None:
     assert limit.sentence.startswith("at most")
 
 
+def test_what_cannot_be_walked_is_refused() -> None:
+    problem = moving_problem()
+    with pytest.raises(TypeError, match="problem must be a Problem, whose network can be trained, got Linearization"):
+        max_lr_along_path(sgdsde.linearize(problem), 4, n_steps=20)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="n_paths must be at most 64, got 65"):
+        max_lr_along_path(problem, 4, n_steps=20, n_paths=65)
+    with pytest.raises(ValueError, match="batch_size must be at most n_train when drawn without replacement"):
+        max_lr_along_path(problem, 17, n_steps=20, sampling="without_replacement")
+
+
+def test_a_kernel_of_zero_has_no_limit() -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 1, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(-1)
+    limit = max_lr_along_path(sgdsde.Problem(model, *data(8, 4, 1), loss=nn.MSELoss()), 4, n_steps=20)
+    assert limit == math.inf
+    assert "the kernel is zero" in limit.sentence
+
+
 @pytest.mark.parametrize("threshold", [0.013, 0.2, 1.0, 1.4999, 77.0])
 @pytest.mark.parametrize("precision", [0.3, 0.01])
 def test_the_threshold_is_enclosed(threshold: float, precision: float) -> None:
