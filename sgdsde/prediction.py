@@ -48,7 +48,8 @@ def predict(
         A ``Trajectory`` with ``n_runs`` = 0 for laws in closed form; on a truncated eigenbasis with a bound on what the
         truncation changes, ``truncation_error``.
     Warns:
-        UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit. FrozenKernelWarning: a
+        UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit of the kernel at
+            initialization. FrozenKernelWarning: a
             ``Problem`` was given, and its kernel moves so far along a short full-batch path that the frozen one is
             likely off by more than 5 %.
     Raises:

@@ -80,7 +80,7 @@ def max_lr(
     """The limit of the kernel at initialization: SGD on the linearized model is stable in mean square below it.
 
     The network itself, whose kernel moves, may fail below it (momentum, small batches) or train above it (layer norm):
-    real training failed at 0.09 to 17 times this number in docs/stability.md. ``max_lr_along_path`` follows it.
+    real training failed at 0.09 to 18 times this number in docs/stability.md. ``max_lr_along_path`` follows it.
 
     Args:
         batch_size: B. momentum, dampening, nesterov, weight_decay: as in torch. sampling: "with_replacement",
