@@ -49,9 +49,8 @@ def predict(
         truncation changes, ``truncation_error``.
     Warns:
         UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit of the kernel at
-            initialization. FrozenKernelWarning: a
-            ``Problem`` was given, and its kernel moves so far along a short full-batch path that the frozen one is
-            likely off by more than 5 %.
+            initialization. FrozenKernelWarning: a ``Problem`` was given, and its kernel moves so far along a short
+            full-batch path that the frozen one is likely off by more than 5 %.
     Raises:
         ValueError: what the dynamics cannot represent, with the one that can; a record past the end.
     """
