@@ -11,7 +11,7 @@ from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Observable, Progress
 from sgdsde.dynamics import Dynamics, LinearizedSGD, MomentRecursion, SDEPaths, truncation_error
 from sgdsde.frozen_kernel import warn_if_kernel_moves
-from sgdsde.linearization import Linearization, as_linearization
+from sgdsde.linearization import Linearization, as_linearization, problem_of
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
 from sgdsde.recording import check_observables, recorded_steps
@@ -58,13 +58,14 @@ def predict(
     steps = recorded_steps(n_steps, record)
     check_sgd(sgd)
     check_observables(observe)
-    linearization = as_linearization(problem_or_linearization, progress=progress)
-    problem = linearization.problem
-    if dynamics is None:
-        dynamics = default_dynamics(problem, sgd)
-    if not isinstance(dynamics, Dynamics):
+    if dynamics is not None and not isinstance(dynamics, Dynamics):
         remedy = "use dynamics.MomentRecursion() or another of sgdsde.dynamics"
         raise TypeError(complaint("dynamics", "an instance of sgdsde.dynamics.Dynamics", repr(dynamics), remedy))
+    problem = problem_of(problem_or_linearization)
+    if dynamics is None:
+        dynamics = default_dynamics(problem, sgd)
+    spectrum = dynamics.needs_spectrum or isinstance(problem.criterion, SquaredError)  # the limit's, for the warning
+    linearization = as_linearization(problem_or_linearization, sgd=sgd, spectrum=spectrum, progress=progress)
     limit = warn_if_unstable(linearization, sgd, n_steps)
     record = steps.tolist()
     predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)

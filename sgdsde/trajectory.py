@@ -14,6 +14,7 @@ from torch import Tensor
 from sgdsde import plots
 from sgdsde._checks import complaint
 from sgdsde._files import replacing
+from sgdsde._result_file import check_contents, check_sizes
 from sgdsde.bands import AccuracyBand, LossBand, OutputBand, draw_loss, label_bands
 
 if TYPE_CHECKING:
@@ -135,14 +136,18 @@ class Trajectory:
         Raises:
             FileNotFoundError: no such file. ValueError: a file that is cut, damaged, foreign, or of a newer format.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(complaint("path", "a path", repr(path)))
         try:
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+                check_sizes(file)
                 header = json.loads(file["header"].tobytes())
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "header"}
             version = header.pop("format_version", None) if isinstance(header, dict) else None
             if version == FORMAT_VERSION:
                 if header.pop("arrays") != sorted(arrays):
                     raise KeyError("an array is missing, or one too many")
+                check_contents(arrays, header)
                 return cls._from_arrays(arrays, header)
         except (FileNotFoundError, IsADirectoryError, PermissionError):
             raise
