@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from sgdsde._version import __version__
 
 if TYPE_CHECKING:
-    from sgdsde import cleaning, datasets, dynamics, meanfield, networks, regimes, sampling, stability
+    from sgdsde import cleaning, datasets, dynamics, meanfield, networks, pruning, regimes, sampling, stability
     from sgdsde.bands import AccuracyBand, LossBand, OutputBand
     from sgdsde.budget import ErrorBudget, error_budget
     from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
@@ -71,6 +71,7 @@ __all__ = [
     "meanfield",
     "networks",
     "predict",
+    "pruning",
     "regimes",
     "run_ensemble",
     "sampling",

@@ -49,6 +49,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
     # Kernels of infinite width need networks only.
     "infinite width": ("meanfield",),
+    # A mask turns a problem into a problem.
+    "what is left of it": ("pruning",),
     # The kernel knows models only and a Linearization holds it, so it stands here and not beside the noise.
     "linearize": ("jacobian", "kernel", "curvature", "_linear_parts", "linearization"),
     "estimates from few samples": ("cleaning",),
@@ -64,6 +66,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "regimes",
         "diagnosis",
         "sweeps",
+        "ranking",
     ),
     "the whole pipeline": ("__init__",),
     "beside the pipeline": ("cli", "__main__"),
