@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Observable, Progress
-from sgdsde.dynamics import Dynamics, MomentRecursion, SDEPaths, truncation_error
+from sgdsde.dynamics import Dynamics, MomentRecursion, ReducedLaws, ReducedMoments, SDEPaths, truncation_error
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
@@ -33,9 +33,10 @@ def predict(
     Args:
         problem_or_linearization: a ``Problem`` is linearized first; a ``Linearization`` is used as it is.
         sgd: how it is trained. n_steps: number of updates.
-        dynamics: the theory; default ``MomentRecursion()``, the exact second moments of the linearized model, under
-            squared error, and ``SDEPaths()``, 1000 sample paths of SGD with Gaussian noise, under any other loss
-            (``GaussianClosure()`` has no sampling error and needs a second derivative).
+        dynamics: the theory; default under squared error ``MomentRecursion()``, the exact second moments of the
+            linearized model, or, where it is cheaper and only losses are observed, ``ReducedMoments()``, the same to
+            1e-4 (``Trajectory.dynamics`` says which); under any other loss ``SDEPaths()``, 1000 sample paths of SGD
+            with Gaussian noise (``GaussianClosure()`` has no sampling error and needs a second derivative).
         record: steps to report; default about 50, geometric, with 0, 1 and n_steps.
         observe: ``"loss"``; ``"accuracy"`` for the fraction of examples whose output is right (its sign, or the
             largest of several; the loss says what the targets mean);
@@ -54,17 +55,22 @@ def predict(
     check_observables(observe)
     linearization = as_linearization(problem_or_linearization, progress=progress)
     problem = linearization.problem
-    sgd.plan(problem.n_train, n_steps)
+    sgd.plan(problem.n_train, min(n_steps, 1) if sgd.is_constant else n_steps)
     if dynamics is None:
         dynamics = default_dynamics(problem)
+        if tuple(observe) == ("loss",) and ReducedMoments.is_cheaper(linearization, sgd, n_steps):
+            dynamics = ReducedMoments()
     if not isinstance(dynamics, Dynamics):
         remedy = "use dynamics.MomentRecursion() or another of sgdsde.dynamics"
         raise TypeError(complaint("dynamics", "an instance of sgdsde.dynamics.Dynamics", repr(dynamics), remedy))
     limit = warn_if_unstable(linearization, sgd, n_steps)
     reducer = Reducer(problem, observe)
-    for law in dynamics.evolve(linearization, sgd, steps.tolist(), progress=progress):
+    laws = dynamics.evolve(linearization, sgd, steps.tolist(), progress=progress)
+    for law in laws:
         reducer.add(law)
     trajectory = reducer.trajectory(steps, repr(dynamics), n_steps, limit)
+    if isinstance(laws, ReducedLaws):
+        trajectory = replace(trajectory, dynamics=laws.used, estimated_error=laws.estimated_error)
     if dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
         return trajectory
     error = truncation_error(linearization, sgd, steps.tolist(), noise=dynamics.noise_source)
@@ -72,5 +78,5 @@ def predict(
 
 
 def default_dynamics(problem: Problem) -> Dynamics:
-    """The theory that ``predict`` uses where none is named."""
+    """The theory that ``predict`` uses where none is named, step by step."""
     return MomentRecursion() if isinstance(problem.criterion, SquaredError) else SDEPaths()

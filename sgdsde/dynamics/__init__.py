@@ -6,12 +6,14 @@ from sgdsde.dynamics.gradient_descent import GradientDescent
 from sgdsde.dynamics.gradient_flow import GradientFlow
 from sgdsde.dynamics.moment_equations import MomentEquations
 from sgdsde.dynamics.moment_recursion import MomentRecursion
+from sgdsde.dynamics.moments.reduced.prediction import ReducedLaws, ReducedModelWarning
 from sgdsde.dynamics.moments.truncation_bound import truncation_error
 from sgdsde.dynamics.moving_kernel import MovingKernel, NoiseFeedback
 from sgdsde.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from sgdsde.dynamics.output_law import Covariance, OutputLaw
 from sgdsde.dynamics.paths.integrators import EulerMaruyama, ExponentialEuler, Integrator, SDEInt
 from sgdsde.dynamics.paths.ito_term import ItoTerm
+from sgdsde.dynamics.reduced_moments import ReducedMoments
 from sgdsde.dynamics.sde_paths import SDEPaths
 from sgdsde.dynamics.shared_kernel import TracedRecursion
 
@@ -32,6 +34,9 @@ __all__ = [
     "NoiseFeedback",
     "OrnsteinUhlenbeck",
     "OutputLaw",
+    "ReducedLaws",
+    "ReducedModelWarning",
+    "ReducedMoments",
     "SDEInt",
     "SDEPaths",
     "TracedRecursion",

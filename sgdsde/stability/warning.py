@@ -31,7 +31,7 @@ def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> fl
     n = linearization.problem.n_train
     iid = dataclasses.replace(sgd, sampling="without_replacement", drop_last=False)
     stationary = iid if sgd.sampling == "shuffled" else sgd
-    plan = stationary.plan(n, n_steps)
+    plan = stationary.plan(n, 1 if sgd.is_constant else n_steps)
     lr, batch_size = float(plan.lr.max()), int(plan.batch_size.min())
     noise = plan.noise_factor(int(plan.batch_size.argmin()))
     if _is_stable(linearization, stationary, lr, noise, batch_size):
