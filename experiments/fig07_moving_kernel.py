@@ -14,8 +14,8 @@ from experiments.curves import band, samples
 from experiments.frame import Progress, Scale, by_scale, device, main
 from experiments.problems import mnist_is_there
 from sgdsde.dynamics import Dynamics, GradientDescent, MomentRecursion, MovingKernel, NoiseFeedback
-from sgdsde.dynamics.mean_path import kernel_drift
 from sgdsde.dynamics.moving_kernel import NearLimitWarning
+from sgdsde.dynamics.moving_kernel.mean_path import kernel_drift
 
 SEED = 0
 BATCH_SIZE = 8

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Observable, Progress
 from sgdsde.dynamics import Dynamics, MomentRecursion, ReducedLaws, ReducedMoments, SDEPaths, truncation_error
@@ -55,7 +57,6 @@ def predict(
     check_observables(observe)
     linearization = as_linearization(problem_or_linearization, progress=progress)
     problem = linearization.problem
-    sgd.plan(problem.n_train, min(n_steps, 1) if sgd.is_constant else n_steps)
     if dynamics is None:
         dynamics = default_dynamics(problem)
         if tuple(observe) == ("loss",) and ReducedMoments.is_cheaper(linearization, sgd, n_steps):
@@ -64,17 +65,40 @@ def predict(
         remedy = "use dynamics.MomentRecursion() or another of sgdsde.dynamics"
         raise TypeError(complaint("dynamics", "an instance of sgdsde.dynamics.Dynamics", repr(dynamics), remedy))
     limit = warn_if_unstable(linearization, sgd, n_steps)
-    reducer = Reducer(problem, observe)
-    laws = dynamics.evolve(linearization, sgd, steps.tolist(), progress=progress)
+    record = steps.tolist()
+    predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)
+    predicted = replace(predicted, mean_square_limit=limit)
+    if dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
+        return predicted
+    return replace(
+        predicted, truncation_error=truncation_error(linearization, sgd, record, noise=dynamics.noise_source)
+    )
+
+
+def evolve(
+    dynamics: Dynamics,
+    linearization: Linearization,
+    sgd: SGD,
+    record: Sequence[int],
+    *,
+    n_steps: int | None = None,
+    observe: Sequence[Observable] = ("loss",),
+    progress: Progress = None,
+) -> Trajectory:
+    """The trajectory that a dynamics predicts at the steps of ``record``, without checks and warnings.
+
+    Args:
+        n_steps: number of updates; default the last of ``record``.
+    """
+    reducer = Reducer(linearization.problem, observe)
+    laws = dynamics.evolve(linearization, sgd, record, progress=progress)
     for law in laws:
         reducer.add(law)
-    trajectory = reducer.trajectory(steps, repr(dynamics), n_steps, limit)
+    n_steps = record[-1] if n_steps is None else n_steps
     if isinstance(laws, ReducedLaws):
-        trajectory = replace(trajectory, dynamics=laws.used, estimated_error=laws.estimated_error)
-    if dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
-        return trajectory
-    error = truncation_error(linearization, sgd, steps.tolist(), noise=dynamics.noise_source)
-    return replace(trajectory, truncation_error=error)
+        reduced = reducer.trajectory(torch.tensor(record), laws.used, n_steps, None)
+        return replace(reduced, estimated_error=laws.estimated_error)
+    return reducer.trajectory(torch.tensor(record), repr(dynamics), n_steps, None)
 
 
 def default_dynamics(problem: Problem) -> Dynamics:

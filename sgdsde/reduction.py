@@ -13,7 +13,7 @@ from sgdsde._streams import torch_stream
 from sgdsde._types import Observable
 from sgdsde.dynamics import Covariance, OutputLaw
 from sgdsde.losses import Loss, SquaredError, is_right
-from sgdsde.noise.gaussian import gaussian_loss
+from sgdsde.losses.expectations import gaussian_loss
 from sgdsde.problem import Problem
 from sgdsde.trajectory import AccuracyBand, LossBand, OutputBand, Trajectory
 

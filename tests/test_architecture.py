@@ -37,14 +37,15 @@ STAGES: dict[str, tuple[str, ...]] = {
         "problem",
         "sampling",
         "sgd",
+        "step",
         "trajectory",
         "recording",
     ),
     # The kernel knows models only and a Linearization holds it, so it stands here and not beside the noise.
     "linearize": ("jacobian", "kernel", "linearization"),
-    "what the theory needs besides": ("noise",),
+    "what the theory needs besides": ("noise", "stability"),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
-    "predicted against measured": ("reduction", "prediction", "comparison", "stability", "diagnosis", "budget"),
+    "predicted against measured": ("reduction", "prediction", "comparison", "diagnosis", "budget"),
     "the whole pipeline": ("__init__",),
     "beside the pipeline": ("meanfield", "pruning", "regimes", "cleaning", "plots", "cli", "__main__"),
 }
@@ -52,10 +53,8 @@ STAGE_OF = {name: number for number, names in enumerate(STAGES.values()) for nam
 BESIDE = set(STAGES["beside the pipeline"])
 COMMAND_LINE = {"cli", "__main__"}
 
-# Imports against the stream, allowed inside a function only: a result's .plot draws when it is called, a kernel that
-# moves is asked for its stability limit on the way.
+# Imports against the stream, allowed inside a function only: a result's .plot draws when it is called.
 WHEN_CALLED = {("trajectory", "plots"), ("comparison", "plots"), ("budget", "plots"), ("linearization", "meanfield")}
-WHEN_CALLED |= {("dynamics", "stability")}
 # What `import sgdsde` makes available although it stands beside the pipeline.
 OFFERED = {("__init__", name) for name in ("meanfield", "pruning", "regimes", "cleaning")}
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from sgdsde._checks import whole_number
@@ -28,10 +27,9 @@ from sgdsde.dynamics import (
 from sgdsde.ensemble import run_ensemble
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
-from sgdsde.prediction import default_dynamics, predict
+from sgdsde.prediction import default_dynamics, evolve, predict
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
-from sgdsde.reduction import Reducer
 from sgdsde.sgd import SGD, check_sgd
 
 RTOL = 1e-6
@@ -204,11 +202,8 @@ class Curves:
 
     def _evolved(self, dynamics: Dynamics) -> Curve:
         """Without the warnings of ``predict``, which the prediction itself has given."""
-        reducer = Reducer(self.linearization.problem, ("loss",))
-        for law in dynamics.evolve(self._whole, self.sgd, self.record, progress=self.progress):
-            reducer.add(law)
-        trajectory = reducer.trajectory(torch.tensor(self.record), repr(dynamics), self.n_steps, None)
-        return Curve(trajectory, repr(dynamics))
+        evolved = evolve(dynamics, self._whole, self.sgd, self.record, n_steps=self.n_steps, progress=self.progress)
+        return Curve(evolved, repr(dynamics))
 
     @cached_property
     def _whole(self) -> Linearization:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import torch
 from torch import Tensor
 
 from sgdsde.dynamics import GradientDescent, MomentEquations
@@ -13,11 +12,11 @@ from sgdsde.dynamics.dynamics import Dynamics
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.noise.ito import second_derivative, weight_direction
-from sgdsde.reduction import Reducer
+from sgdsde.prediction import evolve
 from sgdsde.sgd import SGD
 from sgdsde.stability import gradient_noise_scale
 from sgdsde.stability.limits import limit_at_noise
-from sgdsde.stability.local import local_modes
+from sgdsde.stability.local import local_map
 
 SDE_RTOL = 1e-4
 """Of the SDE's moments: far below any threshold."""
@@ -74,10 +73,7 @@ def noise_ratio(linearization: Linearization, sgd: SGD) -> float:
 
 def expected_losses(dynamics: Dynamics, linearization: Linearization, sgd: SGD, record: list[int]) -> Tensor:
     """Mean training losses [T], without the warning of ``predict``."""
-    reducer = Reducer(linearization.problem, ("loss",))
-    for law in dynamics.evolve(linearization, sgd, record):
-        reducer.add(law)
-    return reducer.trajectory(torch.tensor(record), repr(dynamics), record[-1], None).train_loss.mean
+    return evolve(dynamics, linearization, sgd, record).train_loss.mean
 
 
 def noise_share(losses: Tensor, linearization: Linearization, sgd: SGD, record: list[int]) -> float:
@@ -98,7 +94,7 @@ def sde_error(losses: Tensor, linearization: Linearization, sgd: SGD, record: li
         flow = expected_losses(MomentEquations(order=1, rtol=SDE_RTOL), linearization, sgd, record)
         return float((flow / losses - 1).abs().max())
     try:
-        fastest = float(local_modes(linearization).drift.max())
+        fastest = float(local_map(linearization).drift.max())
     except ValueError:  # no positive curvature
         return math.nan
     return float(sgd.plan(linearization.problem.n_train, record[-1]).lr.max()) * fastest / 2

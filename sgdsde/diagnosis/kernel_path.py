@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.mean_path import MeanPath, kernel_between
+from sgdsde.dynamics.moments.state import march
+from sgdsde.dynamics.moving_kernel.mean_path import MeanPath, PathWalk, kernel_between
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD
 
@@ -46,22 +46,16 @@ def kernel_path(linearization: Linearization, sgd: SGD, record: Sequence[int], *
     """
     problem, n_steps = linearization.problem, record[-1]
     at, wanted = {max(1, round(part * n_steps)) for part in PARTS}, set(record)
+    walk = PathWalk(MeanPath.start(problem, sgd, sgd.plan(problem.n_train, n_steps)))
     losses, drifts, later = [], {}, {}
     start = linearization.dense_kernel
-    path = MeanPath.start(problem, sgd, sgd.plan(problem.n_train, n_steps))
-    ticks = ticker(progress, n_steps, "mean path")
-    for k in range(n_steps + 1):
+    for k in march(walk, sorted(at | wanted), "mean path", progress):
+        reached = walk.path.outputs(k)[: problem.n_train]
         if k in wanted:
-            reached = path.outputs(k)[: problem.n_train]
             losses.append(float(problem.criterion.mean(reached, problem.y_train)))
         if k in at:
-            reached = path.outputs(k)[: problem.n_train].to(start)
-            kernel = kernel_between(problem, path.params, problem.x_train).to(start)
+            kernel = kernel_between(problem, walk.path.params, problem.x_train).to(start)
             drifts[k] = float((kernel - start).norm() / start.norm())
             cross, test_outputs = linearization.cross_kernel, linearization.test_outputs
-            later[k] = Linearization(problem, kernel, cross, reached, test_outputs)
-        if k < n_steps:
-            path = path.advanced(k)
-            ticks.update(1)
-    ticks.close()
+            later[k] = Linearization(problem, kernel, cross, reached.to(start), test_outputs)
     return KernelPath(torch.tensor(losses, dtype=torch.float64), drifts, later)

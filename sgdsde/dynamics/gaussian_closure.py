@@ -6,14 +6,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sgdsde._progress import ticker
+import torch
+
 from sgdsde._types import Progress
 from sgdsde.dynamics.dynamics import Dynamics
-from sgdsde.dynamics.gaussian_states import ClosureState, IndependentBatches, ShuffledEpochs
+from sgdsde.dynamics.moments.feature_state import Expectations
+from sgdsde.dynamics.moments.linearized_state import LinearizedState
+from sgdsde.dynamics.moments.state import laws
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
-from sgdsde.sgd import SGD, StepPlan
+from sgdsde.sgd import SGD
 
 DOUBTFUL, DOUBTFUL_SHUFFLED, HOPELESS = 0.03, 0.015, 0.5
 """Curved share (see ``GaussianClosure``) from which on it warns, and raises; measured, see docs/derivations.md. At the
@@ -66,39 +69,50 @@ class GaussianClosure(Dynamics):
         if sgd.weight_decay and linearization.weight_outputs is None:
             raise self.refuse("weight decay without weight_outputs", "linearize(problem), or weight_decay=0")
         linearization.problem.criterion.hessian(linearization.outputs[:1], linearization.targets[:1])
-        plan = sgd.plan(linearization.problem.n_train, record[-1])
-        kind = ShuffledEpochs if sgd.sampling == "shuffled" else IndependentBatches
-        return self._evolve(kind(linearization, sgd, plan), plan, record, progress)
+        plan, share = sgd.plan(linearization.problem.n_train, record[-1]), CurvedShare(self)
+        state = LinearizedState(linearization, sgd, plan, watch=share.see)
+        yield from laws(state, plan, record, "gaussian closure", progress)
+        share.warn(DOUBTFUL_SHUFFLED if sgd.sampling == "shuffled" else DOUBTFUL)
 
-    def _evolve(
-        self, state: ClosureState, plan: StepPlan, record: Sequence[int], progress: Progress
-    ) -> Iterator[OutputLaw]:
-        times, wanted = plan.times, set(record)
-        ticks = ticker(progress, record[-1], "gaussian closure")
-        for k in range(record[-1] + 1):
-            if k in wanted:
-                yield state.law(k, float(times[k]))
-            if k < record[-1]:
-                state.advance(k)
-                self._check(state, k)
-                ticks.update(1)
-        ticks.close()
-        doubtful = DOUBTFUL_SHUFFLED if plan.sampling == "shuffled" else DOUBTFUL
-        if state.curved_share > doubtful:
-            error = 3 * state.curved_share / doubtful
+
+class CurvedShare:
+    """The largest share, so far, of the gradient's second moment that no linear map of the outputs explains."""
+
+    def __init__(self, dynamics: GaussianClosure) -> None:
+        self._dynamics, self._largest, self._step = dynamics, 0.0, 0
+
+    def see(self, k: int, seen: Expectations) -> None:
+        """Looks at one step.
+
+        Raises:
+            ValueError: beyond ``HOPELESS``, or a covariance that is not finite.
+        """
+        if seen.blocks is None:
+            return
+        if not torch.isfinite(seen.blocks).all():
+            raise ValueError(f"the covariance of the outputs must stay finite, got NaN or infinity at step {k}")
+        moments = seen.moments
+        total = moments.gradient_moment.diagonal(dim1=1, dim2=2).sum()
+        explained = moments.gradient.square().sum() + ((moments.hessian @ seen.blocks) * moments.hessian).sum()
+        share = float(1 - explained / total) if total > 0 else 0.0
+        if not share <= self._largest:
+            self._largest, self._step = share, k
+        if not share <= HOPELESS:
+            raise self._dynamics.refuse(
+                f"this spread of the outputs: at step {k} a share of {share:.3g} of the second moment of the loss's "
+                f"gradient is beyond a Gaussian closure, {HOPELESS:g} at most",
+                "run_ensemble(linearization, ...), SDEPaths(), a smaller lr or a larger batch_size",
+            )
+
+    def warn(self, doubtful: float) -> None:
+        """A ``ClosureWarning`` where the largest share is above ``doubtful``."""
+        if self._largest > doubtful:
+            error = 3 * self._largest / doubtful
             warnings.warn(
-                f"the loss bends within the spread of the outputs: at step {state.most_curved} a share of "
-                f"{state.curved_share:.3g} of its gradient's second moment is beyond a Gaussian closure (below "
+                f"the loss bends within the spread of the outputs: at step {self._step} a share of "
+                f"{self._largest:.3g} of its gradient's second moment is beyond a Gaussian closure (below "
                 f"{doubtful:g} the loss is within about 3 %); expect an error of {error:.2g} % or "
                 "more near that step, and hold it against run_ensemble(linearization, ...)",
                 ClosureWarning,
-                stacklevel=3,
-            )
-
-    def _check(self, state: ClosureState, step: int) -> None:
-        if not state.curved_share <= HOPELESS:
-            raise self.refuse(
-                f"this spread of the outputs: at step {step} a share of {state.curved_share:.3g} of the second moment "
-                f"of the loss's gradient is beyond a Gaussian closure, {HOPELESS:g} at most",
-                "run_ensemble(linearization, ...), SDEPaths(), a smaller lr or a larger batch_size",
+                stacklevel=4,
             )

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgdsde._progress import ticker
 from sgdsde._types import Progress
 from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
+from sgdsde.dynamics.moments.modal_state import ModalState
 from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics.moments.state import MomentState, laws
 from sgdsde.dynamics.output_law import OutputLaw
-from sgdsde.dynamics.update import Mean, torch_step, update
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD, StepPlan
+from sgdsde.step import Step
 
 
 @dataclass(frozen=True)
@@ -36,52 +37,40 @@ class GradientDescent(Dynamics):
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
         plan = sgd.plan(linearization.problem.n_train, record[-1])
+        state: MomentState
         if isinstance(linearization.problem.criterion, SquaredError):
-            return self._by_modes(linearization, sgd, record, plan)
-        return self._by_outputs(linearization, sgd, record, plan, progress)
+            state = ModalState(Modes.of(linearization), sgd, plan, noise="none")
+        elif sgd.weight_decay and linearization.weight_outputs is None:
+            raise self.refuse("weight decay without weight_outputs", "linearize(problem), or weight_decay=0")
+        else:
+            state = OutputDescent(linearization, sgd, plan)
+        return laws(state, plan, record, "gradient descent", progress)
 
-    def _by_modes(
-        self, linearization: Linearization, sgd: SGD, record: Sequence[int], plan: StepPlan
-    ) -> Iterator[OutputLaw]:
-        modes = Modes(linearization)
-        offset = sgd.weight_decay * modes.decay_offset() if sgd.weight_decay else None
-        mean, times, wanted = Mean.at(modes.start), plan.times, set(record)
-        for k in range(record[-1] + 1):
-            if k in wanted:
-                yield modes.law(k, times[k], mean.e, weight_factor=float(mean.weight_factor))
-            if k < record[-1]:
-                lr = float(plan.lr[k])
-                step = update(sgd, modes.drift, lr=lr, first=k == 0)
-                mean.advance(sgd, step, offset, lr=lr, first=k == 0)
 
-    def _by_outputs(
-        self, linearization: Linearization, sgd: SGD, record: Sequence[int], plan: StepPlan, progress: Progress
-    ) -> Iterator[OutputLaw]:
-        problem = linearization.problem
-        n, c = problem.n_train, problem.n_outputs
-        outputs = _stacked(linearization.outputs, linearization.test_outputs)
-        kernel, cross = linearization.kernel, linearization.cross_kernel
-        weights = outputs.new_zeros(len(outputs), c)
-        if sgd.weight_decay:
-            if linearization.weight_outputs is None:
-                raise self.refuse("weight decay without weight_outputs", "linearize(problem), or weight_decay=0")
-            weights = _stacked(linearization.weight_outputs, linearization.test_weight_outputs) - outputs
-        buffer, times, wanted = torch.zeros_like(outputs), plan.times, set(record)
-        ticks = ticker(progress, record[-1], "gradient descent")
-        for k in range(record[-1] + 1):
-            if k in wanted:
-                test = outputs[n:] if problem.n_test else None
-                yield OutputLaw(k, times[k], outputs[:n], test_mean=test)
-            if k == record[-1]:
-                break
-            residual = problem.criterion.gradient(outputs[:n], linearization.targets)
-            residual = residual.flatten() / n
-            moved = _stacked(kernel @ residual, None if cross is None else cross @ residual)
-            gradient = moved.view(-1, c) + sgd.weight_decay * (outputs + weights)
-            buffer, move = torch_step(sgd, gradient, buffer, first=k == 0)
-            outputs = outputs - float(plan.lr[k]) * move
-            ticks.update(1)
-        ticks.close()
+class OutputDescent(MomentState):
+    """All outputs f [n + m, c] of the linearized model under full-batch descent of any loss, train first."""
+
+    def __init__(self, linearization: Linearization, sgd: SGD, plan: StepPlan) -> None:
+        self._linearization, self._sgd, self._plan = linearization, sgd, plan
+        self._outputs = _stacked(linearization.outputs, linearization.test_outputs)
+        self._buffer = torch.zeros_like(self._outputs)
+        self._offset = torch.zeros_like(self._outputs)  # J theta - f, which never moves
+        if linearization.weight_outputs is not None:
+            self._offset = _stacked(linearization.weight_outputs, linearization.test_weight_outputs) - self._outputs
+
+    def law(self, step: int, time: float) -> OutputLaw:
+        n = self._linearization.problem.n_train
+        test = self._outputs[n:] if self._linearization.problem.n_test else None
+        return OutputLaw(step, time, self._outputs[:n], test_mean=test)
+
+    def advance(self, k: int) -> None:
+        one, problem = self._linearization, self._linearization.problem
+        residual = problem.criterion.gradient(self._outputs[: problem.n_train], one.targets).flatten() / problem.n_train
+        cross = None if one.cross_kernel is None else one.cross_kernel @ residual
+        gradient = _stacked(one.kernel @ residual, cross).view_as(self._outputs)
+        step = Step.of(self._sgd, float(self._plan.lr[k]), first=k == 0)
+        weights, self._buffer = step.move(self._outputs + self._offset, self._buffer, gradient)
+        self._outputs = weights - self._offset
 
 
 def _stacked(train: Tensor, test: Tensor | None) -> Tensor:

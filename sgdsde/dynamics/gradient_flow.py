@@ -32,9 +32,9 @@ class GradientFlow(Dynamics):
     ) -> Iterator[OutputLaw]:
         if sgd.momentum:
             raise self.refuse(f"momentum={sgd.momentum}", "GradientDescent or MomentRecursion")
-        modes = Modes(linearization)
+        modes = Modes.of(linearization)
         times = sgd.plan(modes.n_train, record[-1]).times
-        rate = modes.drift + sgd.weight_decay
+        rate = (modes.drift + sgd.weight_decay)[:, None]
         level = -sgd.weight_decay * modes.decay_offset() / rate if sgd.weight_decay else torch.zeros_like(rate)
         for step in record:
             mean = level + torch.exp(-rate * times[step]) * (modes.start - level)

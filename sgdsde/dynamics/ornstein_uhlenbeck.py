@@ -12,10 +12,10 @@ from torch import Tensor
 
 from sgdsde._checks import complaint, word
 from sgdsde._types import Progress
+from sgdsde.dynamics.continuous.flow import Flow
 from sgdsde.dynamics.continuous.momentum_flow import MomentumFlow
 from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
-from sgdsde.dynamics.moment_equations import Flow, check_rtol
-from sgdsde.dynamics.moment_recursion import GradientNoise
+from sgdsde.dynamics.moment_equations import check_rtol
 from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
@@ -44,7 +44,7 @@ class OrnsteinUhlenbeck(Dynamics):
         rtol: estimated error of each panel of the quadrature, relative to the covariance that it adds ("mean_path").
     Exactness: the exact law of the stated process, to rounding ("init") or rtol; the process approximates SGD.
         Weight decay, label noise, schedules (piecewise constant in time) and momentum are included, the last as the
-        first-order pair of residual and buffer of ``momentum_equations``.
+        first-order pair of residual and buffer of ``continuous.momentum_flow``.
     Cost: "init": one product d^3 for the noise, then r^2 numbers a recorded step. "mean_path": such a product for each
         of 10 nodes a panel; panels grow with the time. A schedule starts a panel at each change.
     Source: Hayou, Doucet, Rousseau, arXiv:1905.13654.
@@ -58,7 +58,7 @@ class OrnsteinUhlenbeck(Dynamics):
         check_rtol(self.rtol)
 
     @property
-    def noise_source(self) -> NoiseSource | None:
+    def noise_source(self) -> NoiseSource:
         return "start" if self.freeze == "init" else "mean"
 
     def evolve(
@@ -66,14 +66,14 @@ class OrnsteinUhlenbeck(Dynamics):
     ) -> Iterator[OutputLaw]:
         if sgd.sampling == "shuffled":
             raise self.refuse("shuffled epochs", "MomentRecursion, or an i.i.d. sampling")
-        modes = Modes(linearization)
+        modes = Modes.of(linearization)
         plan = sgd.plan(modes.n_train, record[-1])
         if sgd.momentum:
-            pair = MomentumFlow(modes, sgd, plan, order=1, frozen=self.freeze)
+            pair = MomentumFlow(modes, sgd, plan, order=1, noise=self.noise_source)
             return pair.evolve(record, rtol=self.rtol, progress=progress)
-        flow = Flow(modes, sgd, plan, order=1)
+        flow = Flow(modes, sgd, plan, order=1, noise=self.noise_source)
         if self.freeze == "mean_path":
-            return flow.evolve(record, feedback=False, rtol=self.rtol, progress=progress)
+            return flow.evolve(record, rtol=self.rtol, progress=progress)
         return _from_initial_noise(modes, flow, record)
 
     def stationary(self, linearization: Linearization, sgd: SGD) -> OutputLaw:
@@ -90,30 +90,31 @@ class OrnsteinUhlenbeck(Dynamics):
         if callable(sgd.lr) or callable(sgd.batch_size):
             expected = "constant for a stationary law"
             raise ValueError(complaint("lr and batch_size", expected, "a function of the step", "use numbers"))
-        modes = Modes(linearization)
-        flow = Flow(modes, sgd, sgd.plan(modes.n_train, 1), order=1)
+        modes = Modes.of(linearization)
+        flow = Flow(modes, sgd, sgd.plan(modes.n_train, 1), order=1, noise=self.noise_source)
         (segment,) = flow.segments()
-        noise = GradientNoise(modes)
-        frozen_at = flow.level if self.freeze == "mean_path" else modes.start
-        covariance = segment.lr * flow.step_noise(segment, noise, None, frozen_at)
-        covariance = covariance / (segment.rate[:, None] + segment.rate)
+        diffusion = segment.lr * flow.step_noise(segment, _no_spread(modes), flow.level)
+        covariance = diffusion / (segment.rate[:, None] + segment.rate)
         factor = 0.0 if sgd.weight_decay else 1.0
         return modes.law(STATIONARY_STEP, math.inf, flow.level, covariance, weight_factor=factor)
 
 
 def _from_initial_noise(modes: Modes, flow: Flow, record: Sequence[int]) -> Iterator[OutputLaw]:
-    noise, wanted = GradientNoise(modes), set(record)
-    covariance = torch.zeros(len(modes.start), len(modes.start)).to(modes.start)
+    wanted, covariance = set(record), _no_spread(modes)
     if 0 in wanted:
         yield modes.law(0, 0.0, modes.start, covariance)
     for segment in flow.segments():
-        diffusion = segment.lr * flow.step_noise(segment, noise, None, modes.start)
+        diffusion = segment.lr * flow.step_noise(segment, covariance, modes.start)
         for step in (k for k in range(segment.start + 1, segment.stop + 1) if k in wanted or k == segment.stop):
             duration = segment.lr * (step - segment.start)
             reached = _relaxed(covariance, diffusion, segment.rate, duration)
             if step in wanted:
                 yield flow.law(segment, step, reached)
         covariance = reached
+
+
+def _no_spread(modes: Modes) -> Tensor:
+    return torch.zeros_like(modes.values).diag()
 
 
 def _relaxed(covariance: Tensor, diffusion: Tensor, rate: Tensor, duration: float) -> Tensor:

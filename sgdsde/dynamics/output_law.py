@@ -49,6 +49,41 @@ class Covariance:
 
 
 @dataclass(frozen=True, eq=False)
+class SharedCovariance(Covariance):
+    """F C F^T, the sum over outputs of the covariances of one output each, [n, n].
+
+    Of the whole covariance S, [n*c, n*c], it knows the trace; ``squared_norm`` and ``quadratic`` are bounds from above,
+    as if the outputs were perfectly correlated.
+    """
+
+    n_outputs: int = 1
+
+    @property
+    def squared_norm(self) -> Tensor:
+        product = self.gram @ self.core
+        return self.n_outputs * (product * product.mT).sum()
+
+    def quadratic(self, vector: Tensor) -> Tensor:
+        reduced = self.factor.mT @ vector.view(-1, self.n_outputs)
+        return self.n_outputs * (reduced * (self.core @ reduced)).sum()
+
+    def diagonal(self) -> Tensor:
+        raise _unknown()
+
+    def blocks(self, n_outputs: int) -> Tensor:
+        raise _unknown()
+
+    def to_dense(self) -> Tensor:
+        raise _unknown()
+
+
+def _unknown() -> ValueError:
+    return ValueError(
+        'TracedRecursion cannot represent the law of single outputs; use MomentRecursion or observe "loss"'
+    )
+
+
+@dataclass(frozen=True, eq=False)
 class OutputLaw:
     """The law of all outputs at one step.
 

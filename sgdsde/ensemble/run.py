@@ -11,7 +11,6 @@ from torch import Tensor
 from sgdsde._checks import complaint, whole_number
 from sgdsde._progress import Ticker, ticker
 from sgdsde._types import Observable, Params, Progress
-from sgdsde.dynamics.update import torch_step
 from sgdsde.ensemble.linearized import LinearizedLearner
 from sgdsde.ensemble.real import RealLearner
 from sgdsde.ensemble.recorder import Recorder
@@ -22,6 +21,7 @@ from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
 from sgdsde.recording import check_observables, recorded_steps
 from sgdsde.sgd import SGD, StepPlan, check_sgd
+from sgdsde.step import Step
 from sgdsde.trajectory import Trajectory
 
 
@@ -106,13 +106,13 @@ class _Group:
             ticks.update(len(runs))
 
     def _step(self, state: Params, buffer: Params, gradient: Params, step: int) -> None:
-        lr = float(self.plan.lr[step])
+        update = Step.of(self.sgd, float(self.plan.lr[step]), first=step == 0)
         for name, value in state.items():
             slope = gradient[name]
             if self.sgd.weight_decay:
-                slope = slope + self.sgd.weight_decay * self.learner.weights(name, value)
-            buffer[name], move = torch_step(self.sgd, slope, buffer[name], first=step == 0)
-            state[name] = value.sub_(move, alpha=lr)
+                slope = update.decayed(slope, self.learner.weights(name, value))
+            direction, buffer[name] = update.direction(slope, buffer[name])
+            state[name] = value.sub_(direction, alpha=update.lr)
 
     def _label_noise(self) -> Callable[[Tensor], Tensor] | None:
         """Label noise of the next step, [runs, B, c], for its indices [runs, B]."""

@@ -1,23 +1,19 @@
 """Where SGD on the linearized model stops being stable, and the learning rates and batch sizes that follow."""
 
 from sgdsde.stability.limits import (
-    limit_of_modes,
     max_lr,
     max_lr_full_batch,
     mean_square_radius,
     sufficient_lr,
 )
-from sgdsde.stability.local import LocalModes
 from sgdsde.stability.scales import critical_batch_size, fastest_lr, gradient_noise_scale
 from sgdsde.stability.warning import UnstableWarning, warn_if_unstable
 
 __all__ = [
-    "LocalModes",
     "UnstableWarning",
     "critical_batch_size",
     "fastest_lr",
     "gradient_noise_scale",
-    "limit_of_modes",
     "max_lr",
     "max_lr_full_batch",
     "mean_square_radius",

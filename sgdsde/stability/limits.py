@@ -6,7 +6,7 @@ limit needs no root: at the limit lr R(X) = H X + X H for some X, a symmetric-de
 
     R(X) = (1 - phi/B) H X H + (phi s^2 / (B n)) K D(X) K.
 
-Other losses stand for their quadratic at the initial outputs (``local_modes``).
+Other losses stand for their quadratic at the initial outputs (``local_map``).
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import torch
 from scipy.optimize import brentq
 
 from sgdsde._checks import complaint, fraction_below_one, whole_number, word
+from sgdsde._streams import numpy_stream
 from sgdsde._types import Sampling
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.noise.covariance import diagonal_blocks
+from sgdsde.noise.example_blocks import times_blocks
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD, sampling_factor
-from sgdsde.stability.local import LocalModes, local_kernel, local_modes
+from sgdsde.stability.local import local_kernel, local_map
 from sgdsde.stability.second_moments import SecondMomentMap, largest_eigenvalue
 
 
@@ -43,7 +45,7 @@ def mean_square_radius(problem_or_linearization: Problem | Linearization, sgd: S
     linearization = as_linearization(problem_or_linearization)
     _refuse_unsupported(sgd)
     lr, noise = sgd.lr_at(0), sgd.plan(linearization.problem.n_train, 1).noise_factor(0)
-    moments = SecondMomentMap(local_modes(linearization))
+    moments = local_map(linearization)
     floor = moments.mean_radius(sgd, lr) ** 2
     if noise == 0:
         return floor
@@ -102,12 +104,11 @@ def limit_at_noise(
 ) -> float:
     """``max_lr`` for any value of phi/B, which need not belong to a whole batch size."""
     sgd = SGD(1.0, 1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-    return limit_of_modes(local_modes(linearization), noise, sgd=sgd)
+    return limit_of_map(local_map(linearization), noise, sgd=sgd)
 
 
-def limit_of_modes(modes: LocalModes, noise: float, *, sgd: SGD, precision: float = 1e-9) -> float:
-    """The same for a kernel in its eigenbasis and the momentum and decay of ``sgd``; ``precision`` is relative."""
-    moments = SecondMomentMap(modes)
+def limit_of_map(moments: SecondMomentMap, noise: float, *, sgd: SGD, precision: float = 1e-9) -> float:
+    """``limit_at_noise`` of one map of second moments, momentum and decay from ``sgd``; ``precision`` is relative."""
     if sgd.momentum == 0 and sgd.weight_decay == 0:
         return _plain_limit(moments, noise)
     full_batch = _full_batch_limit(moments, sgd)
@@ -132,7 +133,7 @@ def _plain_limit(moments: SecondMomentMap, noise: float) -> float:
     diagonal = (1 - noise) * h[:, None] * h / (h[:, None] + h)
 
     def ratio(y: torch.Tensor) -> torch.Tensor:
-        return diagonal * y + noise * weights * moments.from_blocks(moments.to_blocks(weights * y))
+        return diagonal * y + noise * weights * moments.examples.spread(moments.examples.of(weights * y))
 
     return 1 / largest_eigenvalue(ratio, (len(h), len(h)), h)
 
@@ -149,7 +150,7 @@ def max_lr_full_batch(
     With Nesterov momentum b: 2 (1 + b) / ((1 + 2 b) (l_max(H) + decay)).
     """
     sgd = SGD(1.0, 1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-    return _full_batch_limit(SecondMomentMap(local_modes(as_linearization(problem_or_linearization))), sgd)
+    return _full_batch_limit(local_map(as_linearization(problem_or_linearization)), sgd)
 
 
 def _full_batch_limit(moments: SecondMomentMap, sgd: SGD) -> float:
@@ -167,9 +168,13 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
     noise = noise_factor(linearization, batch_size, sampling)
     kernel, curvature = local_kernel(linearization)
     c, n = linearization.problem.n_outputs, linearization.problem.n_train
-    matrix = (1 - noise) * kernel / n
-    diagonal_blocks(matrix, c).add_(diagonal_blocks(kernel.contiguous(), c), alpha=noise)
-    return 2 / (curvature * float(torch.linalg.eigvalsh(matrix)[-1]))
+    blocks = diagonal_blocks(kernel.contiguous(), c).contiguous()
+
+    def product(vector: torch.Tensor) -> torch.Tensor:
+        return (1 - noise) / n * (kernel @ vector) + noise * times_blocks(blocks, vector)
+
+    start = numpy_stream(0, "start of a Lanczos iteration", 0).standard_normal(n * c)  # no vector is orthogonal to it
+    return 2 / (curvature * largest_eigenvalue(product, (n * c, 1), kernel, start=start))
 
 
 def noise_factor(linearization: Linearization, batch_size: int, sampling: Sampling) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -12,34 +10,15 @@ from sgdsde.kernel import KroneckerKernel
 from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
+from sgdsde.stability.second_moments import SecondMomentMap
 
 
-@dataclass(frozen=True, eq=False)
-class LocalModes:
-    """Squared error itself; another loss as the squared error of curvature 1 whose kernel is G^{1/2} K G^{1/2}.
+def local_map(linearization: Linearization) -> SecondMomentMap:
+    """The map by which stability is decided: of squared error itself, of another loss as a squared error near by.
 
     With G the loss's Hessian at the outputs f, small deviations move by e' = (I - (lr/n) K G) e, and the part of the
     noise that grows with them has second moment K N(G M G) K; in the coordinates G^{1/2} e both are those of squared
-    error.
-
-    Attributes:
-        values, vectors: eigenbasis of the kernel on its range, [r] and [n*c, r]. loss_curvature: s.
-    """
-
-    values: Tensor
-    vectors: Tensor
-    n_train: int
-    n_outputs: int
-    loss_curvature: float
-
-    @property
-    def drift(self) -> Tensor:
-        """Eigenvalues h = s l / n of the drift matrix, [r]."""
-        return self.loss_curvature * self.values / self.n_train
-
-
-def local_modes(linearization: Linearization) -> LocalModes:
-    """The modes in which stability is decided; for another loss than squared error with its Hessian at initialization.
+    error with curvature 1 and the kernel G^{1/2} K G^{1/2}.
 
     Raises:
         ValueError: the loss has no second derivative, or a Hessian at the initial outputs that is not positive.
@@ -50,12 +29,12 @@ def local_modes(linearization: Linearization) -> LocalModes:
         kernel, curvature = linearization.kernel, problem.criterion.curvature
         if isinstance(kernel, KroneckerKernel):  # the second moments of any two outputs evolve by the map of one
             shared = linearization.basis or Eigenbasis.of(kernel.base).scaled(kernel.scale)
-            return LocalModes(shared.values, shared.vectors, problem.n_train, 1, curvature)
+            return SecondMomentMap(shared.values, shared.vectors, n_outputs=1, curvature=curvature)
         basis = linearization.eigenbasis
     else:
         kernel, curvature = local_kernel(linearization)
         basis = Eigenbasis.of(kernel)
-    return LocalModes(basis.values, basis.vectors, problem.n_train, problem.n_outputs, curvature)
+    return SecondMomentMap(basis.values, basis.vectors, n_outputs=problem.n_outputs, curvature=curvature)
 
 
 def local_kernel(linearization: Linearization) -> tuple[Tensor, float]:

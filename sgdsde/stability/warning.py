@@ -11,8 +11,7 @@ from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD
 from sgdsde.stability.limits import limit_at_noise, max_lr_full_batch, sufficient_lr
-from sgdsde.stability.local import local_modes
-from sgdsde.stability.second_moments import SecondMomentMap
+from sgdsde.stability.local import local_map
 
 
 class UnstableWarning(UserWarning):
@@ -60,5 +59,5 @@ def _is_stable(linearization: Linearization, sgd: SGD, lr: float, noise: float, 
         return True
     if plain:
         return lr <= limit_at_noise(linearization, noise)
-    moments = SecondMomentMap(local_modes(linearization))
+    moments = local_map(linearization)
     return moments.mean_radius(sgd, lr) < 1 and (noise == 0 or moments.amplification(sgd, lr, noise) < 1)

@@ -232,7 +232,7 @@ def test_it_is_saved_and_older_files_load(digits, tmp_path):
 
 def test_the_curvature_of_a_minibatch_is_an_operator_like_the_others():
     problem = digits_problem(6, width=16)
-    modes = Modes(sgdsde.linearize(problem).truncate(4))
+    modes = Modes.of(sgdsde.linearize(problem).truncate(4))
     rows = modes.vectors.view(6, 1, -1)
     kernel = (modes.vectors * modes.values) @ modes.vectors.mT
     seen = _Sharpness(modes, (rows * modes.values) @ rows.mT, 0.3)

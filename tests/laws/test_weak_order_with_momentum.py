@@ -10,8 +10,8 @@ import torch
 
 import sgdsde
 from sgdsde.dynamics import MomentEquations, MomentRecursion, OrnsteinUhlenbeck
-from sgdsde.dynamics.continuous.momentum_flow import Generator, real_logarithm, transition_matrices
-from sgdsde.dynamics.update import update
+from sgdsde.dynamics.continuous.momentum_flow import Generator, real_logarithm
+from sgdsde.step import Step
 from tests.problems import BY_NAME
 
 CASE = BY_NAME["two outputs, null space"]
@@ -49,8 +49,9 @@ def test_one_step_of_order_two_is_the_step_of_sgd(words: dict) -> None:
     """exp(L) = G for slow, oscillating and nearly critical modes; the noise of a step is nu nu^T."""
     drift = torch.tensor([1e-6, 0.01, 0.3, 1.0, 5.0], dtype=torch.float64)
     critical = (1 - words["momentum"] ** 0.5) ** 2 / 0.05
-    step = update(sgdsde.SGD(0.05, 1, **words), torch.cat([drift, drift.new_tensor([critical])]), lr=0.05, first=False)
-    transition = transition_matrices(step)
+    modes = torch.cat([drift, drift.new_tensor([critical])])
+    step = Step.of(sgdsde.SGD(0.05, 1, **words), 0.05, first=False).modal(modes)
+    transition = step.matrices
     torch.testing.assert_close(torch.linalg.matrix_exp(real_logarithm(transition)), transition, rtol=1e-9, atol=1e-12)
     generator = Generator.of(step, 2)
     d_ee, d_eu, d_uu = generator.diffusion
@@ -58,7 +59,7 @@ def test_one_step_of_order_two_is_the_step_of_sgd(words: dict) -> None:
     flow = torch.linalg.matrix_exp(generator.drift[1] * nodes[:, None, None])
     inner = torch.tensor([[d_ee[1, 1], d_eu[1, 1]], [d_eu[1, 1], d_uu[1, 1]]])
     total = torch.trapezoid(flow @ inner @ flow.mT, nodes, dim=0)
-    source = torch.tensor([step.e_gain, step.u_gain], dtype=torch.float64)
+    source = step.gains
     torch.testing.assert_close(total, torch.outer(source, source), rtol=1e-5, atol=1e-9)
 
 
@@ -79,13 +80,13 @@ def test_frozen_at_the_start_it_is_the_gaussian_process_of_its_linear_equation(w
     sgd = sgdsde.SGD(lr, 2, **words)
     modes = linearization.eigenbasis
     r, n, s = len(modes.values), CASE.n_train, 2 / CASE.n_outputs
-    step = update(sgd, s * modes.values / n, lr=lr, first=False)
+    step = Step.of(sgd, lr, first=False).modal(s * modes.values / n)
     drift = torch.zeros(2 * r, 2 * r, dtype=torch.float64)
-    for i, block in enumerate(transition_matrices(step) - torch.eye(2)):
+    for i, block in enumerate(step.matrices - torch.eye(2)):
         drift[i::r, i::r] = block
     residual = linearization.residual.flatten() * s
     noise = sgdsde.noise.output_noise(linearization.kernel, torch.outer(residual, residual), n_train=n, batch_size=2)
-    source = torch.tensor([step.e_gain, step.u_gain], dtype=torch.float64)
+    source = step.gains
     diffusion = torch.kron(torch.outer(source, source), modes.vectors.mT @ noise @ modes.vectors)
     block = torch.zeros(4 * r, 4 * r, dtype=torch.float64)
     block[: 2 * r, : 2 * r], block[: 2 * r, 2 * r :], block[2 * r :, 2 * r :] = -drift, diffusion, drift.mT

@@ -11,7 +11,7 @@ from torch import nn
 import sgdsde
 from sgdsde import dynamics
 from sgdsde.diagnosis import Advice, Diagnosis, Grade, calibration, diagnose, indicators
-from sgdsde.dynamics.mean_path import kernel_drift
+from sgdsde.dynamics.moving_kernel.mean_path import kernel_drift
 from tests.problems import LARGER, classification_problem, digits_problem, mlp_problem
 
 CHECKS = ["stability", "kernel_drift", "laziness", "noise_scale", "feedback", "linearization", "sde"]

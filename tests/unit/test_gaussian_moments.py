@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sgdsde.losses import CrossEntropy, SquaredError, TorchLoss, as_loss
+from sgdsde.losses.expectations import gaussian_rule
 from sgdsde.noise import gaussian_loss, gaussian_moments
-from sgdsde.noise.gaussian import gaussian_rule
 from tests.statistics import assert_mean_is
 
 N = 5
@@ -130,7 +130,7 @@ def test_relabelling_permutes_and_chunks_change_nothing(monkeypatch: pytest.Monk
     order = torch.tensor([3, 1, 4, 0, 2])
     permuted = gaussian_moments(CrossEntropy(), mean[order], blocks[order], targets[order])
     torch.testing.assert_close(permuted.gradient, whole.gradient[order], rtol=1e-12, atol=1e-14)
-    monkeypatch.setattr("sgdsde.noise.gaussian.NUMBERS_AT_ONCE", 1)
+    monkeypatch.setattr("sgdsde.losses.expectations.NUMBERS_AT_ONCE", 1)
     single = gaussian_moments(CrossEntropy(), mean, blocks, targets)
     torch.testing.assert_close(single.hessian, whole.hessian, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,11 +23,12 @@ from torch import Tensor
 
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.moment_recursion import GradientNoise
+from sgdsde.dynamics.dynamics import NoiseSource
+from sgdsde.dynamics.moments.modal_state import StepNoise
 from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.output_law import OutputLaw
-from sgdsde.dynamics.update import Update, update
 from sgdsde.sgd import SGD, StepPlan
+from sgdsde.step import ModalStep, Step
 
 _NODES = 16
 _PAIRS_AT_ONCE = 2**16
@@ -42,11 +42,10 @@ class Generator:
     diffusion: tuple[Tensor, Tensor, Tensor]
 
     @classmethod
-    def of(cls, step: Update, order: int) -> Generator:
+    def of(cls, step: ModalStep, order: int) -> Generator:
         """Raises: ValueError: a step that no continuous flow makes (order 2)."""
         r = len(step.ee)
-        transition = transition_matrices(step)
-        source = step.ee.new_tensor([step.e_gain, step.u_gain])
+        transition, source = step.matrices, step.gains
         if order == 1:
             square = torch.outer(source, source)
             ones = step.ee.new_ones(r, r)
@@ -56,12 +55,6 @@ class Generator:
             )
         drift = real_logarithm(transition)
         return cls(drift, _matched_diffusion(drift, torch.kron(source, source)))
-
-
-def transition_matrices(step: Update) -> Tensor:
-    """G of every mode, [r, 2, 2]."""
-    eu, uu = torch.full_like(step.ee, step.eu), torch.full_like(step.ee, step.uu)
-    return torch.stack([torch.stack([step.ee, eu], -1), torch.stack([step.ue, uu], -1)], -2)
 
 
 def real_logarithm(matrices: Tensor) -> Tensor:
@@ -106,18 +99,15 @@ def _matched_diffusion(drift: Tensor, source: Tensor) -> tuple[Tensor, Tensor, T
 class MomentumFlow:
     """The moments of z along a plan, segment by segment of constant learning rate and batch size.
 
-    ``frozen`` tells where the noise is taken: None, at mean and covariance (the moment equations); ``"mean_path"``, at
-    the mean alone; ``"init"``, at the start. The last two give Gaussian processes.
+    Noise that is taken at the start or along the mean gives a Gaussian process.
     """
 
-    def __init__(
-        self, modes: Modes, sgd: SGD, plan: StepPlan, order: int, *, frozen: Literal["init", "mean_path"] | None = None
-    ) -> None:
-        self._modes, self._sgd, self._plan, self._order, self._frozen = modes, sgd, plan, order, frozen
-        self._noise = GradientNoise(modes)
+    def __init__(self, modes: Modes, sgd: SGD, plan: StepPlan, order: int, *, noise: NoiseSource) -> None:
+        self._modes, self._sgd, self._plan, self._order = modes, sgd, plan, order
+        self._noise = StepNoise(modes, sgd, plan, noise)
         self._level = torch.zeros_like(modes.start)
         if sgd.weight_decay:
-            self._level = -sgd.weight_decay * modes.decay_offset() / (modes.drift + sgd.weight_decay)
+            self._level = -sgd.weight_decay * modes.decay_offset() / (modes.drift + sgd.weight_decay)[:, None]
 
     def evolve(self, record: Sequence[int], *, rtol: float, progress: Progress = None) -> Iterator[OutputLaw]:
         """One law a recorded step. Cost: one forcing (2 products) an evaluation of an explicit 8th-order method, which
@@ -125,7 +115,7 @@ class MomentumFlow:
         r, times = len(self._modes.start), self._plan.times
         state = torch.zeros(3 * r * r + 2 * r + 2, dtype=torch.float64)
         state[-2] = 1.0
-        state[-2 - 2 * r : -2 - r] = self._modes.start.double().cpu()
+        state[-2 - 2 * r : -2 - r] = self._modes.start[:, 0].double().cpu()
         if record[0] == 0:
             yield self._law(0, 0.0, state)
         ticks = ticker(progress, record[-1], "moment equations with momentum")
@@ -157,36 +147,29 @@ class MomentumFlow:
     def _slope(self, start: int) -> Callable[[float, np.ndarray], np.ndarray]:
         lr, first = float(self._plan.lr[start]), start == 0
         modes, sgd, r = self._modes, self._sgd, len(self._modes.start)
-        generator = Generator.of(update(sgd, modes.drift, lr=lr, first=first), self._order)
-        weights = Generator.of(update(sgd, modes.drift.new_zeros(1), lr=lr, first=first), 1).drift[0]
+        step = Step.of(sgd, lr, first=first)
+        generator = Generator.of(step.modal(modes.drift), self._order)
+        still = step.modal(modes.drift.new_zeros(1))
+        weights = Generator.of(still, 1).drift[0]
         if sgd.weight_decay and self._order == 2:
-            weights = real_logarithm(transition_matrices(update(sgd, modes.drift.new_zeros(1), lr=lr, first=first)))[0]
+            weights = real_logarithm(still.matrices)[0]
         ee, eu, ue, uu = (generator.drift[:, i, j] for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)))
 
         def slope(_: float, flat: np.ndarray) -> np.ndarray:
             S, m_e, m_u, weight = self._unpack(torch.from_numpy(flat), r)
             s_ee, s_eu, s_uu = S
-            batch = self._step_noise(start, s_ee, m_e)
+            batch = self._noise(start, s_ee, m_e[:, None])
             d_ee = ee[:, None] * s_ee + eu[:, None] * s_eu.mT
             d_eu = ee[:, None] * s_eu + eu[:, None] * s_uu + s_ee * ue + s_eu * uu
             d_uu = ue[:, None] * s_eu + uu[:, None] * s_uu
             changes = [d_ee + d_ee.mT, d_eu, d_uu + d_uu.mT]
             if batch is not None:
                 changes = [change + share * batch for change, share in zip(changes, generator.diffusion)]
-            shifted = m_e - self._level
+            shifted = m_e - self._level[:, 0]
             means = [ee * shifted + eu * m_u, ue * shifted + uu * m_u, weights @ weight]
             return torch.cat([part.flatten() for part in [*changes, *means]]).double().cpu().numpy()
 
         return slope
-
-    def _step_noise(self, step: int, covariance: Tensor, mean: Tensor) -> Tensor | None:
-        if self._frozen == "init":
-            mean = self._modes.start
-        state = covariance if self._frozen is None else None
-        batch = self._noise(state, mean, self._plan.noise_factor(step))
-        if self._sgd.label_noise_std:
-            return self._noise.add_labels(batch, self._sgd.label_noise_std**2, int(self._plan.batch_size[step]))
-        return batch
 
     def _unpack(self, flat: Tensor, r: int) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         flat = flat.to(self._modes.start)
@@ -195,4 +178,4 @@ class MomentumFlow:
 
     def _law(self, step: int, time: float, flat: Tensor) -> OutputLaw:
         blocks, mean, _, weight = self._unpack(flat, len(self._modes.start))
-        return self._modes.law(step, time, mean, blocks[0], weight_factor=float(weight[0]))
+        return self._modes.law(step, time, mean[:, None], blocks[0], weight_factor=float(weight[0]))

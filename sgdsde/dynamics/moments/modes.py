@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint
-from sgdsde.dynamics.output_law import Covariance, OutputLaw
+from sgdsde.dynamics.output_law import Covariance, OutputLaw, SharedCovariance
+from sgdsde.kernel import KroneckerKernel
+from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
-
-
-class Coordinates(Protocol):
-    """What the noise of a step needs to know of modes."""
-
-    values: Tensor
-    vectors: Tensor
-    n_train: int
-    n_outputs: int
-    loss_curvature: float
-
-    def residual(self, coordinates: Tensor) -> Tensor: ...
+from sgdsde.noise.example_blocks import ExampleBlocks
+from sgdsde.noise.gradient_noise import GradientNoise
 
 
 class Modes:
@@ -35,67 +27,147 @@ class Modes:
         f_test = f_test,0 + (g - 1) J_test theta_0 + K(test, train) U diag(1/l) (a - a_0 - (g - 1) U^T J theta_0)
 
     where theta = g theta_0 + J^T w; g = 1 without weight decay. Exact for a rank-deficient K. On a truncated eigenbasis
-    what is left out stays where it is, like a null space (``truncation.truncation_error``).
+    what is left out stays where it is, like a null space (``truncation_bound``).
+
+    Coordinates are columns [r, k]: k = 1, or one for every output where the outputs share the kernel of one
+    (``Modes.shared``); a covariance [r, r] is then the sum over outputs.
+
+    Attributes:
+        values, vectors: l [r] and U [n*c, r], or those of the shared kernel, [n, r].
+        n_train, n_outputs: n, and how many rows of U belong to an example.
+        n_columns: k. loss_curvature: s. start: a_0, [r, k].
     """
 
-    def __init__(self, linearization: Linearization) -> None:
-        criterion = linearization.problem.criterion
-        if not isinstance(criterion, SquaredError):
-            loss = type(linearization.problem.loss).__name__
-            raise ValueError(
-                complaint(
-                    "loss", "nn.MSELoss() for moments in closed form", loss, "use dynamics.SDEPaths or GaussianClosure"
-                )
-            )
-        basis = linearization.eigenbasis
-        self.linearization = linearization
-        self.n_train, self.n_outputs = linearization.problem.n_train, linearization.problem.n_outputs
-        self.values, self.vectors = basis.values, basis.vectors
-        self.n_labels = 1  # outputs that share a mode, each with label noise of its own
-        self.loss_curvature = criterion.curvature
-        initial = linearization.residual.flatten()
+    def __init__(self, linearization: Linearization, basis: Eigenbasis, *, n_columns: int = 1) -> None:
+        problem = linearization.problem
+        self.linearization, self.n_train, self.n_columns = linearization, problem.n_train, n_columns
+        self.n_outputs = problem.n_outputs // n_columns
+        self.loss_curvature = squared_error_of(linearization).curvature
+        dtype = linearization.outputs.dtype
+        self.values, self.vectors = basis.values.to(dtype), basis.vectors.to(dtype)
+        initial = self._columns(linearization.residual)
         self.start = self.vectors.mT @ initial
         self._fixed = initial - self.vectors @ self.start
-        self._train_gram = torch.eye(len(self.values), dtype=self.values.dtype, device=self.values.device)
-        self._test_factor: Tensor | None = None
-        if linearization.cross_kernel is not None:
-            self._test_factor = (linearization.cross_kernel @ self.vectors) / self.values
-            self._test_gram = self._test_factor.mT @ self._test_factor
 
-    def residual(self, coordinates: Tensor) -> Tensor:
-        """e [n*c] with these coordinates [r]: the part in the null space of K stays what it was."""
-        return self.vectors @ coordinates + self._fixed
+    @classmethod
+    def of(cls, linearization: Linearization) -> Modes:
+        """The modes of the kernel of all outputs.
+
+        Raises:
+            ValueError: another loss than squared error.
+        """
+        squared_error_of(linearization)
+        return cls(linearization, linearization.eigenbasis)
+
+    @classmethod
+    def shared(cls, linearization: Linearization) -> Modes:
+        """The modes of K_0, which every output shares: the kernel is K_0 (x) I_c.
+
+        Raises:
+            ValueError: another loss than squared error, another kernel than a ``KroneckerKernel``.
+        """
+        squared_error_of(linearization)
+        kernel, cross = linearization.kernel, linearization.cross_kernel
+        for name, part in (("kernel", kernel), ("cross_kernel", cross)):
+            if part is not None and not isinstance(part, KroneckerKernel):
+                remedy = "use MomentRecursion, or linearize(problem, kernel=...)"
+                raise ValueError(complaint(name, "a KroneckerKernel for TracedRecursion", repr(part)[:60], remedy))
+        assert isinstance(kernel, KroneckerKernel)
+        basis = linearization.basis or Eigenbasis.of(kernel.base).scaled(kernel.scale)
+        return cls(linearization, basis, n_columns=linearization.problem.n_outputs)
+
+    def _columns(self, outputs: Tensor) -> Tensor:
+        """Numbers for every output [n, c] as columns [rows, k]."""
+        return outputs.reshape(-1, self.n_columns)
 
     @property
     def drift(self) -> Tensor:
         """Eigenvalues h = s l / n of the drift matrix H, [r]."""
         return self.loss_curvature * self.values / self.n_train
 
+    @cached_property
+    def examples(self) -> ExampleBlocks:
+        """U by example: [r, r] to the covariance of every example's residual and back."""
+        return ExampleBlocks(self.vectors, self.n_outputs)
+
+    @cached_property
+    def noise(self) -> GradientNoise:
+        """The covariance of a minibatch gradient in these coordinates."""
+        return GradientNoise(self.values, self.vectors, n_outputs=self.n_outputs, loss_curvature=self.loss_curvature)
+
+    def residual(self, coordinates: Tensor) -> Tensor:
+        """e with these coordinates [r, k], as columns: the part in the null space of K stays what it was."""
+        return self.vectors @ coordinates + self._fixed
+
+    def mean_blocks(self, mean: Tensor) -> Tensor:
+        """m_i m_i^T of every example's residual, the part that never moves included, [n, c, c]."""
+        rows = self.residual(mean).view(self.n_train, self.n_outputs, self.n_columns)
+        return rows @ rows.mT
+
     def decay_offset(self) -> Tensor:
-        """b = J theta_0 - e_0 in these coordinates, [r]: J theta = e + b."""
-        if self.linearization.weight_outputs is None:
+        """b = J theta_0 - e_0 in these coordinates, [r, k]: J theta = e + b.
+
+        Raises:
+            ValueError: J theta_0 is unknown.
+        """
+        return self.weight_outputs - self.start
+
+    @cached_property
+    def weight_outputs(self) -> Tensor:
+        """J theta_0 in these coordinates, [r, k]."""
+        weights = self.linearization.weight_outputs
+        if weights is None:
             received = "a linearization without weight_outputs"
             remedy = "make it with linearize(problem), or use weight_decay=0"
             raise ValueError(complaint("weight_decay", "0 where J theta_0 is unknown", received, remedy))
-        return self.vectors.mT @ self.linearization.weight_outputs.flatten() - self.start
+        return self.vectors.mT @ self._columns(weights)
+
+    @cached_property
+    def _train_gram(self) -> Tensor:
+        return torch.eye(len(self.values), dtype=self.values.dtype, device=self.values.device)
+
+    @cached_property
+    def _test_factor(self) -> tuple[Tensor, Tensor] | None:
+        """K(test, train) U diag(1/l) and its Gram matrix."""
+        cross = self.linearization.cross_kernel
+        if cross is None:
+            return None
+        if self.n_columns > 1:
+            assert isinstance(cross, KroneckerKernel)
+            factor = cross.scale * (cross.base @ self.vectors) / self.values
+        else:
+            factor = (cross @ self.vectors) / self.values
+        return factor, factor.mT @ factor
 
     def law(
         self, step: int, time: float, mean: Tensor, covariance: Tensor | None = None, *, weight_factor: float = 1.0
     ) -> OutputLaw:
-        """The law of all outputs from mean [r] and covariance [r, r] of the coordinates; weight_factor is g."""
-        shift = mean - self.start
-        shape = (-1, self.n_outputs)
-        train_mean = self.linearization.outputs + (self.vectors @ shift).view(shape)
-        train = None if covariance is None else Covariance(self.vectors, covariance, self._train_gram)
-        if self._test_factor is None or self.linearization.test_outputs is None:
+        """The law of all outputs from mean [r, k] and covariance [r, r] of the coordinates; weight_factor is g."""
+        one, shift, shape = self.linearization, mean - self.start, (-1, self.linearization.problem.n_outputs)
+        train_mean = one.outputs + (self.vectors @ shift).view(shape)
+        train = None if covariance is None else self._covariance(self.vectors, covariance, self._train_gram)
+        if self._test_factor is None or one.test_outputs is None:
             return OutputLaw(step, time, train_mean, train)
-        test_mean = self.linearization.test_outputs
+        (factor, gram), test_mean = self._test_factor, one.test_outputs
         if weight_factor != 1.0:
-            weights, test_weights = self.linearization.weight_outputs, self.linearization.test_weight_outputs
-            assert weights is not None
-            assert test_weights is not None
-            shift = shift - (weight_factor - 1) * (self.vectors.mT @ weights.flatten())
-            test_mean = test_mean + (weight_factor - 1) * test_weights
-        test_mean = test_mean + (self._test_factor @ shift).view(shape)
-        test = None if covariance is None else Covariance(self._test_factor, covariance, self._test_gram)
+            assert one.test_weight_outputs is not None
+            shift = shift - (weight_factor - 1) * self.weight_outputs
+            test_mean = test_mean + (weight_factor - 1) * one.test_weight_outputs
+        test_mean = test_mean + (factor @ shift).view(shape)
+        test = None if covariance is None else self._covariance(factor, covariance, gram)
         return OutputLaw(step, time, train_mean, train, test_mean=test_mean, test_covariance=test)
+
+    def _covariance(self, factor: Tensor, core: Tensor, gram: Tensor) -> Covariance:
+        if self.n_columns == 1:
+            return Covariance(factor, core, gram)
+        return SharedCovariance(factor, core, gram, self.n_columns)
+
+
+def squared_error_of(linearization: Linearization) -> SquaredError:
+    """The loss of a problem whose moments close."""
+    criterion = linearization.problem.criterion
+    if not isinstance(criterion, SquaredError):
+        received = type(linearization.problem.loss).__name__
+        remedy = "use dynamics.SDEPaths or GaussianClosure"
+        raise ValueError(complaint("loss", "nn.MSELoss() for moments in closed form", received, remedy))
+    return criterion

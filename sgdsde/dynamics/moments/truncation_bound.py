@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from sgdsde.dynamics.dynamics import NoiseSource
-from sgdsde.dynamics.moment_recursion import GradientNoise, Spread
+from sgdsde.dynamics.moments.modal_state import ModalMean, Spread
 from sgdsde.dynamics.moments.modes import Modes
-from sgdsde.dynamics.shared_kernel import TracedModes
-from sgdsde.dynamics.update import Mean, update
+from sgdsde.dynamics.moments.state import march
 from sgdsde.kernel import KernelOperator, KroneckerKernel, leading_eigenpairs
 from sgdsde.kernel.eigenbasis import Tail
 from sgdsde.linearization import Linearization
+from sgdsde.noise.example_blocks import times_blocks
 from sgdsde.sgd import SGD, StepPlan
+from sgdsde.step import Step
 
 GRID = 64
 """Eigenvalues between 0 and the largest of the tail at which the response of its modes is evaluated."""
@@ -46,24 +47,18 @@ def truncation_error(
     if basis is None or basis.tail is None:
         return None
     # Of K_0 (x) I_c everything is summed over outputs and bounded as for one output: the loss is the same.
-    modes = TracedModes(linearization, kernel) if isinstance(kernel, KroneckerKernel) else Modes(linearization)
+    modes = Modes.shared(linearization) if isinstance(kernel, KroneckerKernel) else Modes.of(linearization)
     bound = _Bound(modes, basis.tail, sgd, sgd.plan(modes.n_train, record[-1]), noise)
-    wanted, errors = set(record), []
-    for k in range(record[-1] + 1):
-        if k in wanted:
-            errors.append(bound.error())
-        if k < record[-1]:
-            bound.advance(k)
+    errors = [bound.error() for _ in march(bound, record, "bound on the truncation")]
     return torch.tensor(errors, dtype=torch.float64)
 
 
 class _Bound:
     """The truncated mean and covariance, D, and what is known of the tail."""
 
-    def __init__(self, modes: Modes | TracedModes, tail: Tail, sgd: SGD, plan: StepPlan, source: NoiseSource) -> None:
+    def __init__(self, modes: Modes, tail: Tail, sgd: SGD, plan: StepPlan, source: NoiseSource) -> None:
         self._modes, self._sgd, self._plan, self._source = modes, sgd, plan, source
-        self._noise, self._mean = GradientNoise(modes), Mean.at(modes.start)
-        self._offset = sgd.weight_decay * modes.decay_offset() if sgd.weight_decay else None
+        self._mean = ModalMean(modes, sgd)
         self._spread = Spread.zero(modes.values, with_buffer=sgd.momentum > 0)
         self._difference = Spread.zero(modes.values, with_buffer=sgd.momentum > 0)
         self._tail = _TailMoments(modes, tail, sgd, plan)
@@ -84,23 +79,23 @@ class _Bound:
     def advance(self, k: int) -> None:
         """One step of the plan."""
         lr, sgd = float(self._plan.lr[k]), self._sgd
-        step = update(sgd, self._modes.drift, lr=lr, first=k == 0)
+        step = Step.of(sgd, lr, first=k == 0)
+        modal = step.modal(self._modes.drift)
         noise, difference = self._noises(self._plan.noise_factor(k), lr)
         if sgd.label_noise_std:
-            variance, size = self._modes.n_labels * sgd.label_noise_std**2, int(self._plan.batch_size[k])
-            noise = self._noise.add_labels(noise, variance, size)
-            self._tail.add_labels(variance / size)
-        self._spread.advance(step, noise)
-        self._difference.advance(step, difference)
-        drift = self._modes.drift.view(-1, *[1] * (self._modes.start.ndim - 1))
-        self._mean.advance(sgd, update(sgd, drift, lr=lr, first=k == 0), self._offset, lr=lr, first=k == 0)
+            variance = self._modes.n_columns * sgd.label_noise_std**2 / int(self._plan.batch_size[k])
+            noise = self._modes.noise.add_labels(noise, variance)
+            self._tail.add_labels(variance)
+        self._spread.advance(modal, noise)
+        self._difference.advance(modal, difference)
+        self._mean.advance(step, modal)
         self._tail.advance(k)
 
     def _noises(self, factor: float, lr: float) -> tuple[Tensor | None, Tensor | None]:
         """Covariances [r, r] of one step's gradient, of the truncated dynamics and of d."""
         if factor == 0 or self._source == "none":
             return None, None
-        mean = self._mean_blocks(self._modes.start if self._source == "start" else self._mean.e)
+        mean = self._modes.mean_blocks(self._modes.start if self._source == "start" else self._mean.e)
         if self._source == "start":  # the same noise in both; the tail takes what passes through K_t
             nothing = torch.zeros_like(_energy(mean))
             self._tail.add_noise(_energy(mean), nothing, nothing, factor, lr)
@@ -109,24 +104,16 @@ class _Bound:
         if self._source == "mean":
             self._tail.add_noise(_energy(mean), moved.sqrt(), torch.zeros_like(moved), factor, lr)
             forced = moved[:, None, None] * torch.eye(self._modes.n_outputs).to(mean)
-            return None, self._noise.from_blocks(forced, torch.zeros_like(self._difference.ee), factor)
-        blocks = mean + self._noise.covariance_blocks(self._spread.ee)
-        difference = self._noise.covariance_blocks(self._difference.ee)
+            return None, self._modes.noise.of(forced, torch.zeros_like(self._difference.ee), factor)
+        blocks = mean + self._modes.examples.of(self._spread.ee)
+        difference = self._modes.examples.of(self._difference.ee)
         variances = self._tail.variances()
         others = _energy(difference).sqrt() + (self._modes.n_outputs * variances).sqrt()
         self._tail.add_noise(_energy(blocks), moved.sqrt(), others, factor, lr)
-        columns = self._mean.e.view(len(self._modes.values), -1)
-        moment = torch.addmm(self._spread.ee, columns, columns.mT)
+        moment = torch.addmm(self._spread.ee, self._mean.e, self._mean.e.mT)
         forced = difference + _mixed(difference, moved + variances)
-        own = self._noise.from_blocks(blocks, moment, factor)
-        return own, self._noise.from_blocks(forced, self._difference.ee.clone(), factor)
-
-    def _mean_blocks(self, mean: Tensor) -> Tensor:
-        """The mean residual's own blocks, [n, c, c]; summed over outputs where everything is."""
-        residual = self._modes.residual(mean).view(self._modes.n_train, -1)
-        if self._modes.start.ndim > 1:
-            return residual.square().sum(1).view(-1, 1, 1)
-        return residual[:, :, None] * residual[:, None, :]
+        own = self._modes.noise.of(blocks, moment, factor)
+        return own, self._modes.noise.of(forced, self._difference.ee.clone(), factor)
 
 
 def _energy(blocks: Tensor) -> Tensor:
@@ -146,15 +133,14 @@ def _mixed(blocks: Tensor, squares: Tensor) -> Tensor:
 class _Sharpness(KernelOperator):
     """K_r/n + (phi/B) D(K_r): what a step of minibatch SGD sees of the curvature."""
 
-    def __init__(self, modes: Modes | TracedModes, blocks: Tensor, factor: float) -> None:
+    def __init__(self, modes: Modes, blocks: Tensor, factor: float) -> None:
         self._modes, self._blocks, self._factor = modes, blocks, factor
         self.shape = (len(modes.vectors), len(modes.vectors))
         self.dtype, self.device = modes.vectors.dtype, modes.vectors.device
 
     def product(self, vectors: Tensor) -> Tensor:
         low_rank = self._modes.vectors @ (self._modes.values[:, None] * (self._modes.vectors.mT @ vectors))
-        own = self._blocks @ vectors.view(self._modes.n_train, self._modes.n_outputs, -1)
-        return low_rank / self._modes.n_train + self._factor * own.reshape(vectors.shape)
+        return low_rank / self._modes.n_train + self._factor * times_blocks(self._blocks, vectors)
 
     def diag(self) -> Tensor:
         return self.diagonal_blocks(self._modes.n_outputs).diagonal(dim1=1, dim2=2).flatten()
@@ -174,34 +160,31 @@ class _TailMoments:
     nothing feeds back.
     """
 
-    def __init__(self, modes: Modes | TracedModes, tail: Tail, sgd: SGD, plan: StepPlan) -> None:
+    def __init__(self, modes: Modes, tail: Tail, sgd: SGD, plan: StepPlan) -> None:
         self._tail, self._sgd, self._plan = tail, sgd, plan
         n, c, self._s = modes.n_train, modes.n_outputs, modes.loss_curvature
         self._n, self._c = n, c
         self._starts = [modes.residual(torch.zeros_like(modes.start)).view(n, -1)]
         grid = modes.values.new_tensor([0, 1e-6, *(i / GRID for i in range(1, GRID + 1))])
         self._grid = self._s / n * tail.largest * grid
-        self._responses, self._offsets = [Mean.at(torch.ones_like(self._grid))], [-sgd.weight_decay]
+        self._response, self._offset = torch.ones_like(self._grid)[:, None], None
         if sgd.weight_decay:
             weights = modes.linearization.weight_outputs
             assert weights is not None  # Modes.decay_offset has looked
             columns = weights.reshape(len(modes.vectors), -1)
-            self._starts.append((columns - modes.vectors @ (modes.vectors.mT @ columns)).view(n, -1))
-            self._responses.append(Mean.at(torch.zeros_like(self._grid)))
-            self._offsets.append(sgd.weight_decay)
+            self._starts.append((columns - modes.vectors @ modes.weight_outputs).view(n, -1))
+            self._response = torch.stack([torch.ones_like(self._grid), torch.zeros_like(self._grid)], 1)
+            self._offset = self._grid.new_tensor([[-sgd.weight_decay, sgd.weight_decay]])
+        self._buffer = torch.zeros_like(self._response)
         self._gain = (float(plan.lr.max()) if len(plan) else 0.0) / (1 - sgd.momentum)
-        rows = modes.vectors.view(n, c, -1)
-        self._modes, self._blocks = modes, (rows * modes.values) @ rows.mT
+        self._modes, self._blocks = modes, modes.examples.of_product(modes.vectors * modes.values)
         self._own = torch.linalg.eigvalsh(self._blocks)[:, -1].clamp_min(0) + tail.example
         self._sharpest: dict[float, float] = {}
         self._direct, self.weights, self._labels = 0.0, 0.0, 0.0
 
     def advance(self, k: int) -> None:
-        lr = float(self._plan.lr[k])
-        step = update(self._sgd, self._grid, lr=lr, first=k == 0)
-        for response, offset in zip(self._responses, self._offsets):
-            constant = torch.full_like(self._grid, offset) if offset else None
-            response.advance(self._sgd, step, constant, lr=lr, first=k == 0)
+        step = Step.of(self._sgd, float(self._plan.lr[k]), first=k == 0).modal(self._grid)
+        self._response, self._buffer = step.move(self._response, self._buffer, self._offset)
 
     def add_noise(self, energy: Tensor, moved: Tensor, others: Tensor, factor: float, lr: float) -> None:
         """One step's noise, from E |e_trunc|^2, |E z|, and what else of the true residual it sees, [n] each."""
@@ -251,7 +234,7 @@ class _TailMoments:
     def change(self) -> float:
         """Bound on |E |e_t + z|^2 - |e_t|^2|."""
         still, moved = float(self._starts[0].norm()), self._length()
-        kept = self._responses[0].e
+        kept = self._response[:, 0]
         if float(kept.abs().max()) > 1 + 1e-9:
             return math.inf
         if self._sgd.weight_decay:
@@ -269,5 +252,5 @@ class _TailMoments:
 
     def _deviations(self) -> list[Tensor]:
         """What every start has become less what it was, by eigenvalue."""
-        first, *others = self._responses
-        return [first.e - 1, *(response.e for response in others)]
+        first, *others = self._response.unbind(1)
+        return [first - 1, *others]

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from sgdsde.dynamics.moving_kernel.weight_subspace import Features
-from sgdsde.noise.gaussian import GaussianMoments
+from sgdsde.dynamics.moments.feature_state import Expectations
+from sgdsde.noise.example_blocks import times_blocks
 from sgdsde.sgd import SGD, StepPlan, sampling_factor
+from sgdsde.stability.limits import limit_of_map
+from sgdsde.stability.second_moments import SecondMomentMap
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ class RefreshMonitor:
     def _tell(self, kind: str, message: str, category: type[Warning]) -> None:
         if kind not in self._told:
             self._told.add(kind)
-            warnings.warn(message, category, stacklevel=7)
+            warnings.warn(message, category, stacklevel=9)
 
 
 class Margin:
@@ -117,14 +119,14 @@ class Margin:
         self._limit, self._noise = math.nan, math.nan
         self._seen: torch.Tensor | None = None
 
-    def at(self, step: int, features: Features, moments: GaussianMoments) -> float:
+    def at(self, step: int, seen: Expectations) -> float:
         """At the features and the expected Hessians of one step."""
         lr, noise = float(self._plan.lr[step]), self._noise_factor(step)
-        gram = features.train.mT @ features.train
+        gram = seen.features.gram
         if noise == 0:
             return math.nan
         if self._seen is None or noise != self._noise or self._has_changed(gram):
-            self._limit, self._noise, self._seen = self._limit_of(features, moments, noise), noise, gram
+            self._limit, self._noise, self._seen = self._limit_of(seen, noise), noise, gram
         return lr / self._limit
 
     def _has_changed(self, gram: torch.Tensor) -> bool:
@@ -139,17 +141,13 @@ class Margin:
         batch_size = int(self._plan.batch_size[0])
         return sampling_factor(self._plan.n_train, batch_size, "without_replacement") / batch_size
 
-    def _limit_of(self, features: Features, moments: GaussianMoments, noise: float) -> float:
-        from sgdsde.stability import LocalModes, limit_of_modes
-
-        n, c = moments.gradient.shape
-        values, vectors = torch.linalg.eigh(moments.hessian)
+    def _limit_of(self, seen: Expectations, noise: float) -> float:
+        values, vectors = torch.linalg.eigh(seen.moments.hessian)
         if not values.max() > 0:
             return math.nan
         roots = (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
-        scaled = (roots @ features.train.view(n, c, -1)).view_as(features.train)
-        left, sizes, _ = torch.linalg.svd(scaled, full_matrices=False)
+        left, sizes, _ = torch.linalg.svd(times_blocks(roots, seen.features.train), full_matrices=False)
         kept = sizes[:MARGIN_MODES] > sizes[0] * 1e-6
         left, squared = left[:, :MARGIN_MODES][:, kept], sizes[:MARGIN_MODES][kept].square()
-        modes = LocalModes(squared, left.contiguous(), n, c, 1.0)
-        return limit_of_modes(modes, noise, sgd=self._sgd, precision=1e-2)
+        moments = SecondMomentMap(squared, left.contiguous(), n_outputs=len(roots[0]), curvature=1.0)
+        return limit_of_map(moments, noise, sgd=self._sgd, precision=1e-2)

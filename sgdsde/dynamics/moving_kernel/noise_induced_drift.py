@@ -14,8 +14,9 @@ from sgdsde._checks import whole_number
 from sgdsde._functional import vectorize
 from sgdsde._streams import torch_stream
 from sgdsde._types import Params
-from sgdsde.dynamics.mean_path import MeanPath
-from sgdsde.dynamics.moving_kernel.weight_subspace import Features, WeightSubspace
+from sgdsde.dynamics.moments.feature_state import Features
+from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
+from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace
 from sgdsde.problem import Problem
 
 NETWORKS_AT_ONCE = 16
@@ -86,7 +87,7 @@ def draws(covariance: Tensor, count: int) -> Tensor:
     return (normal * values.flip(0).clamp_min(0).sqrt()) @ vectors.flip(1).mT
 
 
-def effect_of_noise(
+def noise_correction(
     feedback: NoiseFeedback,
     path: MeanPath,
     directions: WeightSubspace,

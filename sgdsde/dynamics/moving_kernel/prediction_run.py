@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from sgdsde._types import Params
-from sgdsde.dynamics.mean_path import MeanPath
-from sgdsde.dynamics.moments.feature_state import Fluctuation
-from sgdsde.dynamics.moving_kernel.epochs import EpochFluctuation
+from sgdsde.dynamics.moments.epochs import EpochFluctuation
+from sgdsde.dynamics.moments.feature_state import Features, Fluctuation, IndependentFluctuation
+from sgdsde.dynamics.moments.state import MomentState
 from sgdsde.dynamics.moving_kernel.kernel_refresh import Margin, Refresh
-from sgdsde.dynamics.moving_kernel.noise_induced_drift import NoiseCorrection, NoiseFeedback, effect_of_noise
-from sgdsde.dynamics.moving_kernel.weight_subspace import Features, WeightSubspace, kernel_distance
+from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
+from sgdsde.dynamics.moving_kernel.noise_induced_drift import NoiseCorrection, NoiseFeedback, noise_correction
+from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace, kernel_distance
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD, StepPlan
 
 GROWTH = 2.0
-"""Of the interval between refreshes, at most."""
+"""Growth of the interval between refreshes, at most."""
 
 SHARE_OF_RUN = 1 / 3
-"""Of the steps so far that an interval may take: the effect of the noise changes with the loss even where the kernel
-stays."""
+"""Share of the steps so far that an interval may take: the effect of the noise changes with the loss even where the
+kernel stays."""
 
 FLICKER = 0.7
-"""Of the drift over an interval: a shorter one that keeps more than this is not worth its refresh."""
+"""Share of the drift over an interval: a shorter one that keeps more than this is not worth its refresh."""
 
 
 @dataclass(frozen=True)
@@ -50,109 +51,79 @@ class Expected:
     correction: Params | None
 
 
-class PredictionRun:
-    """The state at one step; ``interval`` goes from one refresh of the kernel to the next."""
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """From one refresh of the kernel to the next: features go from ``first`` to ``last`` on a straight line."""
 
-    def __init__(self, words: Options, linearization: Linearization, sgd: SGD, plan: StepPlan) -> None:
+    start: int
+    length: int
+    first: Features
+    last: Features
+    drift: float
+
+    def at(self, step: int) -> Features:
+        return self.first.toward(self.last, (step - self.start) / self.length)
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+
+class PredictionRun(MomentState):
+    """The state at one step; where the last interval has ended, looking at it or going on refreshes the kernel."""
+
+    def __init__(
+        self,
+        options: Options,
+        linearization: Linearization,
+        sgd: SGD,
+        plan: StepPlan,
+        on_refresh: Callable[[Refresh], None],
+    ) -> None:
         problem = linearization.problem
-        self.step, self._words, self._times = 0, words, plan.times
+        self._options, self._n_steps, self._on_refresh = options, len(plan), on_refresh
         self._path = MeanPath.start(problem, sgd, plan)
-        self._directions = WeightSubspace.leading(linearization, neglected=words.neglected)
-        self._features = self._initial = self._directions.features(problem.params)
-        dtype = linearization.kernel.dtype
-        size = len(self._directions)
-        self._fluctuation = Fluctuation(problem, sgd, plan, size=size, dtype=dtype)
-        if sgd.sampling == "shuffled":
-            starts = words.epoch_starts
-            self._fluctuation = EpochFluctuation(problem, sgd, plan, size=size, dtype=dtype, most_starts=starts)
-        self._effect, self._wish = NoiseCorrection(), words.first_interval
-        self._gram = self._features.train.mT @ self._features.train
+        self._subspace = WeightSubspace.leading(linearization, neglected=options.neglected)
+        self._features = self._initial = self._subspace.features(problem.params)
+        self._fluctuation = _fluctuation(options, linearization, sgd, plan, size=len(self._subspace))
+        self._correction, self._wish = NoiseCorrection(), options.first_interval
+        self._interval: Interval | None = None
+        self._variance_features = self._features  # of the last refresh: what the outputs' variance is measured with
         self._margin = Margin(sgd, plan)
+        self._now: tuple[int, Expected] | None = None  # what the law and the step of one k share
 
-    def interval(self, n_steps: int, wanted: set[int]) -> Iterator[OutputLaw | Refresh]:
-        """A refresh, then the laws at the wanted steps up to the next refresh or ``n_steps``."""
-        refresh, later = self._refresh(n_steps)
-        yield refresh
-        first = self._features
-        for j in range(refresh.interval):
-            self._features = first.toward(later, j / refresh.interval)
-            expected = self._expected()
-            if self.step in wanted:
-                yield self._law(expected)
-            self._advance(expected)
-        self._features = later
-        settled = 0.9 * self._words.tolerance / max(refresh.drift, 1e-12)
-        longer = max(refresh.interval + 1, int(refresh.interval * min(GROWTH, settled)))
-        self._wish = max(1, min(longer, int(self.step * SHARE_OF_RUN)))
+    def law(self, step: int, time: float) -> OutputLaw:
+        expected = self._expected(step)
+        train, test = self._fluctuation.covariances(expected.features)
+        n, outputs = self._path.problem.n_train, expected.outputs.to(expected.features.train.dtype)
+        if expected.features.test is None:
+            return OutputLaw(step, time, outputs, train)
+        return OutputLaw(step, time, outputs[:n], train, test_mean=outputs[n:], test_covariance=test)
 
-    def law(self) -> OutputLaw:
-        """The law of all outputs now."""
-        return self._law(self._expected())
+    def advance(self, k: int) -> None:
+        expected = self._expected(k)
+        seen = self._fluctuation.expectations(expected.features, expected.outputs)
+        gradient = self._fluctuation.output_gradient(k, seen)
+        self._path = self._path.advanced(k, gradient, expected.correction)
+        self._fluctuation.advance(k, seen)
 
-    def _law(self, expected: Expected) -> OutputLaw:
-        time_ = float(self._times[self.step])
-        return self._fluctuation.law(self.step, time_, expected.outputs, expected.features)
+    def _expected(self, step: int) -> Expected:
+        if self._now is None or self._now[0] != step:
+            self._now = step, self._expected_anew(step)
+        return self._now[1]
 
-    def _refresh(self, n_steps: int) -> tuple[Refresh, Features]:
-        started = time.perf_counter()
-        self._fluctuation.check_finite(self.step)
-        if self.step:
-            turned = self._directions.turned(self._path.params, self._features, self._fluctuation.weights)
-            self._fluctuation.turn(turned.overlap(self._directions))
-            self._directions, self._features = turned, turned.features(self._path.params)
-        self._update_noise_correction()
-        interval, later, drift = self._reach(n_steps)
-        expected = self._expected()
-        moments = self._fluctuation.moments(expected.features, expected.outputs)
-        refresh = Refresh(
-            step=self.step,
-            interval=interval,
-            drift=drift,
-            drift_from_start=kernel_distance(self._features, self._initial),
-            margin=self._margin.at(self.step, expected.features, moments),
-            n_directions=len(self._directions),
-            seconds=time.perf_counter() - started,
-        )
-        return refresh, later
+    def _expected_anew(self, step: int) -> Expected:
+        if step < self._n_steps and (self._interval is None or step == self._interval.stop):
+            self._refresh(step)
+        if self._interval is not None:
+            self._features = self._interval.at(step)
+        return self._with_noise(step)
 
-    def _update_noise_correction(self) -> None:
-        feedback = self._words.feedback
-        self._gram = self._features.train.mT @ self._features.train
-        size = self._fluctuation.output_variance(self._gram)
-        if feedback is None or not size > 0:
-            return
-        self._effect = effect_of_noise(
-            feedback, self._path, self._directions, self._features, self._fluctuation.weights, size=size, step=self.step
-        )
-
-    def _reach(self, n_steps: int) -> tuple[int, Features, float]:
-        """The longest interval, at most the one wished for, over which the kernel stays within the tolerance.
-
-        A kernel that flickers (ReLUs that switch) is as far away after a short interval as after a long one: where
-        shrinking gains little, the longer interval stands.
-        """
-        tolerance = self._words.tolerance
-        length, later, drift = self._ahead(min(self._wish, n_steps - self.step))
-        while drift > tolerance and length > 1:
-            shorter = self._ahead(max(1, int(length * max(0.25, 0.8 * tolerance / drift))))
-            if shorter[2] > FLICKER * drift and drift <= 2 * tolerance:
-                break
-            length, later, drift = shorter
-        return length, later, drift
-
-    def _ahead(self, length: int) -> tuple[int, Features, float]:
-        """The interval, the features at its end and how far the kernel is then."""
-        path = self._path
-        for k in range(self.step, self.step + length):
-            path = path.advanced(k, correction=self._effect.gradient)
-        path.outputs(self.step + length)
-        later = self._directions.features(path.params)
-        return length, later, kernel_distance(later, self._features)
-
-    def _expected(self) -> Expected:
-        effect, outputs = self._effect, self._path.outputs(self.step)
-        share = effect.share(self._fluctuation.output_variance(self._gram)) if effect.size else 0.0
-        features = self._features if effect.features is None else self._features.plus(effect.features, share)
+    def _with_noise(self, step: int) -> Expected:
+        effect, outputs, features = self._correction, self._path.outputs(step), self._features
+        share = effect.share(self._fluctuation.output_variance(self._variance_features)) if effect.size else 0.0
+        if effect.features is not None:
+            features = features.plus(effect.features, share)
         if effect.outputs is not None:
             outputs = outputs + share * effect.outputs
         correction = None
@@ -160,9 +131,87 @@ class PredictionRun:
             correction = {name: share * value for name, value in effect.gradient.items()}
         return Expected(features, outputs, correction)
 
-    def _advance(self, expected: Expected) -> None:
-        moments = self._fluctuation.moments(expected.features, expected.outputs)
-        gradient = self._fluctuation.output_gradient(self.step, moments, expected.features)
-        self._path = self._path.advanced(self.step, gradient, expected.correction)
-        self._fluctuation.advance(self.step, expected.features, moments)
-        self.step += 1
+    def _refresh(self, step: int) -> None:
+        started = time.perf_counter()
+        self._refuse_overflow(step)
+        if self._interval is not None:
+            self._settle(self._interval)
+            self._turn()
+        self._update_noise_correction(step)
+        interval = self._interval = self._reach(step)
+        expected = self._with_noise(step)
+        seen = self._fluctuation.expectations(expected.features, expected.outputs)
+        refresh = Refresh(
+            step=step,
+            interval=interval.length,
+            drift=interval.drift,
+            drift_from_start=kernel_distance(self._features, self._initial),
+            margin=self._margin.at(step, seen),
+            n_directions=len(self._subspace),
+            seconds=time.perf_counter() - started,
+        )
+        self._on_refresh(refresh)
+
+    def _refuse_overflow(self, step: int) -> None:
+        if not self._fluctuation.is_finite():
+            raise ValueError(
+                f"the fluctuation around the mean path must stay finite, got NaN or infinity at step {step}; the "
+                "learning rate is beyond the mean-square limit of the kernel there, use a smaller lr"
+            )
+
+    def _settle(self, ended: Interval) -> None:
+        """Chooses the length of the next interval from the drift over the last."""
+        self._features = ended.last
+        settled = 0.9 * self._options.tolerance / max(ended.drift, 1e-12)
+        longer = max(ended.length + 1, int(ended.length * min(GROWTH, settled)))
+        self._wish = max(1, min(longer, int(ended.stop * SHARE_OF_RUN)))
+
+    def _turn(self) -> None:
+        """Goes over to the leading directions of the Jacobian here."""
+        turned = self._subspace.turned(self._path.params, self._features, self._fluctuation.weights)
+        self._fluctuation.turn(turned.overlap(self._subspace))
+        self._subspace, self._features = turned, turned.features(self._path.params)
+
+    def _update_noise_correction(self, step: int) -> None:
+        self._variance_features = self._features
+        size = self._fluctuation.output_variance(self._features)
+        if self._options.feedback is not None and size > 0:
+            self._correction = noise_correction(
+                self._options.feedback,
+                self._path,
+                self._subspace,
+                self._features,
+                self._fluctuation.weights,
+                size=size,
+                step=step,
+            )
+
+    def _reach(self, step: int) -> Interval:
+        """The longest interval, at most the one wished for, over which the kernel stays within the tolerance.
+
+        A kernel that flickers (ReLUs that switch) is as far away after a short interval as after a long one: where
+        shrinking gains little, the longer interval stands.
+        """
+        tolerance = self._options.tolerance
+        found = self._ahead(step, min(self._wish, self._n_steps - step))
+        while found.drift > tolerance and found.length > 1:
+            shorter = self._ahead(step, max(1, int(found.length * max(0.25, 0.8 * tolerance / found.drift))))
+            if shorter.drift > FLICKER * found.drift and found.drift <= 2 * tolerance:
+                break
+            found = shorter
+        return found
+
+    def _ahead(self, step: int, length: int) -> Interval:
+        path = self._path
+        for k in range(step, step + length):
+            path = path.advanced(k, correction=self._correction.gradient)
+        path.outputs(step + length)
+        last = self._subspace.features(path.params)
+        return Interval(step, length, self._features, last, kernel_distance(last, self._features))
+
+
+def _fluctuation(options: Options, linearization: Linearization, sgd: SGD, plan: StepPlan, *, size: int) -> Fluctuation:
+    problem, dtype = linearization.problem, linearization.kernel.dtype
+    if sgd.sampling == "shuffled":
+        return EpochFluctuation(problem, sgd, plan, size=size, dtype=dtype, most_starts=options.epoch_starts)
+    return IndependentFluctuation(problem, sgd, plan, size=size, dtype=dtype)

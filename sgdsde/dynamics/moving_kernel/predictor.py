@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sgdsde._checks import complaint, fraction_below_one, positive_number, whole_number
-from sgdsde._progress import ticker
 from sgdsde._types import Progress
 from sgdsde.dynamics.dynamics import Dynamics
+from sgdsde.dynamics.moments.state import laws
 from sgdsde.dynamics.moving_kernel.kernel_refresh import Refresh, RefreshMonitor
 from sgdsde.dynamics.moving_kernel.noise_induced_drift import NoiseFeedback
 from sgdsde.dynamics.moving_kernel.prediction_run import Options, PredictionRun
@@ -27,7 +27,7 @@ class MovingKernel(Dynamics):
         mean' = mean - lr E g(mean + delta),     delta ~ N(0, S)
         S' = G S G^T + nu nu^T (x) (phi/B) Cov(J_i^T r_i),     G = G_0 + nu (x) (1/n) J^T E[G] J
 
-    with momentum and decay in G_0 and nu (``dynamics.update``) and J the Jacobian of the path. S is kept in the leading
+    with momentum and decay in G_0 and nu (``step``) and J the Jacobian of the path. S is kept in the leading
     directions of J, and those, J and the effect of the noise on the mean are made anew when the kernel has moved; in
     between they are linear. An interval is accepted when the kernel moves by at most ``tolerance`` over it (relative,
     in Frobenius norm), and the next one is chosen from that drift.
@@ -73,22 +73,17 @@ class MovingKernel(Dynamics):
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
-        problem, n_steps, wanted = linearization.problem, record[-1], set(record)
+        problem = linearization.problem
         if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
             raise self.refuse("label noise under another loss than nn.MSELoss()", "label_noise_std=0")
-        plan = sgd.plan(problem.n_train, n_steps)
-        words = Options(self.tolerance, self.first_interval, self.feedback, self.neglected, self.epoch_starts)
-        course, watch = PredictionRun(words, linearization, sgd, plan), RefreshMonitor(self.tolerance, sgd.momentum)
-        ticks, done = ticker(progress, n_steps, "moving kernel"), 0
-        while course.step < n_steps:
-            for event in course.interval(n_steps, wanted):
-                if isinstance(event, OutputLaw):
-                    yield event
-                    continue
-                watch.see(event, float(plan.lr[event.step]))
-                if self.on_refresh is not None:
-                    self.on_refresh(event)
-            ticks.update(course.step - done)
-            done = course.step
-        ticks.close()
-        yield course.law()
+        plan = sgd.plan(problem.n_train, record[-1])
+        options = Options(self.tolerance, self.first_interval, self.feedback, self.neglected, self.epoch_starts)
+        monitor = RefreshMonitor(self.tolerance, sgd.momentum)
+
+        def refreshed(refresh: Refresh) -> None:
+            monitor.see(refresh, float(plan.lr[refresh.step]))
+            if self.on_refresh is not None:
+                self.on_refresh(refresh)
+
+        run = PredictionRun(options, linearization, sgd, plan, refreshed)
+        return laws(run, plan, record, "moving kernel", progress)

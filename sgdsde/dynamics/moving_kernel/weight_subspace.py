@@ -7,7 +7,6 @@ order the outputs move by J delta = Phi a, Phi = J V^T [rows, r]: nothing of the
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from sgdsde import _memory
 from sgdsde._checks import complaint
 from sgdsde._types import Params
+from sgdsde.dynamics.moments.feature_state import Features
 from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.kernel.jacobian_products import Directional, directional
 from sgdsde.linearization import Linearization
@@ -34,28 +34,6 @@ COPIES = 5
 """Of the directions, while they are turned."""
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
-    """Phi = J V^T in the dtype of moments.
-
-    Attributes:
-        train: [n*c, r]. test: [m*c, r], or None.
-    """
-
-    train: Tensor
-    test: Tensor | None
-
-    def toward(self, other: Features, share: float) -> Features:
-        """The way to other features of the same directions, 0 to 1."""
-        test = None if self.test is None or other.test is None else torch.lerp(self.test, other.test, share)
-        return Features(torch.lerp(self.train, other.train, share), test)
-
-    def plus(self, change: Features, share: float) -> Features:
-        """Phi + share * change."""
-        test = None if self.test is None or change.test is None else self.test + share * change.test
-        return Features(self.train + share * change.train, test)
-
-
 def _refuse_truncation(basis: Eigenbasis, neglected: float) -> None:
     if basis.tail is None:
         return
@@ -68,9 +46,8 @@ def _refuse_truncation(basis: Eigenbasis, neglected: float) -> None:
 
 def kernel_distance(features: Features, other: Features) -> float:
     """|Phi Phi^T - Psi Psi^T| / |Psi Psi^T| in Frobenius norm over training outputs, Psi the other's. Cost: 6 d r^2."""
-    ours, theirs = features.train, other.train
-    norm = (theirs.mT @ theirs).square().sum()
-    squared = (ours.mT @ ours).square().sum() + norm - 2 * (theirs.mT @ ours).square().sum()
+    norm = other.gram.square().sum()
+    squared = features.gram.square().sum() + norm - 2 * (other.train.mT @ features.train).square().sum()
     return float((squared.clamp_min(0) / norm).sqrt())
 
 
@@ -125,8 +102,7 @@ class WeightSubspace:
         (Phi^T Phi)^-1 Phi^T J is V plus what J has outside of its span, so that the turn is the smallest. The leading
         directions of the fluctuation [r, r] that this leaves behind are kept besides.
         """
-        gram = features.train.mT @ features.train
-        inverse = _power(gram, -1.0, self._problem.dtype, most=self._followed)
+        inverse = _power(features.gram, -1.0, self._problem.dtype, most=self._followed)
         return self._spanning(params, inverse @ features.train.mT)._keeping(self, covariance)
 
     def _keeping(self, other: WeightSubspace, covariance: Tensor) -> WeightSubspace:

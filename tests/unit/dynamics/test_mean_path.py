@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import sgdsde
-from sgdsde.dynamics.mean_path import MeanPath, kernel_drift
+from sgdsde.dynamics.moving_kernel.mean_path import MeanPath, kernel_drift
 from tests.problems import LINEAR
 
 

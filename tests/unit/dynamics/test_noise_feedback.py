@@ -9,8 +9,8 @@ from torch.func import grad, jacrev, jvp
 
 import sgdsde
 from sgdsde.dynamics import GaussianClosure, MovingKernel, NoiseFeedback
-from sgdsde.dynamics.mean_path import MeanPath
-from sgdsde.dynamics.moving_kernel.noise_induced_drift import draws, effect_of_noise
+from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
+from sgdsde.dynamics.moving_kernel.noise_induced_drift import draws, noise_correction
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace, kernel_distance
 from tests.problems import digits_problem
 
@@ -55,7 +55,7 @@ def test_the_effect_is_the_second_derivative_of_gradient_and_outputs():
     spread = covariance(3)
     features = directions.features(path.params)
     effect, alone = (
-        effect_of_noise(feedback, path, directions, features, spread, size=1.0, step=0)
+        noise_correction(feedback, path, directions, features, spread, size=1.0, step=0)
         for feedback in (NoiseFeedback(n_draws=3), NoiseFeedback(n_draws=3, outputs=False))
     )
     in_weights = directions.rows.mT @ spread @ directions.rows
@@ -81,7 +81,7 @@ def test_a_linear_model_feels_nothing():
     path, directions = start(problem)
     features = directions.features(path.params)
     feedback = NoiseFeedback(n_kernel_draws=2)
-    effect = effect_of_noise(feedback, path, directions, features, covariance(len(directions)), size=1.0, step=0)
+    effect = noise_correction(feedback, path, directions, features, covariance(len(directions)), size=1.0, step=0)
     assert max(float(value.abs().max()) for value in effect.gradient.values()) < 1e-13
     assert effect.outputs.abs().max() < 1e-13
     assert effect.features.train.abs().max() < 1e-13

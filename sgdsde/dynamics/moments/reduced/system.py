@@ -128,9 +128,8 @@ class ReducedSystem:
         whole = self.projection
         maps = torch.cat([whole.a1, -whole.a2, -whole.a3]).double().cpu().numpy()
         forces = [None if f is None else f.double().cpu().numpy() for f in (self.fixed_force, self.decay_force)]
-        constants = [
-            None if f is None else f.double().cpu().numpy() for f in (self.fixed_constant, self.decay_constant)
-        ]
+        zero = torch.zeros_like(self.start)
+        pushed = [(zero if f is None else f).double().cpu().numpy() for f in (self.fixed_constant, self.decay_constant)]
         offset = None if self.offset is None else self.offset.flatten().double().cpu().numpy()
         drift = self.drift.repeat_interleave(self.mean.shape[1]).double().cpu().numpy()
         y, m, loss = (part.flatten().double().cpu().numpy() for part in (self.start, self.mean, self.loss))
@@ -149,10 +148,10 @@ class ReducedSystem:
                     means.append(m)
                 change = weights @ (maps @ y).reshape(3, -1) + shrunk * y - labels
                 if forces[0] is not None:
-                    change = change - k3 * (forces[0] @ m + constants[0])
+                    change = change - k3 * (forces[0] @ m + pushed[0])
                 moved = kept * m
-                if forces[1] is not None:
-                    change = change + 2 * lr * (forces[1] @ moved) - lr**2 * constants[1]
+                if forces[1] is not None and offset is not None:
+                    change = change + 2 * lr * (forces[1] @ moved) - lr**2 * pushed[1]
                     moved = moved - lr * offset
                 y, m, done = y - change, moved, done + 1
         if done in wanted:

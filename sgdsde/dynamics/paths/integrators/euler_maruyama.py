@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sgdsde._checks import whole_number
 from sgdsde.dynamics.paths.integrators.integrator import Draws, Integrator, Outputs, PathGroup, PathSetup
-from sgdsde.dynamics.update import torch_step
 from sgdsde.kernel import KernelOperator, rows_times
 from sgdsde.losses import SquaredError
+from sgdsde.step import Step
 
 
 @dataclass(frozen=True)
@@ -58,23 +58,17 @@ class _EulerPaths(PathGroup):
         shape = (n_paths, *linearization.outputs.shape)
         self._w = linearization.outputs.new_zeros(shape)
         self._buffer = torch.zeros_like(self._w) if setup.sgd.momentum else self._w
-        self._weight_factor = torch.ones(1, dtype=torch.float64)
-        self._weight_buffer = torch.zeros(1, dtype=torch.float64)
+        self._weight_factor, self._weight_buffer = 1.0, 0.0
 
     def advance(self, start: int, stop: int) -> None:
         sgd, plan = self._setup.sgd, self._setup.plan
         for k in range(start, stop):
-            lr = float(plan.lr[k]) / self._substeps
+            step = Step.of(sgd, float(plan.lr[k]) / self._substeps, first=k == 0)
             for part in range(self._substeps):
                 gradient = self.gradient(k, k + part / self._substeps)
-                if sgd.weight_decay:
-                    gradient.add_(self._w, alpha=sgd.weight_decay)
-                self._buffer, move = torch_step(sgd, gradient, self._buffer, first=k == 0)
-                self._w.sub_(move, alpha=lr)
-                if sgd.weight_decay:
-                    slope = sgd.weight_decay * self._weight_factor
-                    self._weight_buffer, move = torch_step(sgd, slope, self._weight_buffer, first=k == 0)
-                    self._weight_factor = self._weight_factor - lr * move
+                direction, self._buffer = step.direction(step.decayed(gradient, self._w), self._buffer)
+                self._w.sub_(direction, alpha=step.lr)
+                self._weight_factor, self._weight_buffer = step.move(self._weight_factor, self._weight_buffer, 0.0)
 
     def gradient(self, k: int, place: float) -> Tensor:
         """r/n and its noise at the present outputs, [P, n, c]; a substep is shorter, so its noise is larger."""
@@ -118,7 +112,7 @@ class _EulerPaths(PathGroup):
         """Outputs of the weights g theta_0."""
         if not self._setup.sgd.weight_decay or weight_outputs is None:
             return outputs
-        return outputs + float(self._weight_factor - 1) * weight_outputs
+        return outputs + (self._weight_factor - 1) * weight_outputs
 
     def _moved(self, base: Tensor, kernel: Tensor | KernelOperator) -> Tensor:
         if not isinstance(kernel, Tensor):

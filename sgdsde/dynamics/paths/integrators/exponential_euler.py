@@ -53,11 +53,11 @@ class _ModalPaths(PathGroup):
 
     def __init__(self, substeps: int, setup: PathSetup, n_paths: int, draws: Draws) -> None:
         self._substeps, self._setup, self._draws = substeps, setup, draws
-        self._modes = Modes(setup.linearization)
-        self._coordinates = self._modes.start.expand(n_paths, -1).clone()
+        self._modes = Modes.of(setup.linearization)
+        self._coordinates = self._modes.start.mT.expand(n_paths, -1).clone()
         cross, modes = setup.linearization.cross_kernel, self._modes
         self._test_factor = modes.vectors if cross is None else (cross @ modes.vectors) / modes.values
-        self._fixed = self._modes.residual(torch.zeros_like(self._modes.start))
+        self._fixed = self._modes.residual(torch.zeros_like(self._modes.start))[:, 0]
 
     def advance(self, start: int, stop: int) -> None:
         modes, plan, n = self._modes, self._setup.plan, self._modes.n_train
@@ -75,7 +75,7 @@ class _ModalPaths(PathGroup):
                 self._coordinates = middle * half
 
     def outputs(self, step: int) -> Outputs:
-        moved, linearization = self._coordinates - self._modes.start, self._setup.linearization
+        moved, linearization = self._coordinates - self._modes.start.mT, self._setup.linearization
         train = linearization.outputs + (moved @ self._modes.vectors.mT).view(len(moved), *linearization.outputs.shape)
         test = linearization.test_outputs
         if test is None:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from sgdsde._checks import whole_number
-from sgdsde._progress import ticker
 from sgdsde._types import Params, Progress
-from sgdsde.dynamics.update import torch_step
+from sgdsde.dynamics.moments.state import march
 from sgdsde.kernel import KernelPlan, gram
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
 from sgdsde.sgd import SGD, StepPlan, check_sgd
+from sgdsde.step import Step
 
 KERNELS = 8
 """Steps at which the drift is measured when the caller names none."""
@@ -51,13 +51,11 @@ class MeanPath:
             correction: added to the gradient of the weights.
         """
         gradient = self.gradient(output_gradient)
-        params, buffers, lr = {}, {}, float(self.plan.lr[step])
+        params, buffers = {}, {}
+        update = Step.of(self.sgd, float(self.plan.lr[step]), first=step == 0)
         for name, value in self.params.items():
-            slope = gradient[name] + self.sgd.weight_decay * value
-            if correction is not None:
-                slope = slope + correction[name]
-            buffers[name], move = torch_step(self.sgd, slope, self.buffers[name], first=step == 0)
-            params[name] = value - lr * move
+            slope = gradient[name] if correction is None else gradient[name] + correction[name]
+            params[name], buffers[name] = update.move(value, self.buffers[name], slope)
         return dataclasses.replace(self, params=params, buffers=buffers)
 
     def gradient(self, output_gradient: Tensor | None = None) -> Params:
@@ -90,6 +88,16 @@ class MeanPath:
                 "descent diverges at this learning rate, use a smaller lr"
             )
         return outputs
+
+
+class PathWalk:
+    """A mean path under way, from step to step."""
+
+    def __init__(self, path: MeanPath) -> None:
+        self.path = path
+
+    def advance(self, k: int) -> None:
+        self.path = self.path.advanced(k)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,19 +144,13 @@ def kernel_drift(
     steps = recorded_steps(n_steps, record)
     count = min(problem.n_train, max(1, most_outputs // problem.n_outputs))
     examples = torch.linspace(0, problem.n_train - 1, count).round().long().to(problem.device)
-    x, wanted = problem.x_train[examples], set(steps.tolist())
-    path, values = MeanPath.start(problem, sgd, sgd.plan(problem.n_train, n_steps)), []
-    initial = kernel_between(problem, path.params, x)
-    ticks = ticker(progress, n_steps, "kernel drift")
-    for k in range(n_steps + 1):
-        if k in wanted:
-            path.outputs(k)
-            kernel = initial if k == 0 else kernel_between(problem, path.params, x)
-            values.append(torch.linalg.norm(kernel - initial) / torch.linalg.norm(initial))
-        if k < n_steps:
-            path = path.advanced(k)
-            ticks.update(1)
-    ticks.close()
+    x, values = problem.x_train[examples], []
+    walk = PathWalk(MeanPath.start(problem, sgd, sgd.plan(problem.n_train, n_steps)))
+    initial = kernel_between(problem, walk.path.params, x)
+    for k in march(walk, steps.tolist(), "kernel drift", progress):
+        walk.path.outputs(k)
+        kernel = initial if k == 0 else kernel_between(problem, walk.path.params, x)
+        values.append(torch.linalg.norm(kernel - initial) / torch.linalg.norm(initial))
     return KernelDrift(steps, torch.stack(values).double().cpu(), count)
 
 
