@@ -25,6 +25,7 @@ from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble
 from sgdsde.kernel import empirical_ntk
 from sgdsde.linearization import Linearization, linearize
 from sgdsde.prediction import predict
+from sgdsde.prediction_sweep import predict_many
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
 from sgdsde.stability import UnstableWarning
@@ -57,6 +58,7 @@ __all__ = [
     "meanfield",
     "networks",
     "predict",
+    "predict_many",
     "run_ensemble",
     "sampling",
     "stability",

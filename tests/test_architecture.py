@@ -45,7 +45,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "linearize": ("jacobian", "kernel", "linearization"),
     "what the theory needs besides": ("noise", "stability"),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
-    "predicted against measured": ("reduction", "prediction", "comparison", "diagnosis", "budget"),
+    "predicted against measured": ("reduction", "prediction", "prediction_sweep", "comparison", "diagnosis", "budget"),
     "the whole pipeline": ("__init__",),
     "beside the pipeline": ("meanfield", "pruning", "regimes", "cleaning", "plots", "cli", "__main__"),
 }

@@ -74,7 +74,7 @@ class ReducedModel:
                 self._keep(matrix, i)
         for i, matrix in enumerate(found):
             self._keep(matrix, i)
-        self._add_snapshots(resolvent)
+        self._add_snapshots(resolvent, setting.batch_size)
         self.applications += resolvent.applications
 
     def _keep(self, matrix: Tensor, pole: int | None) -> None:
@@ -93,12 +93,18 @@ class ReducedModel:
         count = math.ceil(per_decade * math.log10(FASTEST / lowest)) + 1
         return [FASTEST * (lowest / FASTEST) ** (k / (count - 1)) - shift for k in range(count)], shift
 
-    def _add_snapshots(self, resolvent: Resolvent) -> None:
+    def _add_snapshots(self, resolvent: Resolvent, batch_size: float) -> None:
         """The second moments of the first steps themselves."""
-        space, state = self.sources.space, self.sources.moment
-        kept, coupling = 1 - space.elementwise(resolvent.coefficients), resolvent.coupling
+        sources, coefficients = self.sources, resolvent.coefficients
+        space, state, mean = sources.space, sources.moment, sources.mean
+        kept, rates = 1 - space.elementwise(coefficients), coefficients.lr * (space.drift + coefficients.decay)[:, None]
         for k in range(1, max(self.snapshots, default=0) + 1):
-            state = kept * state + coupling * space.from_blocks(space.to_blocks(state))
+            packed, injected = sources.at(coefficients, batch_size, mean)
+            blocks = resolvent.coupling * space.to_blocks(state)
+            blocks = blocks if injected is None else blocks + injected
+            state = kept * state + packed + space.from_blocks(blocks)
+            resting = sources.resting_mean(coefficients)
+            mean = resting + (1 - rates) * (mean - resting)
             self.applications += 1
             if k in self.snapshots:
                 self._keep(state, None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from sgdsde._types import Progress
 from sgdsde.dynamics.moments.modal_state import ModalState
 from sgdsde.dynamics.moments.reduced.covariance import RECORDS, reduced_covariance, reduced_states
 from sgdsde.dynamics.moments.reduced.model import ReducedModel
-from sgdsde.dynamics.moments.reduced.schedule import representative, segments_between
+from sgdsde.dynamics.moments.reduced.schedule import representative, segments_between, times_and_factors
 from sgdsde.dynamics.moments.reduced.start import ReducedStart, modes_of
 from sgdsde.dynamics.moments.reduced.system import ReducedSystem, mean_at
 from sgdsde.dynamics.moments.state import march
@@ -74,6 +74,8 @@ class ReducedPrediction:
                 self._early.append(law)
         assert law.covariance is not None
         self._segments = segments_between(sgd, self._modes.n_train, EXACT_STEPS, record[-1])
+        if any(segment.coefficients.lr * sgd.weight_decay >= 1 for segment in self._segments):
+            raise TooInaccurateError("lr * weight_decay of 1 or more")
         self._none = torch.zeros_like(law.covariance.core)
         time = sum(segment.length * segment.coefficients.lr for segment in self._segments)
         self._start = ReducedStart.of(self._modes, sgd, state.mean.e, law.covariance.core, time=time)
@@ -113,7 +115,7 @@ class ReducedPrediction:
     def _refined(self, model: ReducedModel) -> tuple[ReducedSystem, Tensor, Tensor, Tensor]:
         """Poles are added until the estimate is below the tolerance."""
         late = [k - EXACT_STEPS for k in self._late]
-        sparser = min(1.0, (np.log10(self._tolerance) / -4))
+        sparser = min(1.0, (math.log10(self._tolerance) / -4))
         for density in DENSITIES:
             solved = min(1e-2, self._tolerance * DENSITIES[0] / density)
             system = model.build(max(2.0, density * sparser), solved)
@@ -142,7 +144,9 @@ class ReducedPrediction:
         for system in model.coarser():
             other = system.run(self._segments, late)[0] @ system.loss + floor
             errors = torch.maximum(errors, (other - loss).abs() / loss.abs())
-        slowest = min(s.coefficients.lr for s in self._segments if s.coefficients.lr > 0) * self._start.sources.space.drift[0]
+        slowest = (
+            min(s.coefficients.lr for s in self._segments if s.coefficients.lr > 0) * self._start.sources.space.drift[0]
+        )
         lasting = 40 / float(slowest)  # what rounding does to a power of a rate is gone when the power is
         rounding = torch.finfo(loss.dtype).eps * torch.tensor(late).clamp_max(int(lasting)).to(loss)
         begin = self._modes.residual(self._modes.start).square().sum()
@@ -163,16 +167,5 @@ class ReducedPrediction:
 
     def _times_and_factors(self) -> tuple[list[float], list[float]]:
         """t_k and g_k of theta = g theta_0 + J^T w."""
-        head = self._sgd.plan(self._modes.n_train, EXACT_STEPS)
-        edges, times, logs = [EXACT_STEPS], [float(head.times[-1])], [0.0]
-        decay = self._sgd.weight_decay
-        kept = float(np.prod(1 - head.lr * decay))
-        for segment in self._segments:
-            lr = segment.coefficients.lr
-            edges.append(edges[-1] + segment.length)
-            times.append(times[-1] + segment.length * lr)
-            logs.append(logs[-1] + segment.length * float(np.log1p(-lr * decay)))
-        factors = kept * np.exp(np.interp(self._late, edges, logs))
-        return np.interp(self._late, edges, times).tolist(), factors.tolist()
-
-
+        first = segments_between(self._sgd, self._modes.n_train, 0, EXACT_STEPS)
+        return times_and_factors([*first, *self._segments], self._late, decay=self._sgd.weight_decay)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from sgdsde.dynamics.moments.reduced.pairs import StepCoefficients
 from sgdsde.dynamics.moments.reduced.system import Segment
 from sgdsde.sgd import SGD
@@ -28,6 +30,19 @@ def segments_between(sgd: SGD, n_train: int, start: int, stop: int) -> list[Segm
         coefficients = StepCoefficients(float(plan.lr[a]), plan.noise_factor(a), sgd.weight_decay)
         found.append(Segment(b - a, coefficients, float(plan.batch_size[a])))
     return found
+
+
+def times_and_factors(
+    segments: Sequence[Segment], record: Sequence[int], *, decay: float
+) -> tuple[list[float], list[float]]:
+    """t_k, and g_k of theta = g theta_0 + J^T w, at steps counted from the start of the segments."""
+    edges, times, logs = [0], [0.0], [0.0]
+    for segment in segments:
+        lr = segment.coefficients.lr
+        edges.append(edges[-1] + segment.length)
+        times.append(times[-1] + segment.length * lr)
+        logs.append(logs[-1] + segment.length * math.log1p(-lr * decay))
+    return np.interp(record, edges, times).tolist(), np.exp(np.interp(record, edges, logs)).tolist()
 
 
 def representative(segments: Sequence[Segment]) -> list[Segment]:

@@ -54,8 +54,12 @@ class Sources:
 
     def constant(self, coefficients: StepCoefficients, batch_size: float) -> tuple[Tensor, Tensor | None]:
         """What every step adds once the mean rests: packed, and blocks that pass through C."""
-        lr, space, resting = coefficients.lr, self.space, self.resting_mean(coefficients)
-        packed, injected = self.from_mean(coefficients, resting)
+        return self.at(coefficients, batch_size, self.resting_mean(coefficients))
+
+    def at(self, coefficients: StepCoefficients, batch_size: float, mean: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What a step adds at this mean [r, columns]."""
+        lr, space = coefficients.lr, self.space
+        packed, injected = self.from_mean(coefficients, mean)
         if self.offset is not None:
             packed = packed + lr**2 * space.products(*[self._scaled(self.offset)] * 2)
         if self.fixed is not None:
