@@ -63,7 +63,7 @@ def predict_many(
         A ``Trajectory`` each, with ``estimated_error``.
     Raises:
         ValueError: a setting that nothing can represent.
-    Exactness: estimated for each setting from the basis without every fourth pole; no step is exact, the first neither.
+    Exactness: estimated for each setting from the basis without every fifth pole; no step is exact, the first neither.
     Cost: about 250 applications of the second-moment map (half of a plain step each), then milliseconds a setting.
     """
     n_steps = whole_number("n_steps", n_steps)

@@ -24,8 +24,8 @@ LEAST_COST = 100
 
 
 def cost_in_plain_steps(rank: int, n_settings: int = 1) -> float:
-    """What a reduced prediction costs, in steps of ``MomentRecursion``: measured between rank 128 and 1024."""
-    return 20 + n_settings * (80 + 40_000 / rank)
+    """What a reduced prediction costs, in steps of ``MomentRecursion``: measured at rank 128 (320), 256 and 1024 (115)."""
+    return 30 + n_settings * (60 + 30_000 / rank)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ReducedMoments(Dynamics):
     Args:
         tolerance: relative error of the expected training loss while that is above 1e-4 of its start.
     Exactness: exact for the first 16 steps; then to ``Trajectory.estimated_error``, by how much the model changes when
-        every fourth pole is left out: 2 to 80 times the true error in all cases tried. Poles are added until it is
+        every fifth pole is left out: 2 to 80 times the true error in all cases tried. Poles are added until it is
         below the tolerance. Spreads, outputs and test losses have no resolvents of their own: test losses were within
         1e-4, standard deviations within 1 %.
     Cost: 16 plain steps and about 60 to 100 more whatever the horizon, for a schedule several times that; N r^2

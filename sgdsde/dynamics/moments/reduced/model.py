@@ -52,7 +52,7 @@ class ReducedModel:
         return self.system
 
     def coarser(self) -> list[ReducedSystem]:
-        """The system without every fourth pole, in two ways: what is left of the error with three quarters of them."""
+        """The system without every fifth pole, in two ways: the error with four fifths of them."""
         everything = range(len(self._columns))
         return [self.system.restricted([i for i in everything if i not in set(out)]) for out in self._left_out if out]
 
@@ -78,8 +78,8 @@ class ReducedModel:
         self.applications += resolvent.applications
 
     def _keep(self, matrix: Tensor, pole: int | None) -> None:
-        if pole is not None and pole % 4 in (1, 3):
-            self._left_out[pole % 4 // 2].append(len(self._columns))
+        if pole is not None and pole % 5 in (1, 3):
+            self._left_out[pole % 5 // 2].append(len(self._columns))
         self._columns.append(matrix)
 
     def _poles(self, coefficients: StepCoefficients, per_decade: float) -> tuple[list[float], float]:

@@ -26,8 +26,14 @@ from sgdsde.sgd import SGD
 EXACT_STEPS = 16
 """First steps, of the plain recursion: they hold what decays or alternates too fast for resolvents at t <= 1/2."""
 
+SMALLEST = 1e-30
+"""Loss, in units of the first, below which errors are in units of this."""
+
 RELATIVE_DOWN_TO = 1e-4
 """The tolerance holds while the loss is above this share of its start."""
+
+SOLVES = 3.0
+"""Relative tolerance of every solve, in units of that of the loss: what solves leave enters squared."""
 
 LEFT_BY_SOLVES = 0.02
 """Relative error of a loss in units of the tolerance of every solve: five times the largest seen."""
@@ -117,7 +123,7 @@ class ReducedPrediction:
         late = [k - EXACT_STEPS for k in self._late]
         sparser = min(1.0, (math.log10(self._tolerance) / -4))
         for density in DENSITIES:
-            solved = min(1e-2, self._tolerance * DENSITIES[0] / density)
+            solved = min(1e-2, SOLVES * self._tolerance * DENSITIES[0] / density)
             system = model.build(max(2.0, density * sparser), solved)
             states, means = system.run(self._segments, late)
             errors, relevant = self._errors(model, states, late)
@@ -140,16 +146,16 @@ class ReducedPrediction:
         fixed = self._start.sources.fixed
         floor = 0.0 if fixed is None else float(fixed.square().sum())
         loss = states @ model.system.loss + floor
+        begin = self._modes.residual(self._modes.start).square().sum()
         errors = torch.zeros_like(loss)
         for system in model.coarser():
             other = system.run(self._segments, late)[0] @ system.loss + floor
-            errors = torch.maximum(errors, (other - loss).abs() / loss.abs())
+            errors = torch.maximum(errors, (other - loss).abs() / loss.abs().clamp_min(SMALLEST * begin))
         slowest = (
             min(s.coefficients.lr for s in self._segments if s.coefficients.lr > 0) * self._start.sources.space.drift[0]
         )
         lasting = 40 / float(slowest)  # what rounding does to a power of a rate is gone when the power is
         rounding = torch.finfo(loss.dtype).eps * torch.tensor(late).clamp_max(int(lasting)).to(loss)
-        begin = self._modes.residual(self._modes.start).square().sum()
         return errors.cummax(0).values + rounding, loss > RELATIVE_DOWN_TO * begin
 
     def _all_laws(self, system: ReducedSystem, states: Tensor, means: Tensor) -> Iterator[OutputLaw]:
