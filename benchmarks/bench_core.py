@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 import sgdsde
+from sgdsde import provenance
 
 RESULT = Path(__file__).parent / "results" / "core.json"
 REPEATS = 5
@@ -131,11 +130,8 @@ def ensemble(case: sgdsde.Problem, n_runs: int, n_steps: int) -> dict[str, objec
 
 def environment() -> dict[str, object]:
     return {
-        "python": platform.python_version(),
+        **provenance.machine(),
         "torch": torch.__version__,
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "float64_products_per_second": matrix_product_rate(torch.float64),
         "float32_products_per_second": matrix_product_rate(torch.float32),

@@ -31,6 +31,7 @@ from benchmarks.ntk.contestants import NAMES
 from benchmarks.ntk.page import tables, write_page
 from benchmarks.ntk.reference import reference
 from benchmarks.ntk.summary import Record, by_case, largest_error, spread
+from sgdsde import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "ntk.json"
@@ -136,7 +137,7 @@ def environment(n_rounds: int) -> dict[str, Any]:
         lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
         peers |= dict(line.split("==") for line in lines if line.split("==")[0] in KEPT)
     return {
-        **machine.description(),
+        **provenance.machine(),
         "threads": 1,
         "rounds": n_rounds,
         "load_at_the_start": os.getloadavg()[0],

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import sgdsde
-from benchmarks.ntk import machine
 from benchmarks.ntk.page import write_page
+from sgdsde import provenance
 
 RESULTS = Path(__file__).parent / "results"
 BATCH_SIZE = 8
@@ -125,7 +125,7 @@ def main() -> None:
         exact = numbers(problem, EXACT, None)
         ways = [way for way in WAYS if device.type == "cuda" or not way.tf32]
         cases[name] = {way.name: errors(numbers(problem, way, exact["lr"]), exact) for way in ways}
-    hardware = {**machine.description(), "torch": torch.__version__}
+    hardware = {**provenance.machine(), "torch": torch.__version__}
     if device.type == "cuda":
         hardware["device"] = torch.cuda.get_device_name()
     content = {"environment": hardware, "cases": cases}

@@ -10,7 +10,7 @@ import sgdsde
 from experiments.frame import Progress, Scale, by_scale, main
 from experiments.problems import digits_mlp
 from sgdsde.dynamics import MomentRecursion
-from sgdsde.reduction import loss_of_law
+from sgdsde.observables import loss_of_law
 from sgdsde.stability import (
     critical_batch_size,
     fastest_lr,

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import platform
 import re
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from experiments.result import ROOT, DamagedResultError, is_outdated, library_digest, save
+from sgdsde import provenance
 
 if TYPE_CHECKING:
     import torch
@@ -108,42 +106,26 @@ def _as_arrays(name: str, returned: Any) -> dict[str, np.ndarray]:
 def _sources(file: Path) -> dict[str, str]:
     return {
         "library": library_digest(),
-        "experiment": hashlib.sha256(file.read_bytes()).hexdigest(),
-        "frame": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "experiment": provenance.file_digest(file),
+        "frame": provenance.file_digest(__file__),
     }
 
 
 def _environment() -> dict[str, Any]:
     import torch
 
-    where = device()
+    where, commit = device(), provenance.commit(ROOT)
     return {
-        "versions": {"python": platform.python_version()}
-        | {package: _version(package) for package in ("torch", "numpy", "scipy", "sgdsde")},
+        "versions": provenance.versions(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else str(where),
         # Kilobytes on Linux, bytes on macOS.
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changed_files": (_git("status", "--porcelain", "--untracked-files=no") or "").splitlines(),
+        "git_commit": commit and commit.sha,
+        "git_changed_files": list(commit.changed_files) if commit else [],
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git(*words: str) -> str | None:
-    try:
-        answer = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.rstrip("\n") if answer.returncode == 0 else None
 
 
 def _clean_outdated(folder: Path) -> None:

@@ -16,20 +16,30 @@ Conventions, the same everywhere:
                     phi = 1 with replacement and (n - B)/(n - 1) without
 """
 
-from sgdsde import datasets, dynamics, meanfield, networks, sampling, stability
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from sgdsde._version import __version__
-from sgdsde.budget import ErrorBudget, error_budget
-from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
-from sgdsde.diagnosis import Diagnosis, diagnose
-from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble
-from sgdsde.kernel import empirical_ntk
-from sgdsde.linearization import Linearization, linearize
-from sgdsde.prediction import predict
-from sgdsde.prediction_sweep import predict_many
-from sgdsde.problem import Problem
-from sgdsde.sgd import SGD
-from sgdsde.stability import UnstableWarning
-from sgdsde.trajectory import AccuracyBand, LossBand, OutputBand, Trajectory
+
+if TYPE_CHECKING:
+    from sgdsde import datasets, dynamics, meanfield, networks, sampling, stability
+    from sgdsde.bands import AccuracyBand, LossBand, OutputBand
+    from sgdsde.budget import ErrorBudget, error_budget
+    from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
+    from sgdsde.diagnosis import Diagnosis, diagnose
+    from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble
+    from sgdsde.frozen_kernel import FrozenKernelWarning
+    from sgdsde.kernel import empirical_ntk
+    from sgdsde.linearization import Linearization, linearize
+    from sgdsde.prediction import predict
+    from sgdsde.prediction_sweep import predict_many
+    from sgdsde.problem import Problem
+    from sgdsde.sgd import SGD
+    from sgdsde.stability import UnstableWarning
+    from sgdsde.sweeps import LimitFraction, Sweep, sweep
+    from sgdsde.trajectory import Trajectory
 
 __all__ = [
     "SGD",
@@ -39,11 +49,14 @@ __all__ = [
     "CurveComparison",
     "Diagnosis",
     "ErrorBudget",
+    "FrozenKernelWarning",
+    "LimitFraction",
     "Linearization",
     "LossBand",
     "NoisyGradient",
     "OutputBand",
     "Problem",
+    "Sweep",
     "Trajectory",
     "UnstableWarning",
     "Verdict",
@@ -62,4 +75,59 @@ __all__ = [
     "run_ensemble",
     "sampling",
     "stability",
+    "sweep",
 ]
+
+# Where each name above is defined; imported when it is first asked for, so that `sgdsde --help` needs no torch.
+# No name may be that of a module of the package: an import of the module would hide it.
+_HOMES = {
+    "AccuracyBand": "bands",
+    "Comparison": "comparison",
+    "CurveComparison": "comparison",
+    "Diagnosis": "diagnosis",
+    "ErrorBudget": "budget",
+    "FrozenKernelWarning": "frozen_kernel",
+    "LimitFraction": "sweeps",
+    "Linearization": "linearization",
+    "LossBand": "bands",
+    "NoisyGradient": "ensemble",
+    "OutputBand": "bands",
+    "Problem": "problem",
+    "SGD": "sgd",
+    "SVAG": "ensemble",
+    "Sweep": "sweeps",
+    "Trajectory": "trajectory",
+    "UnstableWarning": "stability",
+    "Verdict": "comparison",
+    "compare": "comparison",
+    "diagnose": "diagnosis",
+    "empirical_ntk": "kernel",
+    "error_budget": "budget",
+    "linearize": "linearization",
+    "predict": "prediction",
+    "predict_many": "prediction_sweep",
+    "run_ensemble": "ensemble",
+    "sweep": "sweeps",
+}
+
+
+if not TYPE_CHECKING:  # a type checker that saw it would accept every name
+
+    def __getattr__(name: str) -> object:
+        """The public object or the module of this name."""
+        if name in _HOMES:
+            value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+            globals()[name] = value
+            return value
+        module = f"{__name__}.{name}"
+        if not name.startswith("_"):
+            try:
+                return importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                if error.name != module:
+                    raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

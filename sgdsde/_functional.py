@@ -135,7 +135,7 @@ def _from_module(model: nn.Module) -> FunctionalModel:
 
 
 def _intermediate_results(model: nn.Module) -> dict[int, Any]:
-    """What deepcopy cannot copy, copied: tensors that hooks (pruning, the older weight norm) leave on their layers."""
+    """Copies of the tensors that hooks (pruning, the older weight norm) leave on layers, which deepcopy cannot copy."""
     left = (value for layer in model.modules() for value in vars(layer).values() if isinstance(value, Tensor))
     return {id(value): value.detach().clone() for value in left if not value.is_leaf}
 

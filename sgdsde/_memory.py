@@ -1,4 +1,4 @@
-"""How many bytes a computation may take, told before it takes them."""
+"""Memory budgets, decided before anything is allocated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from sgdsde._checks import complaint, whole_number
 
 DEFAULT_FRACTION = 0.25
-"""Of the free memory, when the caller names no budget."""
+"""Fraction of the free memory that is used when the caller names no budget."""
 
 
 def free_bytes(device: torch.device) -> int:
@@ -32,7 +32,7 @@ def budget(memory: int | None, device: torch.device) -> int:
 
 
 def rows_within(allowed: int, bytes_per_row: int, n_rows: int, what: str, *, fixed: int = 0) -> int:
-    """How many rows fit at once beside ``fixed`` bytes, at least one.
+    """Number of rows that fit at once beside ``fixed`` bytes, at least one.
 
     Raises:
         MemoryError: not even one row fits; names the bytes.

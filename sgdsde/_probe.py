@@ -1,4 +1,4 @@
-"""Whether a model is what predictions need: a deterministic function of its parameters and of one example at a time."""
+"""Probe of a model: is it a deterministic function of its parameters and of one example at a time?"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def probe(
     and in one vector-Jacobian product an example.
 
     Raises:
-        ValueError: naming the layer where that can be told.
+        ValueError: naming the layer where it is known.
     """
     x = _two_examples(x)
     cuda = [functional.device] if functional.device.type == "cuda" else []

@@ -1,4 +1,4 @@
-"""Progress bars where they are wanted; the library itself is silent."""
+"""Progress bars on request; the library itself is silent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Silent:
 
 
 class _Wrapped:
-    """Drives a caller's wrapper of an iterable by hand, one item an update."""
+    """A caller's wrapper of an iterable, advanced by one item for each update."""
 
     def __init__(self, items: Iterable[int]) -> None:
         self._items = iter(items)

@@ -21,12 +21,12 @@ def _sequence(seed: int, purpose: str, block: int) -> np.random.SeedSequence:
 
 
 def numpy_stream(seed: int, purpose: str, block: int) -> np.random.Generator:
-    """For indices: the same draws on every device."""
+    """Stream of indices: the same draws on every device."""
     return np.random.Generator(np.random.PCG64(_sequence(seed, purpose, block)))
 
 
 def torch_stream(seed: int, purpose: str, block: int, device: torch.device) -> torch.Generator:
-    """For normal numbers, drawn where they are used: the same draws on every device of one kind."""
+    """Stream of normal numbers, drawn on the device that uses them: the same draws on every device of one kind."""
     state = _sequence(seed, purpose, block).generate_state(2, np.uint32)
     generator = torch.Generator(device=device)
     generator.manual_seed((int(state[0]) << 31) ^ int(state[1]))

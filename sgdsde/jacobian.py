@@ -22,7 +22,7 @@ from sgdsde._types import Params
 logger = logging.getLogger(__name__)
 
 Blocks = dict[str, Tensor]
-"""By parameter name: the Jacobian's columns of that parameter, [b*c, p_k]."""
+"""Columns of the Jacobian by parameter name, [b*c, p_k]."""
 
 
 def jacobian(functional: FunctionalModel, x: Tensor, *, params: Params | None = None) -> Blocks:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sgdsde import meanfield
 from sgdsde._checks import complaint, finite_entries
 from sgdsde._types import Progress
 from sgdsde.jacobian import jacobian_product
@@ -73,8 +74,6 @@ class Linearization:
         Exactness: K_0 (x) I_c with the deterministic limit K_0; the empirical kernel differs by O(width^-1/2).
         Cost: see ``meanfield.analytic_kernels``.
         """
-        from sgdsde import meanfield
-
         network = problem.model if network is None else network
         x, x_test, c = problem.x_train, problem.x_test, problem.n_outputs
         kernel = meanfield.per_output(meanfield.analytic_ntk(x, None, network, memory=memory), c)

@@ -9,7 +9,16 @@ import torch
 
 from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Observable, Progress
-from sgdsde.dynamics import Dynamics, MomentRecursion, ReducedLaws, ReducedMoments, SDEPaths, truncation_error
+from sgdsde.dynamics import (
+    Dynamics,
+    LinearizedSGD,
+    MomentRecursion,
+    ReducedLaws,
+    ReducedMoments,
+    SDEPaths,
+    truncation_error,
+)
+from sgdsde.frozen_kernel import warn_if_kernel_moves
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
@@ -37,8 +46,9 @@ def predict(
         sgd: how it is trained. n_steps: number of updates.
         dynamics: the theory; default under squared error ``MomentRecursion()``, the exact second moments of the
             linearized model, or, where it is cheaper and only losses are observed, ``ReducedMoments()``, the same to
-            1e-4 (``Trajectory.dynamics`` says which); under any other loss ``SDEPaths()``, 1000 sample paths of SGD
-            with Gaussian noise (``GaussianClosure()`` has no sampling error and needs a second derivative).
+            1e-4 (``Trajectory.dynamics`` says which). Under any other loss ``SDEPaths()``, 1000 sample paths of SGD
+            with Gaussian noise, or, for shuffled epochs, ``LinearizedSGD()``, 256 sampled runs of the linearized model
+            (``GaussianClosure()`` has no sampling error and needs a second derivative).
         record: steps to report; default about 50, geometric, with 0, 1 and n_steps.
         observe: ``"loss"``; ``"accuracy"`` for the fraction of examples whose output is right (its sign, or the
             largest of several; the loss says what the targets mean);
@@ -47,7 +57,9 @@ def predict(
         A ``Trajectory`` with ``n_runs`` = 0 for laws in closed form; on a truncated eigenbasis with a bound on what the
         truncation changes, ``truncation_error``.
     Warns:
-        UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit.
+        UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit. FrozenKernelWarning: a
+            ``Problem`` was given, and its kernel moves so far along a short full-batch path that the frozen one is
+            likely off by more than 5 %.
     Raises:
         ValueError: what the dynamics cannot represent, with the one that can; a record past the end.
     """
@@ -58,7 +70,7 @@ def predict(
     linearization = as_linearization(problem_or_linearization, progress=progress)
     problem = linearization.problem
     if dynamics is None:
-        dynamics = default_dynamics(problem)
+        dynamics = default_dynamics(problem, sgd)
         if tuple(observe) == ("loss",) and ReducedMoments.is_cheaper(linearization, sgd, n_steps):
             dynamics = ReducedMoments()
     if not isinstance(dynamics, Dynamics):
@@ -68,6 +80,8 @@ def predict(
     record = steps.tolist()
     predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)
     predicted = replace(predicted, mean_square_limit=limit)
+    if isinstance(problem_or_linearization, Problem) and dynamics.freezes_kernel and limit is None:
+        warn_if_kernel_moves(linearization, sgd, predicted)
     if dynamics.noise_source is None or not isinstance(problem.criterion, SquaredError):
         return predicted
     return replace(
@@ -101,6 +115,8 @@ def evolve(
     return reducer.trajectory(torch.tensor(record), repr(dynamics), n_steps, None)
 
 
-def default_dynamics(problem: Problem) -> Dynamics:
-    """The theory that ``predict`` uses where none is named, step by step."""
-    return MomentRecursion() if isinstance(problem.criterion, SquaredError) else SDEPaths()
+def default_dynamics(problem: Problem, sgd: SGD) -> Dynamics:
+    """The theory that ``predict`` uses where none is named."""
+    if isinstance(problem.criterion, SquaredError):
+        return MomentRecursion()
+    return LinearizedSGD() if sgd.sampling == "shuffled" else SDEPaths()

@@ -1,4 +1,4 @@
-"""What is trained: a model, data and a loss, validated once."""
+"""Training problem: a model, data and a loss, validated once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""At which steps training is recorded, and what of it."""
+"""Recorded steps and observables of a trajectory."""
 
 from __future__ import annotations
 

@@ -1,55 +1,23 @@
-"""From laws of outputs to what a trajectory reports: losses, accuracies, bands of outputs."""
+"""Reduction of the laws of outputs, one recorded step after the other, to a trajectory."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sgdsde._streams import torch_stream
 from sgdsde._types import Observable
+from sgdsde.bands import AccuracyBand, LossBand, OutputBand
 from sgdsde.dynamics import Covariance, OutputLaw
-from sgdsde.losses import Loss, SquaredError, is_right
-from sgdsde.losses.expectations import gaussian_loss
+from sgdsde.losses import SquaredError
+from sgdsde.observables import Estimate, accuracy_of_law, gaussian_draws, loss_of_law
 from sgdsde.problem import Problem
-from sgdsde.trajectory import AccuracyBand, LossBand, OutputBand, Trajectory
-
-GAUSSIAN_DRAWS = 1024
-"""Draws of a Gaussian law for the accuracy that has no closed form."""
-
-SPREAD_DRAWS = 256
-"""Of these, at least, for the spread of a loss that has none: known to 2 to 4 %."""
-
-NUMBERS_AT_ONCE = 2**23
-"""Drawn outputs held together."""
-
-
-@dataclass(frozen=True, eq=False)
-class Reduced:
-    """One number under the law at one step: mean, std, standard error of the mean, and its samples if it has any."""
-
-    mean: Tensor
-    std: Tensor
-    standard_error: Tensor
-    samples: Tensor | None = None
-
-    @classmethod
-    def certain(cls, value: Tensor) -> Reduced:
-        zero = torch.zeros((), dtype=torch.float64)
-        return cls(value.double().cpu(), zero, zero)
-
-    @classmethod
-    def from_samples(cls, samples: Tensor) -> Reduced:
-        samples = samples.double().cpu()
-        std = samples.std(correction=1)
-        return cls(samples.mean(), std, std / len(samples) ** 0.5, samples)
+from sgdsde.trajectory import Trajectory
 
 
 class Reducer:
-    """Turns laws of outputs into bands, one recorded step after the other."""
+    """Collects losses, accuracies and outputs of one law after the other."""
 
     def __init__(self, problem: Problem, observe: Sequence[Observable]) -> None:
         self._problem, self._observe = problem, observe
@@ -58,16 +26,16 @@ class Reducer:
             for side, targets in (("train", problem.y_train), ("test", problem.y_test)):
                 if targets is not None:
                     self._labels[side] = problem.criterion.labels(f"y_{side}", targets, problem.n_outputs)
-        self._parts: dict[str, list[Reduced]] = {}
+        self._parts: dict[str, list[Estimate]] = {}
         self._outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._times: list[float] = []
 
     def add(self, law: OutputLaw) -> None:
-        """Reduces one law and lets it go."""
+        """Reduce the law of one recorded step, of which only the numbers are kept."""
         self._times.append(law.time)
         problem = self._problem
         drawn = self._labels or not isinstance(problem.criterion, SquaredError)
-        draws = _gaussian_draws(law) if drawn else None
+        draws = gaussian_draws(law) if drawn else None
         self._add_side("train", law.mean, law.covariance, law.samples, problem.y_train, draws)
         if law.test_mean is not None and problem.y_test is not None:
             self._add_side("test", law.test_mean, law.test_covariance, law.test_samples, problem.y_test, draws)
@@ -97,7 +65,7 @@ class Reducer:
             self._outputs.setdefault(side, []).append((mean.double().cpu(), std.double().cpu()))
 
     def trajectory(self, steps: Tensor, dynamics: str, n_steps: int, limit: float | None) -> Trajectory:
-        """What was reduced, as a result."""
+        """The trajectory of all steps so far; ``limit`` is the mean-square limit if the learning rate is past it."""
         losses = {side: _loss_band(self._parts[f"{side}_loss"]) for side in self._sides("loss")}
         accuracies = {side: _accuracy_band(self._parts[f"{side}_accuracy"]) for side in self._sides("accuracy")}
         outputs = {side: _output_band(parts) for side, parts in self._outputs.items()}
@@ -126,117 +94,22 @@ class Reducer:
         return [side for side in ("train", "test") if f"{side}_{what}" in self._parts]
 
 
-def loss_of_law(
-    criterion: Loss,
-    mean: Tensor,
-    targets: Tensor,
-    *,
-    covariance: Covariance | None,
-    samples: Tensor | None,
-    draws: Tensor | None = None,
-) -> Reduced:
-    """Mean and standard deviation of the loss under a law of the outputs, and the loss of each sample.
-
-    Gaussian under squared error, e the mean residual and S the covariance, N examples:
-
-        E L = (s / 2N) (|e|^2 + tr S)               exact for any law with these moments
-        Var L = (s / 2N)^2 (2 tr S^2 + 4 e^T S e)   Gaussian closure
-
-    Gaussian under another loss: the mean by ``noise.gaussian_loss``; the standard deviation from ``draws``, [P, r]
-    draws of the covariance's core, or without them NaN.
-    """
-    if samples is not None:
-        return Reduced.from_samples(criterion.mean(samples, targets))
-    if covariance is None:
-        return Reduced.certain(criterion.mean(mean, targets))
-    zero = torch.zeros((), dtype=torch.float64)
-    if not isinstance(criterion, SquaredError):
-        blocks = covariance.blocks(mean.shape[1])
-        expected_loss = gaussian_loss(criterion, mean, blocks, targets).mean()
-        std = torch.tensor(torch.nan, dtype=torch.float64)
-        if draws is not None:
-            enough = draws[: max(SPREAD_DRAWS, NUMBERS_AT_ONCE // mean.numel())]
-            drawn = [criterion.mean(outputs, targets) for outputs in _drawn_outputs(mean, covariance, enough)]
-            std = _finite_or_infinite(torch.cat(drawn).std(correction=1))
-        return Reduced(_finite_or_infinite(expected_loss), std, zero)
-    scale = criterion.curvature / (2 * len(mean))
-    residual = (mean - targets).flatten()
-    expected_loss = scale * (residual.square().sum() + covariance.trace)
-    variance = 2 * covariance.squared_norm + 4 * covariance.quadratic(residual)
-    std = scale * variance.clamp_min(0).sqrt()
-    return Reduced(_finite_or_infinite(expected_loss), _finite_or_infinite(std), zero)
-
-
-def accuracy_of_law(
-    mean: Tensor,
-    labels: Tensor,
-    *,
-    covariance: Covariance | None = None,
-    samples: Tensor | None = None,
-    draws: Tensor | None = None,
-) -> Reduced:
-    """Mean and standard deviation of the fraction of examples that are right (``Loss.labels``), under a law of outputs.
-
-    One output of mean m and variance v: P(right) = Phi(sign m / sqrt(v)), in closed form. Several: from ``draws`` of
-    the law, [P, r] standard normal numbers times a root of the covariance's core; the standard deviation always is.
-    """
-    if samples is not None:
-        return Reduced.from_samples(is_right(samples, labels).double().mean(-1))
-    if covariance is None or draws is None:
-        return Reduced.certain(is_right(mean, labels).double().mean(-1))
-    right = [is_right(outputs, labels).double().mean(-1) for outputs in _drawn_outputs(mean, covariance, draws)]
-    sampled = Reduced.from_samples(torch.cat(right))
-    if not labels.is_floating_point():
-        return Reduced(sampled.mean, sampled.std, sampled.standard_error)
-    std = covariance.diagonal().clamp_min(0).sqrt()
-    certain = is_right(mean, labels).double()
-    chance = torch.special.ndtr(labels * mean[:, 0] / std.clamp_min(torch.finfo(std.dtype).tiny)).double()
-    exact = torch.where(std > 0, chance, certain).mean()
-    return Reduced(exact.cpu(), sampled.std, torch.zeros((), dtype=torch.float64))
-
-
-def _drawn_outputs(mean: Tensor, covariance: Covariance, draws: Tensor) -> Iterator[Tensor]:
-    """Outputs [p, n, c] of the draws, some at a time."""
-    for some in draws.split(max(1, NUMBERS_AT_ONCE // mean.numel())):
-        yield mean + (some @ covariance.factor.mT).view(-1, *mean.shape)
-
-
-def _gaussian_draws(law: OutputLaw) -> Tensor | None:
-    """Draws of the modal coordinates that train and test outputs share, [P, r]; the same at every call."""
-    if law.covariance is None:
-        return None
-    core = law.covariance.core
-    # What is added is far below the accuracy of a draw, and lets a core of lower rank pass.
-    root, failed = torch.linalg.cholesky_ex(core + 1e-12 * core.diagonal().abs().max() * torch.eye(len(core)).to(core))
-    if failed or not torch.isfinite(root).all():
-        values, vectors = torch.linalg.eigh(core)
-        root = vectors * values.clamp_min(0).sqrt()
-    stream = torch_stream(0, "accuracy", 0, core.device)
-    normal = torch.randn(GAUSSIAN_DRAWS, len(core), generator=stream, dtype=core.dtype, device=core.device)
-    return normal @ root.mT
-
-
-def _finite_or_infinite(value: Tensor) -> Tensor:
-    value = value.double().cpu()
-    return value if math.isfinite(value) else torch.tensor(torch.inf, dtype=torch.float64)
-
-
-def _loss_band(parts: list[Reduced]) -> LossBand:
+def _loss_band(parts: list[Estimate]) -> LossBand:
     samples = _stacked_samples(parts)
     return LossBand(*_columns(parts)) if samples is None else LossBand.from_samples(samples)
 
 
-def _accuracy_band(parts: list[Reduced]) -> AccuracyBand:
+def _accuracy_band(parts: list[Estimate]) -> AccuracyBand:
     samples = _stacked_samples(parts)
     return AccuracyBand(*_columns(parts)) if samples is None else AccuracyBand.from_samples(samples)
 
 
-def _columns(parts: list[Reduced]) -> tuple[Tensor, Tensor, Tensor]:
+def _columns(parts: list[Estimate]) -> tuple[Tensor, Tensor, Tensor]:
     mean, std = torch.stack([part.mean for part in parts]), torch.stack([part.std for part in parts])
     return mean, std, torch.stack([part.standard_error for part in parts])
 
 
-def _stacked_samples(parts: list[Reduced]) -> Tensor | None:
+def _stacked_samples(parts: list[Estimate]) -> Tensor | None:
     samples = [part.samples for part in parts if part.samples is not None]
     return torch.stack(samples, dim=1) if samples else None
 

@@ -13,7 +13,7 @@ from sgdsde._streams import BLOCK, numpy_stream
 from sgdsde.sgd import SGD, StepPlan
 
 PADDING = -1
-"""Fills the rows of smaller batches in ``batch_indices``."""
+"""Entry that fills the rows of smaller batches in ``batch_indices``."""
 
 
 def batch_indices(sgd: SGD, n: int, n_steps: int, *, seed: int, run: int) -> Tensor:
@@ -37,7 +37,7 @@ def batch_indices(sgd: SGD, n: int, n_steps: int, *, seed: int, run: int) -> Ten
 
 
 def block_batches(plan: StepPlan, seed: int, block: int, *, purpose: str = "batches") -> Iterator[np.ndarray]:
-    """For each step of the plan the batches of the 64 runs of a block: int64 [64, B_k]; another purpose, other draws.
+    """Batches of the 64 runs of a block for each step of the plan: int64 [64, B_k]; another purpose, other draws.
 
     Cost: 64 B numbers a step; without replacement 64 n uniform keys a step, of which the B smallest are the batch.
     """

@@ -1,4 +1,4 @@
-"""How it is trained: stochastic gradient descent in the words of ``torch.optim.SGD``."""
+"""Stochastic gradient descent with the options of ``torch.optim.SGD``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sgdsde.adapters import SchedulerInterval, words_of_optimizer
 
 @dataclass(frozen=True)
 class SGD:
-    """Minibatch SGD. Every torch word means what ``torch.optim.SGD`` means (the first buffer is the undamped gradient).
+    """Minibatch SGD; every option of torch has the meaning of ``torch.optim.SGD`` (the first buffer is undamped).
 
     Args:
         lr: learning rate, positive, or a function of the step k = 0, 1, ... for the update k -> k + 1 (a warm-up may
@@ -137,7 +137,7 @@ class SGD:
 
 
 def check_sgd(sgd: object) -> None:
-    """Raises TypeError unless it is an ``SGD``."""
+    """Raise TypeError unless it is an ``SGD``."""
     if not isinstance(sgd, SGD):
         received, remedy = type(sgd).__name__, "use sgdsde.SGD(lr=..., batch_size=...)"
         raise TypeError(complaint("sgd", "an SGD", received, remedy))

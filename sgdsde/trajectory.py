@@ -1,4 +1,4 @@
-"""One result type, the same for predicted and measured training."""
+"""Result of training, predicted or measured, in one type."""
 
 from __future__ import annotations
 
@@ -9,123 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
-from sgdsde._checks import complaint, fraction
+from sgdsde import plots
+from sgdsde._checks import complaint
 from sgdsde._files import replacing
+from sgdsde.bands import AccuracyBand, LossBand, OutputBand, draw_loss, label_bands
 
 if TYPE_CHECKING:
     import pandas
     import xarray
+    from matplotlib.axes import Axes
 
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, eq=False)
-class LossBand:
-    """A loss at T recorded steps: mean and spread over runs.
-
-    Attributes:
-        mean: [T]; +inf once a run has diverged.
-        std: [T], over runs, ddof 1 where measured; 0 for deterministic dynamics.
-        standard_error: [T], of ``mean``; 0 where the mean is no sample mean.
-        samples: [n_runs, T], or None for a moment predictor.
-    """
-
-    mean: Tensor
-    std: Tensor
-    standard_error: Tensor
-    samples: Tensor | None = None
-
-    @classmethod
-    def from_samples(cls, samples: Tensor) -> LossBand:
-        """The band of measured losses [n_runs, T]; NaN counts as diverged, +inf."""
-        samples = torch.where(torch.isfinite(samples), samples, torch.inf).double().cpu()
-        runs = samples.shape[0]
-        std = _spread(samples)
-        std = torch.where(torch.isfinite(samples).all(0), std, torch.inf)
-        return cls(samples.mean(0), std, std / runs**0.5, samples)
-
-    def quantile(self, q: float) -> Tensor:
-        """The q-quantile over runs at each step, [T].
-
-        Of samples: exact, finite as long as enough runs are. Of a moment predictor: APPROXIMATE, the Gamma law with
-        the band's mean and standard deviation (a sum of squares is never negative and skewed to the right); see
-        ``has_samples``.
-        """
-        q = fraction("q", q)
-        if self.samples is not None:
-            return _sample_quantile(self.samples, q)
-        mean, std = self.mean.numpy(), self.std.numpy()
-        spread = np.isfinite(mean) & np.isfinite(std) & (std > 0) & (mean > 0)
-        shape = np.where(spread, mean, 1.0) ** 2 / np.where(spread, std, 1.0) ** 2
-        gamma = stats.gamma.ppf(q, shape, scale=np.where(spread, mean, 1.0) / shape)
-        return torch.from_numpy(np.where(spread, gamma, mean))
-
-    @property
-    def has_samples(self) -> bool:
-        """Whether quantiles are those of samples rather than of a matched Gamma law."""
-        return self.samples is not None
-
-
-@dataclass(frozen=True, eq=False)
-class AccuracyBand:
-    """The fraction of examples on the right side (sign or argmax) at T recorded steps: mean and spread over runs.
-
-    Attributes:
-        mean, std, standard_error: [T], as in ``LossBand``. samples: [n_runs, T], or None for a moment predictor.
-    """
-
-    mean: Tensor
-    std: Tensor
-    standard_error: Tensor
-    samples: Tensor | None = None
-
-    @classmethod
-    def from_samples(cls, samples: Tensor) -> AccuracyBand:
-        """The band of measured accuracies [n_runs, T]."""
-        samples = samples.double().cpu()
-        std = _spread(samples)
-        return cls(samples.mean(0), std, std / len(samples) ** 0.5, samples)
-
-    def quantile(self, q: float) -> Tensor:
-        """The q-quantile over runs, [T]; of a moment predictor APPROXIMATE, by a Beta law with the same two moments."""
-        q = fraction("q", q)
-        if self.samples is not None:
-            return _sample_quantile(self.samples, q)
-        mean, std = self.mean.numpy(), self.std.numpy()
-        spread = (std > 0) & (mean > 0) & (mean < 1) & (std**2 < mean * (1 - mean))
-        safe_mean, safe_std = np.where(spread, mean, 0.5), np.where(spread, std, 0.1)
-        weight = safe_mean * (1 - safe_mean) / safe_std**2 - 1
-        beta = stats.beta.ppf(q, safe_mean * weight, (1 - safe_mean) * weight)
-        return torch.from_numpy(np.where(spread, beta, mean))
-
-
-@dataclass(frozen=True, eq=False)
-class OutputBand:
-    """Outputs at T recorded steps: mean and std [T, n, c] over runs, samples [n_runs, T, n, c] or None."""
-
-    mean: Tensor
-    std: Tensor
-    samples: Tensor | None = None
-
-    @classmethod
-    def from_samples(cls, samples: Tensor) -> OutputBand:
-        """The band of measured outputs [n_runs, T, n, c]."""
-        samples = samples.double().cpu()
-        return cls(samples.mean(0), _spread(samples), samples)
-
-
-def _sample_quantile(samples: Tensor, q: float) -> Tensor:
-    return torch.from_numpy(np.quantile(samples.numpy(), q, axis=0, method="inverted_cdf"))
-
-
-def _spread(samples: Tensor) -> Tensor:
-    """Standard deviation over the first dimension, ddof 1; exactly 0 where all samples are equal."""
-    if len(samples) < 2:
-        return torch.full_like(samples[0], torch.nan)
-    return (samples - samples[0]).std(0, correction=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +62,34 @@ class Trajectory:
     estimated_error: Tensor | None = None
 
     @property
+    def losses(self) -> dict[str, LossBand]:
+        """The loss bands that there are, by ``"train"`` and ``"test"``."""
+        return {"train": self.train_loss} | ({"test": self.test_loss} if self.test_loss is not None else {})
+
+    @property
     def is_past_limit(self) -> bool:
-        """Whether this predicts training beyond the mean-square limit, where no finite number is to be believed."""
+        """Whether the prediction lies past the mean-square limit, where no finite number can be trusted."""
         return self.mean_square_limit is not None
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Axes:
+        """The axes of a picture: mean losses with the 10 to 90 % bands of the runs.
+
+        Args:
+            path: where to save, in the format that the suffix names; whole or not at all. With None the figure belongs
+                to pyplot, so that ``plt.show()`` shows it.
+        Raises:
+            ModuleNotFoundError: no matplotlib. ValueError: a suffix that matplotlib cannot write.
+        """
+        kind = "measured" if self.dynamics.startswith("measured") else "predicted"
+        with plots.canvas(path, size=(6.4, 3.6)) as figure:
+            axes = figure.subplots()
+            for side, band in self.losses.items():
+                draw_loss(axes, self.steps, band, kind, side)
+            plots.scale_losses(axes)
+            plots.scale_steps(axes, int(self.steps[-1]))
+            plots.title(axes, self.dynamics)
+            label_bands(axes, self.train_loss)
+        return axes
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a recorded step: step, time, and mean, std, standard_error of each band (needs pandas)."""
@@ -201,7 +122,7 @@ class Trajectory:
         return xarray.Dataset(data, coords=coordinates, attrs=attributes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one ``.npz`` (arrays, a JSON header, no pickle) to a temporary file and renames it: all or nothing."""
+        """Write one ``.npz`` (arrays, a JSON header, no pickle) to a temporary file and renames it: all or nothing."""
         arrays = self._arrays()
         described = json.dumps(self._header() | {"arrays": sorted(arrays)}).encode()
         header = np.frombuffer(described, dtype=np.uint8)

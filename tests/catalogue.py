@@ -19,7 +19,7 @@ N = 3
 
 
 @dataclass(frozen=True)
-class Case:
+class NetCase:
     """A network and inputs of one shape.
 
     Attributes:
@@ -77,25 +77,25 @@ def jacobian_by_backward(model: Any, x: Tensor, where: Callable[[str], bool] | N
 IMAGE, SEQUENCE = (2, 4, 4), (3, 4)
 
 
-def stack(*layers: nn.Module, shape: tuple[int, ...]) -> Case:
-    return Case(lambda: nn.Sequential(*layers, nn.Flatten()), shape)
+def stack(*layers: nn.Module, shape: tuple[int, ...]) -> NetCase:
+    return NetCase(lambda: nn.Sequential(*layers, nn.Flatten()), shape)
 
 
-def between(*layers: nn.Module) -> Case:
+def between(*layers: nn.Module) -> NetCase:
     """Layers between two dense ones."""
-    return Case(lambda: nn.Sequential(nn.Linear(4, 4), *layers, nn.Linear(4, 2)), (4,))
+    return NetCase(lambda: nn.Sequential(nn.Linear(4, 4), *layers, nn.Linear(4, 2)), (4,))
 
 
-def after_convolution(*layers: nn.Module, shape: tuple[int, ...] = IMAGE) -> Case:
-    return Case(lambda: nn.Sequential(nn.Conv2d(shape[0], 4, 2), *layers, nn.Flatten()), shape)
+def after_convolution(*layers: nn.Module, shape: tuple[int, ...] = IMAGE) -> NetCase:
+    return NetCase(lambda: nn.Sequential(nn.Conv2d(shape[0], 4, 2), *layers, nn.Flatten()), shape)
 
 
-def embedding(**words: Any) -> Case:
-    return Case(lambda: nn.Sequential(nn.Embedding(5, 3, **words), nn.Flatten(), nn.Linear(12, 2)), (4,), tokens=5)
+def embedding(**words: Any) -> NetCase:
+    return NetCase(lambda: nn.Sequential(nn.Embedding(5, 3, **words), nn.Flatten(), nn.Linear(12, 2)), (4,), tokens=5)
 
 
-def bag(mode: str, **words: Any) -> Case:
-    return Case(lambda: nn.EmbeddingBag(5, 3, mode=mode, **words), (4,), tokens=5)
+def bag(mode: str, **words: Any) -> NetCase:
+    return NetCase(lambda: nn.EmbeddingBag(5, 3, mode=mode, **words), (4,), tokens=5)
 
 
 CONVOLUTIONS = {
@@ -113,24 +113,24 @@ CONVOLUTIONS = {
     "conv transposed 2d": stack(nn.ConvTranspose2d(2, 2, 2, stride=2, output_padding=1), shape=(2, 2, 2)),
     "conv transposed 3d": stack(nn.ConvTranspose3d(1, 1, 2), shape=(1, 2, 2, 1)),
     "conv transposed grouped": stack(nn.ConvTranspose2d(4, 2, 2, groups=2), shape=(4, 2, 2)),
-    "squeeze and excite": Case(nets.squeeze_and_excite, IMAGE),
-    "residual block": Case(nets.residual_block, IMAGE),
-    "unet skip": Case(nets.skip_connection, IMAGE),
+    "squeeze and excite": NetCase(nets.squeeze_and_excite, IMAGE),
+    "residual block": NetCase(nets.residual_block, IMAGE),
+    "unet skip": NetCase(nets.skip_connection, IMAGE),
 }
 
 NORMALIZATIONS = {
-    "batch norm 1d": Case(lambda: nn.Sequential(nn.Linear(4, 4), normalized(nn.BatchNorm1d(4))), (4,)),
-    "batch norm 2d": Case(
+    "batch norm 1d": NetCase(lambda: nn.Sequential(nn.Linear(4, 4), normalized(nn.BatchNorm1d(4))), (4,)),
+    "batch norm 2d": NetCase(
         lambda: nn.Sequential(nn.Conv2d(2, 3, 2), normalized(nn.BatchNorm2d(3)), nn.Flatten()), IMAGE
     ),
-    "batch norm without affine": Case(
+    "batch norm without affine": NetCase(
         lambda: nn.Sequential(nn.Linear(4, 3), normalized(nn.BatchNorm1d(3, affine=False))), (4,)
     ),
     "layer norm": between(nn.LayerNorm(4)),
     "group norm": after_convolution(nn.GroupNorm(2, 4)),
     "instance norm": after_convolution(nn.InstanceNorm2d(4, affine=True)),
     "instance norm 1d": stack(nn.Conv1d(2, 3, 2), nn.InstanceNorm1d(3), shape=(2, 5)),
-    "instance norm with statistics": Case(
+    "instance norm with statistics": NetCase(
         lambda: nn.Sequential(
             nn.Conv2d(2, 3, 2), normalized(nn.InstanceNorm2d(3, affine=True, track_running_stats=True)), nn.Flatten()
         ),
@@ -138,12 +138,12 @@ NORMALIZATIONS = {
     ),
     "rms norm": between(nn.RMSNorm(4)),
     "local response norm": after_convolution(nn.LocalResponseNorm(2)),
-    "weight norm": Case(
+    "weight norm": NetCase(
         lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 2)), (4,)
     ),
-    "spectral norm": Case(nets.spectral, (4,)),
-    "orthogonal": Case(lambda: parametrizations.orthogonal(nn.Linear(4, 4)), (4,)),
-    "own parametrization": Case(nets.squared_weights, (4,)),
+    "spectral norm": NetCase(nets.spectral, (4,)),
+    "orthogonal": NetCase(lambda: parametrizations.orthogonal(nn.Linear(4, 4)), (4,)),
+    "own parametrization": NetCase(nets.squared_weights, (4,)),
 }
 
 SEQUENCES = {
@@ -153,39 +153,39 @@ SEQUENCES = {
     "embedding bag": bag("mean"),
     "embedding bag of sums": bag("sum"),
     "embedding bag of maxima": bag("max", padding_idx=1),
-    "multihead attention": Case(nets.multihead_attention, SEQUENCE),
-    "attention by hand": Case(nets.attention_by_hand, SEQUENCE),
-    "transformer encoder layer": Case(
+    "multihead attention": NetCase(nets.multihead_attention, SEQUENCE),
+    "attention by hand": NetCase(nets.attention_by_hand, SEQUENCE),
+    "transformer encoder layer": NetCase(
         lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, dim_feedforward=5, batch_first=True), nn.Flatten()),
         SEQUENCE,
     ),
-    "transformer encoder": Case(nets.transformer_encoder, SEQUENCE),
-    "lstm": Case(nets.recurrent(nn.LSTM), (4, 3), vectorizes=False),
-    "gru": Case(nets.recurrent(nn.GRU), (4, 3), vectorizes=False),
-    "rnn": Case(nets.recurrent(nn.RNN), (4, 3), vectorizes=False),
-    "lstm both ways": Case(nets.recurrent(nn.LSTM, num_layers=2, bidirectional=True), (4, 3), vectorizes=False),
-    "gru cell": Case(nets.recurrent_cell, (4, 3)),
+    "transformer encoder": NetCase(nets.transformer_encoder, SEQUENCE),
+    "lstm": NetCase(nets.recurrent(nn.LSTM), (4, 3), vectorizes=False),
+    "gru": NetCase(nets.recurrent(nn.GRU), (4, 3), vectorizes=False),
+    "rnn": NetCase(nets.recurrent(nn.RNN), (4, 3), vectorizes=False),
+    "lstm both ways": NetCase(nets.recurrent(nn.LSTM, num_layers=2, bidirectional=True), (4, 3), vectorizes=False),
+    "gru cell": NetCase(nets.recurrent_cell, (4, 3)),
 }
 
 PARAMETERS = {
-    "tied weights": Case(nets.tied_weights, (4,)),
-    "transposed tie": Case(nets.transposed_tie, (4,)),
-    "layer used twice": Case(nets.used_twice, (4,)),
-    "one layer under two names": Case(nets.one_layer_under_two_names, (4,)),
-    "bare parameters": Case(nets.bare_parameters, (4,)),
-    "parameter list": Case(nets.parameter_list, (4,)),
-    "parameter dict": Case(nets.parameter_dict, (4,)),
-    "module list and dict": Case(nets.module_containers, (4,)),
-    "frozen parameters": Case(nets.frozen_part, (4,)),
-    "frozen tied parameter": Case(nets.frozen_and_tied, (4,)),
-    "parameter without influence": Case(nets.without_influence, (4,)),
-    "pair of function and parameters": Case(nets.by_functions, (4,)),
+    "tied weights": NetCase(nets.tied_weights, (4,)),
+    "transposed tie": NetCase(nets.transposed_tie, (4,)),
+    "layer used twice": NetCase(nets.used_twice, (4,)),
+    "one layer under two names": NetCase(nets.one_layer_under_two_names, (4,)),
+    "bare parameters": NetCase(nets.bare_parameters, (4,)),
+    "parameter list": NetCase(nets.parameter_list, (4,)),
+    "parameter dict": NetCase(nets.parameter_dict, (4,)),
+    "module list and dict": NetCase(nets.module_containers, (4,)),
+    "frozen parameters": NetCase(nets.frozen_part, (4,)),
+    "frozen tied parameter": NetCase(nets.frozen_and_tied, (4,)),
+    "parameter without influence": NetCase(nets.without_influence, (4,)),
+    "pair of function and parameters": NetCase(nets.by_functions, (4,)),
 }
 
 SHAPES = {
-    "shapes under control": Case(nets.shapes_under_control, IMAGE),
-    "through fourier space": Case(nets.filtered_in_fourier_space, (6,)),
-    "own backward pass": Case(nets.own_backward_pass, (4,), vectorizes=False),
+    "shapes under control": NetCase(nets.shapes_under_control, IMAGE),
+    "through fourier space": NetCase(nets.filtered_in_fourier_space, (6,)),
+    "own backward pass": NetCase(nets.own_backward_pass, (4,), vectorizes=False),
     "max pool": after_convolution(nn.MaxPool2d(2)),
     "average pool": after_convolution(nn.AvgPool2d(2)),
     "adaptive average pool": after_convolution(nn.AdaptiveAvgPool2d((2, 1))),
@@ -195,10 +195,10 @@ SHAPES = {
     "upsample nearest": after_convolution(nn.Upsample(scale_factor=2), shape=(1, 3, 2)),
     "pixel shuffle": after_convolution(nn.PixelShuffle(2)),
     "fold": stack(nn.Linear(4, 4), nn.Fold((3, 3), 2), shape=(4, 4)),
-    "reshape": Case(
+    "reshape": NetCase(
         lambda: nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)), nn.Linear(3, 2), nn.Flatten()), (4,)
     ),
-    "bilinear": Case(lambda: Wrapped(lambda m, x: m.pair(x[:, :2], x[:, 2:]), pair=nn.Bilinear(2, 2, 3)), (4,)),
+    "bilinear": NetCase(lambda: Wrapped(lambda m, x: m.pair(x[:, :2], x[:, 2:]), pair=nn.Bilinear(2, 2, 3)), (4,)),
 }
 
 ACTIVATIONS = {
@@ -209,7 +209,7 @@ ACTIVATIONS = {
     "log softmax": between(nn.LogSoftmax(dim=-1)),
     "gelu by tanh": between(nn.GELU("tanh")),
     "glu": stack(nn.Linear(4, 6), nn.GLU(), nn.Linear(3, 1), shape=(4,)),
-    "sine": Case(lambda: Wrapped(lambda m, x: torch.sin(3 * m.layer(x)), layer=nn.Linear(4, 2)), (4,)),
+    "sine": NetCase(lambda: Wrapped(lambda m, x: torch.sin(3 * m.layer(x)), layer=nn.Linear(4, 2)), (4,)),
     "relu in place": between(nn.ReLU(inplace=True)),
     "dropout in eval": between(nn.Dropout(0.5)),
 } | {

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 from sgdsde.cli import main
 
 SMALL = "--n-train 16 --n-test 8 --width 16 --batch-size 4 --quiet"
@@ -10,3 +15,10 @@ SYNTHETIC = f"{SMALL} --data synthetic --in-features 5"
 
 def call(*words: str) -> int:
     return main(" ".join(words).split())
+
+
+def call_python(*words: str) -> subprocess.CompletedProcess[str]:
+    """A Python of its own, in the working directory, on the sources that are tested."""
+    sources = str(Path(__file__).resolve().parents[1])
+    command, environment = [sys.executable, *words], os.environ | {"PYTHONPATH": sources}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)

@@ -42,7 +42,8 @@ class Project:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("Makefile", "experiments/frame.py", "experiments/result.py", "paper_figs/frame.py"):
+        copied = ["Makefile", "experiments/frame.py", "experiments/result.py", "paper_figs/frame.py"]
+        for name in (*copied, "sgdsde/provenance.py", "sgdsde/_version.py"):
             self.write(name, (ROOT / name).read_text())
         # Stand-ins for what costs seconds to import.
         self.write(

@@ -2,7 +2,7 @@
 
 ``STAGES`` is the library's table of contents. A module may import those of earlier stages and, as long as no circle
 arises, of its own. A new module must be placed here before anything else. The rules are tested on trees that break them
-in ``tests/unit/test_architecture_rules.py``.
+in ``tests/test_architecture_rules.py``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ STAGES: dict[str, tuple[str, ...]] = {
         "_version",
         "_types",
         "_checks",
-        "_linalg",
         "_streams",
         "_functional",
         "_probe",
         "_memory",
         "_progress",
         "_files",
+        "provenance",
+        "plots",
     ),
     "what is trained, and how": (
         "adapters",
@@ -38,25 +39,34 @@ STAGES: dict[str, tuple[str, ...]] = {
         "sampling",
         "sgd",
         "step",
+        "bands",
         "trajectory",
         "recording",
     ),
+    # Kernels of infinite width need networks only.
+    "infinite width": ("meanfield",),
     # The kernel knows models only and a Linearization holds it, so it stands here and not beside the noise.
     "linearize": ("jacobian", "kernel", "linearization"),
     "what the theory needs besides": ("noise", "stability"),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
-    "predicted against measured": ("reduction", "prediction", "prediction_sweep", "comparison", "diagnosis", "budget"),
+    "predicted against measured": (
+        "observables",
+        "reduction",
+        "frozen_kernel",
+        "prediction",
+        "prediction_sweep",
+        "comparison",
+        "diagnosis",
+        "budget",
+        "sweeps",
+    ),
     "the whole pipeline": ("__init__",),
-    "beside the pipeline": ("meanfield", "pruning", "regimes", "cleaning", "plots", "cli", "__main__"),
+    "beside the pipeline": ("cli", "__main__"),
 }
 STAGE_OF = {name: number for number, names in enumerate(STAGES.values()) for name in names}
-BESIDE = set(STAGES["beside the pipeline"])
 COMMAND_LINE = {"cli", "__main__"}
 
-# Imports against the stream, allowed inside a function only: a result's .plot draws when it is called.
-WHEN_CALLED = {("trajectory", "plots"), ("comparison", "plots"), ("budget", "plots"), ("linearization", "meanfield")}
-# What `import sgdsde` makes available although it stands beside the pipeline.
-OFFERED = {("__init__", name) for name in ("meanfield", "pruning", "regimes", "cleaning")}
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 50
 
 REQUIRED = {"torch", "numpy", "scipy"}
 EXTRAS = {"sklearn", "seaborn", "matplotlib", "pandas", "xarray", "tqdm", "tyro", "sdeint"}
@@ -94,7 +104,7 @@ def modules(package: Path) -> dict[str, list[Path]]:
 
 
 def imports(path: Path, package: Path) -> Iterator[Import]:
-    """Every import of a file; ``from sgdsde import x`` counts as an import of sgdsde.x."""
+    """Every import of a file; ``from sgdsde.a import b`` counts as an import of sgdsde.a.b, module or not."""
     inside = [package.name, *path.relative_to(package).with_suffix("").parts]
 
     def walk(node: ast.AST, when: str) -> Iterator[Import]:
@@ -104,7 +114,8 @@ def imports(path: Path, package: Path) -> Iterator[Import]:
             elif isinstance(child, ast.ImportFrom):
                 base = ".".join(inside[: -child.level]) if child.level else ""
                 source = ".".join(part for part in (base, child.module) if part)
-                targets = [f"{source}.{alias.name}" for alias in child.names] if source == package.name else [source]
+                inside_package = source.partition(".")[0] == package.name
+                targets = [f"{source}.{alias.name}" for alias in child.names] if inside_package else [source]
                 yield from (Import(target, child.lineno, when) for target in targets)
             elif isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
                 for statement in child.body:
@@ -126,6 +137,12 @@ def misplaced_modules(package: Path) -> list[str]:
         for name in modules(package)
         if name not in STAGE_OF
     ]
+
+
+def missing_modules(package: Path) -> list[str]:
+    """Names of the table of contents that the library does not have."""
+    there = modules(package)
+    return [f"{name} of STAGES is no module of {package.name}; remove it" for name in STAGE_OF if name not in there]
 
 
 def wrong_imports(package: Path) -> list[str]:
@@ -155,38 +172,86 @@ def _fault(name: str, entry: Import, package: str) -> str:
 def _fault_inside(name: str, target: str, entry: Import) -> str:
     # Not a module: a public name, which the package's own __init__ re-exports.
     target = target if target in STAGE_OF else "__init__"
-    if name == target or (name, target) in OFFERED:
+    if name == target:
         return ""
-    if (name, target) in WHEN_CALLED:
-        return f"{name} may import {target} only inside a function" if entry.when == "import" else ""
     if STAGE_OF.get(target, 0) > STAGE_OF.get(name, 0):
         return f"{name} imports {target}, which is downstream of it"
     return f"{target} is imported inside a function; move it to the top" if entry.when == "call" else ""
 
 
 def circles(package: Path) -> list[str]:
-    """One line per circle of imports between modules of the library; types and calls do not count."""
-    arrows: dict[str, set[str]] = {}
-    for name, paths in modules(package).items():
-        for path in paths:
-            for entry in imports(path, package):
-                root, _, rest = entry.target.partition(".")
-                if root == package.name and entry.when == "import" and rest.split(".")[0] != name:
-                    arrows.setdefault(name, set()).add(rest.split(".")[0])
-    found: set[str] = set()
-
-    def follow(trail: tuple[str, ...]) -> None:
-        for target in sorted(arrows.get(trail[-1], ())):
-            if target in trail:
-                circle = trail[trail.index(target) :]
-                first = circle.index(min(circle))
-                found.add(" -> ".join((*circle[first:], *circle[: first + 1])))
-            else:
-                follow((*trail, target))
-
-    for name in sorted(arrows):
-        follow((name,))
+    """One line per circle of imports between files: at import time, when called, or for the type checker."""
+    arrows = _arrows(package)
+    found = []
+    for group in _strong_components(arrows):
+        first = min(group)
+        trail, seen = [first], {first}
+        # A shortest way back to the first file.
+        parents: dict[str, str] = {}
+        for name in trail:
+            for target in sorted(arrows[name] & group):
+                if target not in seen:
+                    seen.add(target)
+                    parents[target] = name
+                    trail.append(target)
+        end = next(name for name in trail if first in arrows[name])
+        way = [first]
+        while end != first:
+            way.insert(0, end)
+            end = parents[end]
+        found.append(" -> ".join((first, *way)))
     return sorted(found)
+
+
+def _arrows(package: Path) -> dict[str, set[str]]:
+    """The files, by dotted name, that each file imports; a package stands for its ``__init__``."""
+    files = {_dotted(path, package): path for path in sorted(package.rglob("*.py"))}
+    arrows: dict[str, set[str]] = {}
+    for name, path in files.items():
+        targets = set()
+        for entry in imports(path, package):
+            parts = entry.target.split(".")
+            whole = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in files), None)
+            if whole is not None and whole != name:
+                targets.add(whole)
+        arrows[name] = targets
+    return arrows
+
+
+def _dotted(path: Path, package: Path) -> str:
+    return ".".join((package.name, *path.relative_to(package).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def _strong_components(arrows: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of two files or more that reach each other."""
+    reached = {}
+    for start in arrows:
+        seen, trail = {start}, [start]
+        for name in trail:
+            new = arrows[name] - seen
+            seen |= new
+            trail += new
+        reached[start] = seen
+    groups = {frozenset(b for b in seen if a in reached[b]) for a, seen in reached.items()}
+    return [set(group) for group in groups if len(group) > 1]
+
+
+def too_long(package: Path) -> list[str]:
+    """One line per file that is too long, or function that is, its documentation left out."""
+    lines = []
+    for path in sorted(package.rglob("*.py")):
+        text, where = path.read_text(), path.relative_to(package.parent)
+        count = len(text.splitlines())
+        if count > LINES_OF_A_FILE:
+            lines.append(f"{where}: {count} lines, {LINES_OF_A_FILE} allowed; split it")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None:
+                documented = ast.get_docstring(node) is not None
+                start = node.body[0].end_lineno if documented else node.lineno - 1
+                count = node.end_lineno - (start or 0)
+                if count > LINES_OF_A_FUNCTION:
+                    lines.append(f"{where}:{node.lineno}: {node.name} has {count} lines, {LINES_OF_A_FUNCTION} allowed")
+    return lines
 
 
 def ambient_state(package: Path) -> list[str]:
@@ -219,12 +284,12 @@ class Block:
         if name.partition(".")[0] in {extras}:
             raise ImportError("blocked: " + name)
 sys.meta_path.insert(0, Block())
-import sgdsde
+from sgdsde import *
 """
 
 
 def import_without_extras(root: Path) -> str:
-    """The error of `import sgdsde` with every extra missing, empty when there is none."""
+    """The error of importing every public name with every extra missing, empty when there is none."""
     code = BLOCKED_IMPORT.format(extras=sorted(EXTRAS))
     answer = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
     return answer.stderr if answer.returncode else ""
@@ -261,12 +326,20 @@ def test_every_module_has_its_place() -> None:
     assert misplaced_modules(ROOT / "sgdsde") == []
 
 
+def test_the_table_of_contents_names_what_is_there() -> None:
+    assert missing_modules(ROOT / "sgdsde") == []
+
+
 def test_imports_point_upstream() -> None:
     assert wrong_imports(ROOT / "sgdsde") == []
 
 
 def test_imports_run_in_no_circle() -> None:
     assert circles(ROOT / "sgdsde") == []
+
+
+def test_files_and_functions_are_short() -> None:
+    assert too_long(ROOT / "sgdsde") == []
 
 
 def test_there_is_no_ambient_state() -> None:

@@ -1,10 +1,9 @@
-"""What the machine does: its matrix products, this process's memory, and a description without names or paths."""
+"""The speed of matrix products on this machine, and the memory of this process."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import time
 from pathlib import Path
@@ -64,21 +63,6 @@ def product_rates(size: int = 1024) -> dict[str, float]:
             best = min(best, time.process_time() - start)
         rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / best
     return rates
-
-
-def description() -> dict[str, object]:
-    """Hardware and system."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a torch training script already has, read in this library's words: optimizer, scheduler, loaders."""
+"""Readers of what a torch training script already has: optimizer, scheduler, loaders."""
 
 from sgdsde.adapters.examples import examples_of_loaders
 from sgdsde.adapters.optimizer import words_of_optimizer

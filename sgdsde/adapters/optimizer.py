@@ -1,4 +1,4 @@
-"""A ``torch.optim.SGD`` with its loader and scheduler, in the words of ``SGD``."""
+"""Conversion of a ``torch.optim.SGD`` with its loader and scheduler to the options of ``SGD``."""
 
 from __future__ import annotations
 

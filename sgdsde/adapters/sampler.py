@@ -1,4 +1,4 @@
-"""How a ``DataLoader`` draws its batches."""
+"""Sampling scheme of a ``DataLoader``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REMEDIES: dict[type, str] = {
 
 @dataclass(frozen=True)
 class LoaderSampling:
-    """A loader's sampling in the words of ``SGD``.
+    """Sampling options of ``SGD`` that describe a loader.
 
     Attributes:
         batch_size: a number, or a function of the step where an epoch drawn with replacement ends on a smaller batch.
@@ -57,7 +57,7 @@ class _SmallerLast:
 
 
 def sampling_of_loader(loader: object) -> LoaderSampling:
-    """What the loader's sampler does at each step.
+    """Sampling scheme and batch sizes of a loader.
 
     ``RandomSampler`` (``shuffle=True``) is "shuffled", ``RandomSampler(replacement=True)`` "with_replacement"; a batch
     that holds the whole data set is a full batch whatever the order.
@@ -104,7 +104,7 @@ def checked_loader(name: str, loader: object) -> tuple[Any, BatchSampler]:
 
 
 def check_covers(name: str, sampler: object, n: int) -> None:
-    """Refuses a sampler whose epoch is not every example once, unless it draws with replacement."""
+    """Refuse a sampler whose epoch is not every example once, unless it draws with replacement."""
     if type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and sampler.replacement):
         return
     if type(sampler) is not RandomSampler:

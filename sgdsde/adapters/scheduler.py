@@ -13,7 +13,7 @@ from sgdsde._checks import complaint, finite_number, word
 from sgdsde._types import Schedule
 
 SchedulerInterval: TypeAlias = Literal["step", "epoch"]
-"""How often a training loop calls ``scheduler.step()``: after every update, or after every pass over the loader."""
+"""Interval of ``scheduler.step()`` in a training loop: every update, or every pass over the loader."""
 
 HYPERPARAMETERS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 

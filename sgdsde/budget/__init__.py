@@ -1,4 +1,4 @@
-"""Where the error of a prediction comes from: terms that add up to measured minus predicted."""
+"""Error budget of a prediction: terms that add up to measured minus predicted loss."""
 
 from sgdsde.budget.assembly import error_budget
 from sgdsde.budget.result import TERMS, CurveBudget, ErrorBudget, Term

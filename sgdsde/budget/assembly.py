@@ -18,6 +18,7 @@ from sgdsde.dynamics import (
     GaussianClosure,
     GradientDescent,
     GradientFlow,
+    LinearizedSGD,
     MomentEquations,
     MomentRecursion,
     MovingKernel,
@@ -87,7 +88,7 @@ def error_budget(
     steps = recorded_steps(n_steps, record)
     check_sgd(sgd)
     linearization = as_linearization(problem_or_linearization, progress=progress)
-    dynamics = default_dynamics(linearization.problem) if dynamics is None else dynamics
+    dynamics = default_dynamics(linearization.problem, sgd) if dynamics is None else dynamics
     predicted = predict(linearization, sgd, n_steps, dynamics=dynamics, record=steps.tolist(), progress=progress)
     curves = Curves(linearization, sgd, n_steps, steps.tolist(), seed, n_runs, n_reference, memory, progress)
     chain = curves.chain(dynamics, Curve(predicted, repr(dynamics)))
@@ -116,7 +117,7 @@ class Curves:
         whole = self._at_whole_kernel(dynamics, used)
         real = self._runs(self.linearization.problem, self.n_runs, "real runs")
         runs, expectation = self._linearized(dynamics, whole)
-        gaussian, why = self._gaussian(expectation)
+        gaussian, why = self._gaussian(dynamics, expectation)
         sde, frozen, closed, reasons = self._theory(dynamics, gaussian, whole)
         closed = used if closed is whole else closed
         return Chain([real, runs, expectation, gaussian, sde, frozen, closed, used], reasons | {"non_gaussian": why})
@@ -139,12 +140,14 @@ class Curves:
             return Curve(many.first_runs(self.n_runs).trajectory, name), many
         return self._runs(self.linearization, self.n_runs, name), exact
 
-    def _gaussian(self, expectation: Curve) -> tuple[Curve, str]:
+    def _gaussian(self, dynamics: Dynamics, expectation: Curve) -> tuple[Curve, str]:
         """The expectation under Gaussian noise, or why it is the same."""
         if self._is_certain:
             return expectation, "whole batches have no noise"
         if self._is_squared:
             return expectation, "the expected squared error depends on the first two moments of the noise only"
+        if isinstance(dynamics, LinearizedSGD):
+            return expectation, "LinearizedSGD draws the minibatches of SGD"
         if self.sgd.sampling == "shuffled":
             return expectation, "no Gaussian chain has the dependent noise of shuffled epochs; closure holds the rest"
         return self._evolved(SDEPaths(self.n_reference, seed=self.seed + REFERENCE_SEED)), ""
@@ -225,7 +228,7 @@ class Curves:
 
 KNOWN = (
     *(MomentRecursion, MomentEquations, OrnsteinUhlenbeck, GradientDescent, GradientFlow),
-    *(GaussianClosure, SDEPaths, MovingKernel),
+    *(GaussianClosure, SDEPaths, MovingKernel, LinearizedSGD),
 )
 """Dynamics whose place in the chain is known."""
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint
+from sgdsde.bands import LossBand
 from sgdsde.budget.result import TERMS, CurveBudget, Term
-from sgdsde.trajectory import LossBand, Trajectory
+from sgdsde.trajectory import Trajectory
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ class Chain:
     reasons: Mapping[str, str]
 
     def check_finite(self) -> None:
-        """Raises ``ValueError`` where a loss or its standard error is not finite."""
+        """Raise ``ValueError`` where a loss or its standard error is not finite."""
         for curve in self.curves:
             for side in self.sides:
                 band = curve.band(side)
@@ -82,7 +83,7 @@ class Chain:
 
 
 def standard_error(name: str, a: LossBand, b: LossBand) -> Tensor:
-    """Of mean a - mean b: runs on the same batches, the first runs of many, or independent samples."""
+    """Standard error of mean a - mean b: runs on the same batches, the first runs of many, or independent samples."""
     if name == "linearization":
         assert a.samples is not None
         assert b.samples is not None

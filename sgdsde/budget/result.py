@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from sgdsde import plots
 
 if TYPE_CHECKING:
     import pandas
@@ -24,6 +27,17 @@ TERMS = (
     "kernel_motion",
 )
 """Names of the terms, in the order in which they lead from the measurement to the prediction."""
+
+TERM_LOOKS = {
+    "linearization": ("#0173b2", "linearization"),
+    "monte_carlo": ("#b5b5b5", "Monte-Carlo"),
+    "non_gaussian": ("#de8f05", "non-Gaussian noise"),
+    "discretization": ("#029e73", "discretization"),
+    "frozen_noise": ("#d55e00", "frozen noise"),
+    "closure": ("#cc78bc", "closure"),
+    "kernel_motion": ("#56b4e9", "kernel motion"),
+}
+"""Color and label of each term of an error budget."""
 
 ROWS = 12
 """Steps of a printed table."""
@@ -71,7 +85,7 @@ class CurveBudget:
 
 @dataclass(frozen=True, eq=False)
 class ErrorBudget:
-    """What a prediction gets wrong, and what by; ``str()`` is a table, ``plot()`` a picture.
+    """Error of a prediction, split by cause; ``str()`` is a table, ``plot()`` a picture.
 
     Attributes:
         steps: int64 [T]. times: [T]. n_runs: measured runs. dynamics: the theory that predicted.
@@ -131,11 +145,27 @@ class ErrorBudget:
         return pandas.concat(frames, ignore_index=True)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> tuple[Axes, ...]:
-        """The terms stacked over training, in per cent of the measured loss, one axes a curve; saved where ``path``
-        says (needs matplotlib)."""
-        from sgdsde.plots import plot_error_budget
+        """The axes of a picture, one a curve: the terms stacked over the steps, the gap as a line.
 
-        return plot_error_budget(self, path)
+        In per cent of the measured loss; terms above zero are stacked upwards, those below downwards. The gap's error
+        bars are two standard errors. Terms that are exactly zero are left out.
+
+        Args:
+            path: where to save, in the format that the suffix names; whole or not at all. With None the figure belongs
+                to pyplot, so that ``plt.show()`` shows it.
+        Raises:
+            ModuleNotFoundError: no matplotlib. ValueError: a suffix that matplotlib cannot write.
+        """
+        curves = self.curves
+        with plots.canvas(path, size=(6.4, 0.6 + 2.8 * len(curves))) as figure:
+            panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
+            for axes, (side, curve) in zip(panels, curves.items()):
+                _draw_terms(axes, self.steps.numpy(), curve)
+                axes.set_ylabel(f"{side}: measured - predicted\n[% of measured]", fontsize=8)
+            plots.title(panels[0], self.sentence)
+            panels[0].legend(ncols=2)
+            plots.scale_steps(panels[-1], int(self.steps[-1]))
+        return tuple(panels)
 
     def __str__(self) -> str:
         lines = [self.sentence]
@@ -160,3 +190,21 @@ class ErrorBudget:
             row = f"{int(self.steps[i]):>8} {curve.measured[i]:>11.5g} {curve.predicted[i]:>11.5g}"
             lines.append(row + "".join(f" {cell:>17}" for cell in cells))
         return lines
+
+
+def _draw_terms(axes: Axes, steps: np.ndarray, curve: CurveBudget) -> None:
+    scale = 100 / np.where(curve.measured.numpy() > 0, curve.measured.numpy(), np.nan)
+    up, down = np.zeros(len(steps)), np.zeros(len(steps))
+    for name, term in curve.terms.items():
+        if term.is_zero:
+            continue
+        color, label = TERM_LOOKS[name]
+        value = scale * term.value.numpy()
+        above, below = up + np.maximum(value, 0), down + np.minimum(value, 0)
+        axes.fill_between(steps, up, above, color=color, label=label, alpha=0.75, linewidth=0)
+        axes.fill_between(steps, down, below, color=color, alpha=0.75, linewidth=0)
+        up, down = above, below
+    gap, error = scale * curve.gap.numpy(), 2 * scale * curve.gap_standard_error.numpy()
+    look: dict[str, Any] = {"color": "#202020", "linewidth": 1.2, "capsize": 1.5, "elinewidth": 0.7}
+    axes.errorbar(steps, gap, yerr=error, label="gap, two standard errors", **look)
+    axes.axhline(0, color="0.4", linewidth=0.8)

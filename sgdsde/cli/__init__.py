@@ -18,13 +18,13 @@ DEBUG = "SGDSDE_DEBUG"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code. Errors and warnings are one line each on stderr."""
+    """Run one command and return the exit code. Errors and warnings are one line each on stderr."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv == ["--version"]:
         print(f"sgdsde {__version__}")
         return OK
     try:
-        from sgdsde.cli import commands, parser
+        from sgdsde.cli import parser
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "tyro":
             raise
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             command = parser.parse(argv)
             if command is not None:
+                from sgdsde.cli import commands
+
                 commands.run(command, argv)
         except (ValueError, TypeError, OSError, MemoryError, ModuleNotFoundError) as error:
             return _fail(str(error) or type(error).__name__, USAGE)

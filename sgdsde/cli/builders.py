@@ -1,9 +1,8 @@
-"""From options to the objects of the library."""
+"""Objects of the library from the options of the command line."""
 
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +12,11 @@ import sgdsde
 from sgdsde import datasets, dynamics, networks, stability
 from sgdsde._checks import complaint, positive_number
 from sgdsde.cli.options import ComputeOptions, DataOptions, NetworkOptions, TrainingOptions
+from sgdsde.sweeps import LimitFraction
 
 LOSSES = {"mse": nn.MSELoss, "ce": nn.CrossEntropyLoss, "logistic": nn.SoftMarginLoss, "huber": nn.HuberLoss}
 TARGETS = {"mse": ("sign", "onehot"), "ce": ("class",), "logistic": ("sign",), "huber": ("sign", "onehot")}
-"""By loss, what a network may be asked for; auto is the first."""
+"""Targets that fit a loss; auto is the first."""
 
 
 def build_problem(data: DataOptions, network: NetworkOptions, compute: ComputeOptions, loss: str) -> sgdsde.Problem:
@@ -80,34 +80,8 @@ def build_sgd(options: TrainingOptions, lr: float = 1.0) -> sgdsde.SGD:
     )
 
 
-@dataclass(frozen=True)
-class LearningRate:
-    """A number, or a part of the mean-square limit."""
-
-    number: float
-    is_part: bool
-
-    def resolved(self, options: TrainingOptions, linearization: sgdsde.Linearization) -> tuple[float, str]:
-        """The learning rate as a number and in words."""
-        if not self.is_part:
-            return self.number, f"lr = {self.number:.6g}"
-        sampling: Any = "without_replacement" if options.sampling == "shuffled" else options.sampling
-        limit = stability.max_lr(
-            linearization,
-            options.batch_size,
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-            weight_decay=options.weight_decay,
-            sampling=sampling,
-        )
-        of = " of batches drawn without replacement" if options.sampling == "shuffled" else ""
-        of += "" if options.loss == "mse" else " of the quadratic at the initial outputs"
-        lr = self.number * limit
-        return lr, f"lr = {lr:.6g}, {self.number:g} of the mean-square limit {limit:.6g}{of}"
-
-
-def parse_lr(options: TrainingOptions, option: str = "--lr") -> LearningRate:
-    """What ``--lr`` says: "half" and "0.8x" are parts of the limit."""
+def parse_lr(options: TrainingOptions, option: str = "--lr") -> float | LimitFraction:
+    """Learning rate of ``--lr``: a number, or "half" and "0.8x" as parts of the mean-square limit."""
     text = options.lr.strip().lower()
     part = "0.5" if text == "half" else text[:-1] if text.endswith("x") else None
     remedy = "write 0.1, half or 0.8x"
@@ -115,7 +89,20 @@ def parse_lr(options: TrainingOptions, option: str = "--lr") -> LearningRate:
         number = positive_number(option, float(text if part is None else part), remedy)
     except ValueError:
         raise ValueError(complaint(option, "a positive number, or a part of the limit", options.lr, remedy)) from None
-    return LearningRate(number, part is not None)
+    return number if part is None else LimitFraction(number)
+
+
+def resolve_lr(
+    rate: float | LimitFraction, options: TrainingOptions, linearization: sgdsde.Linearization
+) -> tuple[float, str]:
+    """The learning rate as a number and in words."""
+    if not isinstance(rate, LimitFraction):
+        return rate, f"lr = {rate:.6g}"
+    limit = stability.max_lr_of(linearization, build_sgd(options))
+    of = " of batches drawn without replacement" if options.sampling == "shuffled" else ""
+    of += "" if options.loss == "mse" else " of the quadratic at the initial outputs"
+    lr = rate.fraction * limit
+    return lr, f"lr = {lr:.6g}, {rate.fraction:g} of the mean-square limit {limit:.6g}{of}"
 
 
 def build_dynamics(text: str) -> dynamics.Dynamics | None:

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from sgdsde._types import Sampling
-from sgdsde.networks.layers import Parametrization
+from sgdsde._types import Parametrization, Sampling
 
 LossWord = Literal["mse", "ce", "logistic", "huber"]
 
@@ -24,7 +23,7 @@ class DataOptions:
     n_test: int = 128
     """Test examples."""
     target: Literal["auto", "sign", "onehot", "class"] = "auto"
-    """What the network must say: +1/-1, ten numbers, or the class; auto is class for ce and sign for the others."""
+    """Targets of the network: +1/-1, ten numbers, or the class; auto is class for ce and sign for the others."""
     image_size: int = 0
     """Average images down to this size; 0 leaves them as they are."""
     in_features: int = 32
@@ -139,7 +138,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class Diagnose:
-    """Tell beforehand which prediction to trust, and the error to expect."""
+    """Advise before training which prediction to trust, with the error to expect."""
 
     data: DataOptions = field(default_factory=DataOptions)
     network: NetworkOptions = field(default_factory=NetworkOptions)

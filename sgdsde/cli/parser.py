@@ -61,7 +61,7 @@ def parse(argv: Sequence[str]) -> Command | None:
 
 
 def _unboxed(text: str) -> str:
-    """What a box of tyro's says, on one line, without title, options' help and footer; Unicode boxes and plain ones."""
+    """Message in a box of tyro's (Unicode or plain), on one line, without title, options' help and footer."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
     framed = any(line.startswith("╭") for line in lines)
     rows = [line.strip("│ ") for line in lines if not framed or line.startswith("│")]

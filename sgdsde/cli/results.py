@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import datetime
-import hashlib
 import json
 import os
 import platform
@@ -16,12 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import scipy
-import torch
-
+from sgdsde import provenance
 from sgdsde._checks import complaint
-from sgdsde._version import __version__
 from sgdsde.cli.options import OutputOptions
 
 MANIFEST = "manifest.json"
@@ -76,16 +71,10 @@ def write_manifest(folder: Path, names: Sequence[str], facts: dict[str, Any]) ->
     content = {
         "format_version": 1,
         **facts,
-        "versions": {
-            "sgdsde": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-        },
+        "versions": provenance.versions(),
         "platform": platform.platform(),
         "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "files": {name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()} for name in names},
+        "files": {name: {"sha256": provenance.file_digest(folder / name)} for name in names},
     }
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 

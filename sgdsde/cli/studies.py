@@ -1,23 +1,22 @@
-"""The commands that look at a problem before it is trained: what to trust, and what to choose."""
+"""The commands ``diagnose`` and ``sweep``, which look at a problem before it is trained."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from typing import Any
 
 import sgdsde
-from sgdsde import stability
+from sgdsde import sweeps
 from sgdsde._checks import complaint, positive_number, whole_number
-from sgdsde.cli.builders import LearningRate, build_dynamics, build_problem, build_sgd, parse_lr
+from sgdsde.cli.builders import build_dynamics, build_problem, build_sgd, parse_lr, resolve_lr
 from sgdsde.cli.options import Diagnose, Sweep
 from sgdsde.cli.results import ResultFolder, write_manifest, write_rows
 from sgdsde.cli.work import Work, default_name, facts_of, say_written
 
 
 def diagnose(command: Diagnose, argv: list[str]) -> None:
-    """Prints the diagnosis; its checks go to a table."""
+    """Print the diagnosis and write its checks to a table."""
     names = ("diagnosis.csv",)
     training, work = command.training, Work(command.compute.quiet)
     n_steps = whole_number("--steps", training.steps, minimum=1)
@@ -27,7 +26,7 @@ def diagnose(command: Diagnose, argv: list[str]) -> None:
     build_sgd(training)
     problem = build_problem(command.data, command.network, command.compute, training.loss)
     linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
-    lr, words = rate.resolved(training, linearization)
+    lr, words = resolve_lr(rate, training, linearization)
     print(problem)
     print(f"{words}, batch size {training.batch_size}, {n_steps} steps\n", flush=True)
     sgd = build_sgd(training, lr)
@@ -54,7 +53,7 @@ def diagnose(command: Diagnose, argv: list[str]) -> None:
 
 
 def sweep(command: Sweep, argv: list[str]) -> None:
-    """Prints the predicted last loss over batch sizes (rows) and learning rates (columns), and the smallest."""
+    """Print the predicted last loss over batch sizes (rows) and learning rates (columns), and the smallest."""
     names = ("sweep.csv",)
     training, work = command.training, Work(command.compute.quiet)
     n_steps = whole_number("--steps", training.steps, minimum=1)
@@ -70,48 +69,17 @@ def sweep(command: Sweep, argv: list[str]) -> None:
     linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
     print(problem)
     print(f"{n_steps} steps", flush=True)
-    cells = [(dataclasses.replace(training, batch_size=size), rate) for size in sizes for rate in rates]
-
-    def predicted(bar: Any) -> list[dict[str, Any]]:
-        order = range(len(cells)) if bar is None else bar(range(len(cells)))
-        return [_cell(linearization, *cells[i], n_steps, theory) for i in order]
-
-    rows = work.stage("sweep", predicted)
+    words = dataclasses.asdict(build_sgd(training)) | {"lr": rates, "batch_size": sizes}
+    found = work.stage(
+        "sweep", lambda bar: sweeps.sweep(linearization, n_steps=n_steps, dynamics=theory, progress=bar, **words)
+    )
+    rows = list(found.rows)
     with folder.writing() as target:
         write_rows(target / "sweep.csv", rows)
         provenance = {"problem": repr(problem), "problem_digest": problem.digest, "wall_time_s": work.seconds}
         write_manifest(target, names, facts_of("sweep", command, argv) | provenance)
     print(_sweep_table(rows, sizes, list(command.lrs)))
     say_written(folder.path, names)
-
-
-def _cell(
-    linearization: sgdsde.Linearization,
-    training: Any,
-    rate: LearningRate,
-    n_steps: int,
-    theory: sgdsde.dynamics.Dynamics | None,
-) -> dict[str, Any]:
-    """One batch size and learning rate: the losses after the last step; infinite past the mean-square limit."""
-    lr, _ = rate.resolved(training, linearization)
-    sgd = build_sgd(training, lr)
-    with warnings.catch_warnings():
-        # Past the limit the table says so.
-        warnings.simplefilter("ignore", stability.UnstableWarning)
-        found = sgdsde.predict(linearization, sgd, n_steps, dynamics=theory, record=[0, n_steps])
-    losses = {"train_loss": found.train_loss, "test_loss": found.test_loss}
-    last = {
-        name: math.inf if found.is_past_limit else float(band.mean[-1])
-        for name, band in losses.items()
-        if band is not None
-    }
-    return {
-        "batch_size": training.batch_size,
-        "lr": lr,
-        "examples": training.batch_size * n_steps,
-        "past_mean_square_limit": found.is_past_limit,
-        **last,
-    }
 
 
 def _sweep_table(rows: list[dict[str, Any]], sizes: list[int], rates: list[str]) -> str:
@@ -139,5 +107,5 @@ def _entry(cell: dict[str, Any], name: str) -> str:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no infinity."""
+    """The value, or None for infinity, which JSON does not have."""
     return value if math.isfinite(value) else None

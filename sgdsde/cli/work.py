@@ -1,4 +1,4 @@
-"""What the commands share: progress bars and wall times, names and facts for the manifest, printed tables."""
+"""Parts shared by the commands: progress bars and wall times, names and facts for the manifest, printed tables."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def default_name(name: str, command: Compare | Predict | Diagnose | Sweep | Ntk)
 
 
 def printed(columns: dict[str, Tensor]) -> str:
-    """At most twelve rows."""
+    """Columns as a printed table of at most twelve rows."""
     rows = torch.unique(torch.linspace(0, len(columns["step"]) - 1, 12).round().long()).tolist()
     lines = [" ".join(f"{name:>11}" for name in columns)]
     lines += [" ".join(f"{float(values[i]):>11.5g}" for values in columns.values()) for i in rows]

@@ -1,4 +1,4 @@
-"""What a data set is, and how raw images become one."""
+"""Data sets, and their preparation from raw images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Target: TypeAlias = Literal["sign", "onehot", "class"]
 """+1 for classes 0 to 4 and -1 for 5 to 9, [n, 1]; 0 and 1, [n, 10]; the class as int64, [n]."""
 
 Center: TypeAlias = Literal["pixel", "global", "none"]
-"""What is subtracted: the training mean of each pixel, the training mean of all pixels, nothing."""
+"""Offset that is subtracted: the training mean of each pixel, the training mean of all pixels, nothing."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +58,7 @@ class Dataset:
         return self.y_train.shape[1] if self.y_train.ndim > 1 else 10
 
     def tensors(self) -> dict[str, Tensor]:
-        """x_train, y_train, x_test and y_test by these names, the words of ``Problem``."""
+        """x_train, y_train, x_test and y_test by these names, the arguments of ``Problem``."""
         return {"x_train": self.x_train, "y_train": self.y_train, "x_test": self.x_test, "y_test": self.y_test}
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Dataset:

@@ -1,6 +1,6 @@
-"""Which prediction to trust for a problem and its SGD, before any run is measured."""
+"""Diagnosis of a problem and its SGD before any run is measured: which prediction to trust."""
 
-from sgdsde.diagnosis.findings import diagnose
+from sgdsde.diagnosis.assembly import diagnose
 from sgdsde.diagnosis.result import Advice, Check, Diagnosis, Grade
 
 __all__ = ["Advice", "Check", "Diagnosis", "Grade", "diagnose"]

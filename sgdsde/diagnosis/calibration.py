@@ -1,4 +1,4 @@
-"""What the errors of predictions have been measured to follow, on the settings of experiments/fig17_diagnosis.py.
+"""Calibration of the errors of predictions, on the settings of experiments/fig17_diagnosis.py.
 
 Fitted to the calibration half of these settings and checked on the other (docs/diagnosis.md); ``python -m
 experiments.fig17_diagnosis`` prints the fit anew.
@@ -10,16 +10,16 @@ MOVING_SCALE, MOVING_POWER = 0.42, 0.76
 """Error of the moving kernel: nine of ten settings lie below scale * feedback^power."""
 
 DRIFT_CUT = 0.017
-"""Kernel drift that best parts frozen kernels within 5 % from the others; alone it tells little."""
+"""Kernel drift that best separates frozen kernels within 5 % from others; a weak criterion alone."""
 
 LAZINESS_CUT = 0.011
-"""Laziness that does the same."""
+"""Laziness that best separates them."""
 
 DRIFT_MEASURED = 0.8
 """Kernel drift up to which the moving kernel has been held against runs."""
 
 SHARE_OF_LIMIT = 0.6
-"""Of the mean-square limit: beyond, the moving kernel warns that its errors are amplified."""
+"""Fraction of the mean-square limit beyond which the moving kernel warns that its errors are amplified."""
 
 
 def moving_error(feedback: float) -> float:

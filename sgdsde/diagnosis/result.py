@@ -51,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What to predict with, and the error to expect; ``str()`` is a table.
+    """Advised predictor and the error to expect; ``str()`` is a table.
 
     Attributes:
         checks: by name. advice: which predictor. predictor: it, or None where none is advised.
@@ -76,7 +76,7 @@ class Diagnosis:
 
     @property
     def expected_error(self) -> float:
-        """Of the advised predictor; of the better one where none is advised."""
+        """Error to expect of the advised predictor, or of the better one where none is advised."""
         errors = {Advice.FROZEN_KERNEL: self.frozen_error, Advice.MOVING_KERNEL: self.moving_error}
         return errors.get(self.advice, min(self.frozen_error, self.moving_error))
 

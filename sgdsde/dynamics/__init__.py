@@ -4,6 +4,7 @@ from sgdsde.dynamics.dynamics import Dynamics
 from sgdsde.dynamics.gaussian_closure import ClosureWarning, GaussianClosure
 from sgdsde.dynamics.gradient_descent import GradientDescent
 from sgdsde.dynamics.gradient_flow import GradientFlow
+from sgdsde.dynamics.linearized_sgd import LinearizedSGD
 from sgdsde.dynamics.moment_equations import MomentEquations
 from sgdsde.dynamics.moment_recursion import MomentRecursion
 from sgdsde.dynamics.moments.reduced.prediction import ReducedLaws, ReducedModelWarning
@@ -28,6 +29,7 @@ __all__ = [
     "GradientFlow",
     "Integrator",
     "ItoTerm",
+    "LinearizedSGD",
     "MomentEquations",
     "MomentRecursion",
     "MovingKernel",

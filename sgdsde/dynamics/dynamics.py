@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from sgdsde._types import Progress
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
+from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD
 
 NoiseSource: TypeAlias = Literal["none", "start", "mean", "state"]
@@ -16,7 +17,18 @@ NoiseSource: TypeAlias = Literal["none", "start", "mean", "state"]
 
 
 class Dynamics(ABC):
-    """Evolves the law of the outputs from the linearization at initialization; never computes a loss."""
+    """Evolves the law of the outputs from the linearization at initialization; never computes a loss.
+
+    Attributes:
+        squared_error_only, smooth_loss_only, independent_batches_only: what ``check`` refuses besides what no theory
+            represents; a smooth loss has a second derivative. freezes_kernel: whether the kernel stays that of the
+            initial weights.
+    """
+
+    squared_error_only: ClassVar[bool] = False
+    smooth_loss_only: ClassVar[bool] = False
+    freezes_kernel: ClassVar[bool] = True
+    independent_batches_only: ClassVar[bool] = False
 
     @property
     def noise_source(self) -> NoiseSource | None:
@@ -29,6 +41,54 @@ class Dynamics(ABC):
     ) -> Iterator[OutputLaw]:
         """One law for each step of ``record`` (sorted, from 0 on)."""
 
+    def check(self, linearization: Linearization, sgd: SGD) -> None:
+        """Refuses a setting that this dynamics cannot represent.
+
+        Raises:
+            ValueError: everything that stands in the way, and a dynamics (with changes of the SGD where none can do
+                without) that represents this very problem.
+        """
+        loss, own = type(linearization.problem.loss).__name__, []
+        kink = linearization.problem.criterion.kink
+        if self.squared_error_only and not _is_squared(linearization):
+            own.append(f"the loss {loss}")
+        if self.smooth_loss_only and kink:
+            own.append(f"a loss without second derivative ({loss}, {kink})")
+        if self.independent_batches_only and sgd.sampling == "shuffled":
+            own.append("shuffled epochs")
+        of_all = _unknown_to_all(linearization, sgd)
+        if own:
+            raise self.refuse(" and ".join([*own, *of_all]), alternative(linearization, sgd))
+        if of_all:
+            raise self.refuse(" and ".join(of_all), " and ".join(of_all.values()))
+
     def refuse(self, reason: str, alternative: str) -> ValueError:
         """The error for what this dynamics cannot represent."""
         return ValueError(f"{type(self).__name__} cannot represent {reason}; use {alternative}")
+
+
+def alternative(linearization: Linearization, sgd: SGD) -> str:
+    """A dynamics for this problem and SGD in words, and what must be changed because no theory represents it."""
+    closes = _is_squared(linearization) and (sgd.sampling != "shuffled" or linearization.basis is None)
+    name = "dynamics.MomentRecursion()" if closes else "dynamics.LinearizedSGD()"
+    return with_remedies(name, linearization, sgd)
+
+
+def with_remedies(alternative: str, linearization: Linearization, sgd: SGD) -> str:
+    """An alternative in words, with the changes of the SGD without which no theory represents it."""
+    remedies = _unknown_to_all(linearization, sgd).values()
+    return f"{alternative} with {' and '.join(remedies)}" if remedies else alternative
+
+
+def _unknown_to_all(linearization: Linearization, sgd: SGD) -> dict[str, str]:
+    """What no theory on this linearization represents, and the remedy."""
+    remedies = {}
+    if sgd.label_noise_std and not _is_squared(linearization):
+        remedies["label noise without squared error"] = "label_noise_std=0"
+    if sgd.weight_decay and linearization.weight_outputs is None:
+        remedies["weight decay without weight_outputs"] = "weight_decay=0 (or linearize(problem), which has them)"
+    return remedies
+
+
+def _is_squared(linearization: Linearization) -> bool:
+    return isinstance(linearization.problem.criterion, SquaredError)

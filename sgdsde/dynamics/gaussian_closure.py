@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -15,7 +16,6 @@ from sgdsde.dynamics.moments.linearized_state import LinearizedState
 from sgdsde.dynamics.moments.state import laws
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
-from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD
 
 DOUBTFUL, DOUBTFUL_SHUFFLED, HOPELESS = 0.03, 0.015, 0.5
@@ -61,14 +61,12 @@ class GaussianClosure(Dynamics):
         paths costs less beyond d = P/2.
     """
 
+    smooth_loss_only: ClassVar[bool] = True
+
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
-        if sgd.label_noise_std and not isinstance(linearization.problem.criterion, SquaredError):
-            raise self.refuse("label noise without squared error", "label_noise_std=0")
-        if sgd.weight_decay and linearization.weight_outputs is None:
-            raise self.refuse("weight decay without weight_outputs", "linearize(problem), or weight_decay=0")
-        linearization.problem.criterion.hessian(linearization.outputs[:1], linearization.targets[:1])
+        self.check(linearization, sgd)
         plan, share = sgd.plan(linearization.problem.n_train, record[-1]), CurvedShare(self)
         state = LinearizedState(linearization, sgd, plan, watch=share.see)
         yield from laws(state, plan, record, "gaussian closure", progress)
@@ -101,7 +99,7 @@ class CurvedShare:
             raise self._dynamics.refuse(
                 f"this spread of the outputs: at step {k} a share of {share:.3g} of the second moment of the loss's "
                 f"gradient is beyond a Gaussian closure, {HOPELESS:g} at most",
-                "run_ensemble(linearization, ...), SDEPaths(), a smaller lr or a larger batch_size",
+                "LinearizedSGD(), a smaller lr or a larger batch_size",
             )
 
     def warn(self, doubtful: float) -> None:
@@ -112,7 +110,7 @@ class CurvedShare:
                 f"the loss bends within the spread of the outputs: at step {self._step} a share of "
                 f"{self._largest:.3g} of its gradient's second moment is beyond a Gaussian closure (below "
                 f"{doubtful:g} the loss is within about 3 %); expect an error of {error:.2g} % or "
-                "more near that step, and hold it against run_ensemble(linearization, ...)",
+                "more near that step, and hold it against dynamics.LinearizedSGD()",
                 ClosureWarning,
                 stacklevel=4,
             )

@@ -36,12 +36,11 @@ class GradientDescent(Dynamics):
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
+        self.check(linearization, sgd)
         plan = sgd.plan(linearization.problem.n_train, record[-1])
         state: MomentState
         if isinstance(linearization.problem.criterion, SquaredError):
             state = ModalState(Modes.of(linearization), sgd, plan, noise="none")
-        elif sgd.weight_decay and linearization.weight_outputs is None:
-            raise self.refuse("weight decay without weight_outputs", "linearize(problem), or weight_decay=0")
         else:
             state = OutputDescent(linearization, sgd, plan)
         return laws(state, plan, record, "gradient descent", progress)

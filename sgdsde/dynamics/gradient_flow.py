@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -23,6 +24,8 @@ class GradientFlow(Dynamics):
     Cost: n numbers a recorded step after one eigendecomposition.
     """
 
+    squared_error_only: ClassVar[bool] = True
+
     @property
     def noise_source(self) -> NoiseSource | None:
         return "none"
@@ -30,8 +33,9 @@ class GradientFlow(Dynamics):
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
+        self.check(linearization, sgd)
         if sgd.momentum:
-            raise self.refuse(f"momentum={sgd.momentum}", "GradientDescent or MomentRecursion")
+            raise self.refuse(f"momentum={sgd.momentum}", "dynamics.GradientDescent()")
         modes = Modes.of(linearization)
         times = sgd.plan(modes.n_train, record[-1]).times
         rate = (modes.drift + sgd.weight_decay)[:, None]

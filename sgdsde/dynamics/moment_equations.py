@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sgdsde._checks import complaint, positive_number
 from sgdsde._types import Progress
@@ -51,6 +51,9 @@ class MomentEquations(Dynamics):
             raise ValueError(complaint("order", "2 or 1", self.order))
         check_rtol(self.rtol)
 
+    squared_error_only: ClassVar[bool] = True
+    independent_batches_only: ClassVar[bool] = True
+
     @property
     def noise_source(self) -> NoiseSource | None:
         return "state"
@@ -58,8 +61,7 @@ class MomentEquations(Dynamics):
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
-        if sgd.sampling == "shuffled":
-            raise self.refuse("shuffled epochs", "MomentRecursion, or an i.i.d. sampling")
+        self.check(linearization, sgd)
         modes = Modes.of(linearization)
         plan = sgd.plan(modes.n_train, record[-1])
         flow = (MomentumFlow if sgd.momentum else Flow)(modes, sgd, plan, self.order, noise="state")

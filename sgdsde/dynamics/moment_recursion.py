@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from sgdsde._checks import whole_number
 from sgdsde._types import Progress
-from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
+from sgdsde.dynamics.dynamics import Dynamics, NoiseSource, alternative
 from sgdsde.dynamics.moments.linearized_state import LinearizedState
 from sgdsde.dynamics.moments.modal_state import ModalState
-from sgdsde.dynamics.moments.modes import Modes, squared_error_of
+from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.moments.state import laws
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
@@ -45,6 +46,8 @@ class MomentRecursion(Dynamics):
 
     epoch_starts: int | None = field(default=None, repr=False)
 
+    squared_error_only: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.epoch_starts is not None:
             object.__setattr__(self, "epoch_starts", whole_number("epoch_starts", self.epoch_starts))
@@ -56,15 +59,12 @@ class MomentRecursion(Dynamics):
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
+        self.check(linearization, sgd)
         plan = sgd.plan(linearization.problem.n_train, record[-1])
         if sgd.sampling != "shuffled":
             return laws(ModalState(Modes.of(linearization), sgd, plan), plan, record, "moment recursion", progress)
-        squared_error_of(linearization)
         if linearization.basis is not None:
-            raise ValueError(
-                "shuffled epochs need the whole kernel, got a truncated eigenbasis; use "
-                "run_ensemble(linearization, ...) or sampling='without_replacement'"
-            )
+            raise self.refuse("shuffled epochs on a truncated eigenbasis", alternative(linearization, sgd))
         starts = MOST_STARTS if self.epoch_starts is None else self.epoch_starts
         state = LinearizedState(linearization, sgd, plan, most_starts=starts)
         return laws(state, plan, record, "moment recursion, shuffled", progress)

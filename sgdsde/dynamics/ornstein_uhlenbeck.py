@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -57,6 +57,9 @@ class OrnsteinUhlenbeck(Dynamics):
         word("freeze", self.freeze, get_args(Freeze))
         check_rtol(self.rtol)
 
+    squared_error_only: ClassVar[bool] = True
+    independent_batches_only: ClassVar[bool] = True
+
     @property
     def noise_source(self) -> NoiseSource:
         return "start" if self.freeze == "init" else "mean"
@@ -64,8 +67,7 @@ class OrnsteinUhlenbeck(Dynamics):
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
-        if sgd.sampling == "shuffled":
-            raise self.refuse("shuffled epochs", "MomentRecursion, or an i.i.d. sampling")
+        self.check(linearization, sgd)
         modes = Modes.of(linearization)
         plan = sgd.plan(modes.n_train, record[-1])
         if sgd.momentum:

@@ -24,7 +24,7 @@ LEAST_COST = 100
 
 
 def cost_in_plain_steps(rank: int, n_settings: int = 1) -> float:
-    """What a reduced prediction costs, in steps of ``MomentRecursion``: measured at rank 128 (320), 256 and 1024 (115)."""
+    """What a reduced prediction costs, in steps of ``MomentRecursion``: measured at ranks 128, 256 and 1024."""
     return 30 + n_settings * (60 + 30_000 / rank)
 
 

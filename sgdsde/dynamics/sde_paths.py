@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -24,7 +25,6 @@ from sgdsde.dynamics.paths.integrators import (
 )
 from sgdsde.dynamics.paths.ito_term import ItoTerm
 from sgdsde.linearization import Linearization
-from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD
 
 PATHS_AT_ONCE = 8 * BLOCK
@@ -57,6 +57,8 @@ class SDEPaths(Dynamics):
     ito_term: ItoTerm | None = None
     paths_at_once: int | None = None
 
+    independent_batches_only: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "n_paths", whole_number("n_paths", self.n_paths, minimum=2))
         object.__setattr__(self, "seed", whole_number("seed", self.seed))
@@ -76,15 +78,12 @@ class SDEPaths(Dynamics):
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
         if sgd.sampling == "shuffled":
-            raise self.refuse(
-                "shuffled epochs", "MomentRecursion, run_ensemble(linearization, ...) or an i.i.d. sampling"
-            )
-        if sgd.label_noise_std and not isinstance(linearization.problem.criterion, SquaredError):
-            raise self.refuse("label noise without squared error", "label_noise_std=0")
+            self.check(linearization, sgd)
         plan = sgd.plan(linearization.problem.n_train, record[-1])
         displacement = None if self.ito_term is None else self.ito_term.displacement(linearization, sgd, plan)
         setup = PathSetup(linearization, sgd, plan, self.seed, displacement)
         self.integrator.check(setup)
+        self.check(linearization, sgd)
         return self._evolve(setup, record, progress)
 
     def _evolve(self, setup: PathSetup, record: Sequence[int], progress: Progress) -> Iterator[OutputLaw]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sgdsde._types import Progress
-from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
+from sgdsde.dynamics.dynamics import Dynamics, NoiseSource, alternative
 from sgdsde.dynamics.moments.modal_state import ModalState
 from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.moments.state import laws
 from sgdsde.dynamics.output_law import OutputLaw
+from sgdsde.kernel import KroneckerKernel
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD
 
@@ -31,6 +33,9 @@ class TracedRecursion(Dynamics):
         and c numbers a mode.
     """
 
+    squared_error_only: ClassVar[bool] = True
+    independent_batches_only: ClassVar[bool] = True
+
     @property
     def noise_source(self) -> NoiseSource | None:
         return "state"
@@ -38,8 +43,10 @@ class TracedRecursion(Dynamics):
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
-        if sgd.sampling == "shuffled":
-            raise self.refuse("shuffled epochs", "sampling='without_replacement'")
+        self.check(linearization, sgd)
+        if not isinstance(linearization.kernel, KroneckerKernel):
+            received = type(linearization.kernel).__name__
+            raise self.refuse(f"a kernel that outputs do not share ({received})", alternative(linearization, sgd))
         modes = Modes.shared(linearization)
         plan = sgd.plan(modes.n_train, record[-1])
         return laws(ModalState(modes, sgd, plan), plan, record, "moment recursion, shared kernel", progress)

@@ -22,7 +22,7 @@ CPU_CACHE_BYTES = 2**20
 """Activations of one piece of an evaluation pass on a CPU: twice as fast as the whole set at once (width 1024)."""
 
 CUDA_PIECE_BYTES = 2**28
-"""The same on a CUDA device, where only the number of launches matters."""
+"""Activations of one piece on a CUDA device, where only the number of launches matters."""
 
 
 class RealLearner:

@@ -1,4 +1,4 @@
-"""What an ensemble keeps of its runs."""
+"""Recorder of the losses and outputs of an ensemble."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from sgdsde._types import Observable
+from sgdsde.bands import AccuracyBand, LossBand, OutputBand
 from sgdsde.losses import is_right
 from sgdsde.problem import Problem
 from sgdsde.sgd import StepPlan
-from sgdsde.trajectory import AccuracyBand, LossBand, OutputBand, Trajectory
+from sgdsde.trajectory import Trajectory
 
 
 class Recorder:
@@ -42,7 +43,7 @@ class Recorder:
         return step in self._rows
 
     def watch(self, step: int, runs: range, loss: Tensor) -> None:
-        """Notes runs whose batch loss stopped being finite; no synchronization with the device."""
+        """Mark runs whose batch loss stopped being finite; no synchronization with the device."""
         window = self._diverged_at[runs.start : runs.stop]
         now = torch.where(torch.isfinite(loss), window, step)
         torch.minimum(window, now, out=window)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
 from sgdsde._checks import complaint, whole_number
 from sgdsde._progress import Ticker, ticker
-from sgdsde._types import Observable, Params, Progress
+from sgdsde._types import Observable, Progress
+from sgdsde.ensemble.group import RunGroup
 from sgdsde.ensemble.linearized import LinearizedLearner
 from sgdsde.ensemble.real import RealLearner
 from sgdsde.ensemble.recorder import Recorder
@@ -20,8 +17,7 @@ from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
 from sgdsde.recording import check_observables, recorded_steps
-from sgdsde.sgd import SGD, StepPlan, check_sgd
-from sgdsde.step import Step
+from sgdsde.sgd import SGD, check_sgd
 from sgdsde.trajectory import Trajectory
 
 
@@ -65,64 +61,30 @@ def run_ensemble(
     problem = learner.problem
     plan = sgd.plan(problem.n_train, n_steps)
     refined = variant.refined(plan)
-    _check_label_noise(sgd, problem)
+    check_label_noise(sgd, problem)
     recorder = Recorder(problem, steps, n_runs, n_steps, observe=observe)
     at_once = learner.runs_at_once(sgd, variant.examples(plan), memory, n_runs)
     ticks = ticker(progress, n_steps * n_runs, "SGD runs")
     for start in range(0, n_runs, at_once):
         runs = range(start, min(start + at_once, n_runs))
         streams = RunStreams(seed, runs, learner.device, learner.dtype)
-        _Group(learner, sgd, variant, refined, streams).train(recorder, ticks)
+        _train(RunGroup(learner, sgd, variant, refined, streams), recorder, ticks)
     ticks.close()
     return recorder.trajectory(plan, f"{learner.label}, {variant.label}" if variant.label else learner.label)
 
 
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Runs that are stepped together."""
-
-    learner: RealLearner | LinearizedLearner
-    sgd: SGD
-    variant: Variant
-    plan: StepPlan
-    streams: RunStreams
-
-    def train(self, recorder: Recorder, ticks: Ticker) -> None:
-        runs, substeps = self.streams.runs, self.variant.substeps
-        state = self.learner.start(len(runs))
-        buffer = {name: torch.zeros_like(value) for name, value in state.items()} if self.sgd.momentum else state
-        draws, labels = self.variant.draws(self.plan, self.streams), self._label_noise()
-        for k in range(recorder.last_step + 1):
-            if recorder.wants(k):
-                recorder.record(k, runs, *self.learner.all_outputs(state))
-            if k == recorder.last_step:
-                break
-            for part in range(substeps):
-                draw = next(draws)
-                noise = labels(draw.indices) if labels is not None else None
-                gradient, loss = self.learner.gradient(state, draw, noise)
-                recorder.watch(k, runs, loss)
-                self._step(state, buffer, gradient, k * substeps + part)
-            ticks.update(len(runs))
-
-    def _step(self, state: Params, buffer: Params, gradient: Params, step: int) -> None:
-        update = Step.of(self.sgd, float(self.plan.lr[step]), first=step == 0)
-        for name, value in state.items():
-            slope = gradient[name]
-            if self.sgd.weight_decay:
-                slope = update.decayed(slope, self.learner.weights(name, value))
-            direction, buffer[name] = update.direction(slope, buffer[name])
-            state[name] = value.sub_(direction, alpha=update.lr)
-
-    def _label_noise(self) -> Callable[[Tensor], Tensor] | None:
-        """Label noise of the next step, [runs, B, c], for its indices [runs, B]."""
-        if not self.sgd.label_noise_std:
-            return None
-        normal, c = self.streams.normal("labels"), self.learner.problem.n_outputs
-        return lambda indices: normal(indices.shape[1], c) * self.sgd.label_noise_std
+def _train(group: RunGroup, recorder: Recorder, ticks: Ticker) -> None:
+    for k in range(recorder.last_step + 1):
+        if recorder.wants(k):
+            recorder.record(k, group.runs, *group.outputs())
+        if k == recorder.last_step:
+            break
+        recorder.watch(k, group.runs, group.advance(k))
+        ticks.update(len(group.runs))
 
 
-def _check_label_noise(sgd: SGD, problem: Problem) -> None:
+def check_label_noise(sgd: SGD, problem: Problem) -> None:
+    """Label noise needs targets that numbers can be added to."""
     if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
         received = type(problem.loss).__name__
         raise ValueError(complaint("label_noise_std", "0 unless the loss is nn.MSELoss()", received))

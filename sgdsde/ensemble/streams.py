@@ -1,4 +1,4 @@
-"""What a group of runs draws, cut out of the streams of its blocks of 64."""
+"""Random draws of a group of runs, cut out of the streams of its blocks of 64."""
 
 from __future__ import annotations
 

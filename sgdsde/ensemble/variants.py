@@ -1,4 +1,4 @@
-"""Training that is not quite SGD, and what it tells: how an ensemble draws the gradients of its steps.
+"""Variants of SGD with the same gradient covariance: how an ensemble draws the gradients of its steps.
 
 Every gradient here is a weighted sum of per-example gradients, so a variant is a choice of examples and weights, and
 of how many of its steps make one step of SGD.
@@ -30,7 +30,7 @@ class Draw:
 
 
 class Variant(ABC):
-    """How the gradient of a step is drawn, and how many such steps make one step of SGD."""
+    """Distribution of the gradient of a step, and number of such steps that replace one step of SGD."""
 
     @property
     def substeps(self) -> int:
@@ -39,12 +39,12 @@ class Variant(ABC):
 
     @property
     def label(self) -> str:
-        """What a trajectory says of its runs."""
+        """Name of the runs in a trajectory."""
         return repr(self)
 
     @abstractmethod
     def check(self, sgd: SGD) -> None:
-        """Raises ``ValueError`` where this is not defined, naming what is."""
+        """Raise ``ValueError`` where this is not defined, naming what is."""
 
     @abstractmethod
     def examples(self, plan: StepPlan) -> int:
@@ -68,7 +68,7 @@ class Variant(ABC):
 
 @dataclass(frozen=True)
 class Minibatches(Variant):
-    """SGD itself."""
+    """Minibatches: SGD itself."""
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""The coordinates in which predictions are made: all eigenpairs of a kernel, or the leading ones and the rest."""
+"""Eigenbasis of a kernel: all eigenpairs, or the leading ones with bounds on the rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sgdsde.kernel.spectrum import leading_eigenpairs
 
 @dataclass(frozen=True, eq=False)
 class Tail:
-    """What a truncated eigenbasis leaves out: K_t = K - U diag(l) U^T.
+    """Part of a kernel outside of a truncated eigenbasis: K_t = K - U diag(l) U^T.
 
     Attributes:
         largest: no eigenvalue of K_t is larger. trace: tr K_t.
@@ -68,7 +68,7 @@ class Eigenbasis:
         return cls(values[kept].contiguous(), vectors[:, kept].contiguous())
 
     def scaled(self, factor: float) -> Eigenbasis:
-        """Of factor * K."""
+        """Eigenbasis of factor * K."""
         if factor == 1.0:
             return self
         tail = self.tail
@@ -77,7 +77,7 @@ class Eigenbasis:
         return Eigenbasis(factor * self.values, self.vectors, tail)
 
     def per_output(self, n_outputs: int) -> Eigenbasis:
-        """Of K (x) I_c. Cost: n c^2 r numbers."""
+        """Eigenbasis of K (x) I_c. Cost: n c^2 r numbers."""
         tail = None if self.tail is None else replace(self.tail, trace=n_outputs * self.tail.trace)
         vectors = torch.kron(self.vectors, torch.eye(n_outputs).to(self.vectors))
         return Eigenbasis(self.values.repeat_interleave(n_outputs), vectors, tail)

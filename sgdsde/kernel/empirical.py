@@ -77,7 +77,7 @@ def empirical_ntk(
         dtype: of products and result; default float64 whatever the model's dtype.
         outputs: "full" for all pairs of outputs; "trace" for the sum of K[(i,a),(j,a)] over a; "per_class" for these
             terms one by one.
-        explain: nothing is computed; the plan comes back, whose ``str`` tells operations, bytes, tiles and seconds.
+        explain: nothing is computed; the plan comes back, whose ``str`` lists operations, bytes, tiles and seconds.
     Returns:
         [n1*c, n2*c], rows and columns sample-major ([n1, n2] for the trace, [c, n1, n2] per class); no factor 1/n or
         1/c. With ``explain`` a ``KernelPlan``.

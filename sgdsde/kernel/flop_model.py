@@ -10,7 +10,7 @@ from sgdsde.kernel.layers.parameter_terms import Term, Way
 from sgdsde.kernel.layers.structure import Structure
 
 Outputs: TypeAlias = Literal["full", "trace", "per_class"]
-"""Which entries K[(i,a),(j,b)]: all [n1*c, n2*c], summed over a = b [n1, n2], or those with a = b [c, n1, n2]."""
+"""Entries of K[(i,a),(j,b)]: all [n1*c, n2*c], summed over a = b [n1, n2], or those with a = b [c, n1, n2]."""
 
 ENTRY = 16
 """Operations of a matrix product that take as long as reading and writing one number, about, on CPU cores."""
@@ -22,7 +22,7 @@ SMALL = 1024
 
 @dataclass(frozen=True)
 class Job:
-    """How large a kernel is: examples on both sides (the same ones when symmetric), outputs, bytes a number."""
+    """Size of a kernel: examples on both sides (the same ones when symmetric), outputs, bytes a number."""
 
     n1: int
     n2: int
@@ -81,7 +81,7 @@ def layer_plan(term: Term, job: Job) -> LayerPlan:
 
 
 def jacobian_plan(label: str, size: int, job: Job) -> LayerPlan:
-    """Of Jacobians with ``size`` columns that are there already."""
+    """Plan for Jacobians with ``size`` columns that are there already."""
     c = job.n_outputs
     pair = 2 * (c * c if job.outputs == "full" else c) * size
     return LayerPlan(label, "jacobian", job.pairs * pair, 0, 0, c * size * job.itemsize, 0)
@@ -111,7 +111,7 @@ def _by_gram(term: Term, job: Job) -> LayerPlan:
 
 
 def network_operations(structure: Structure, n_outputs: int) -> int:
-    """Of a forward pass and of c backward passes to the inputs of all layers but the first, for one example."""
+    """Operations of a forward and c backward passes to the inputs of all layers but the first, for one example."""
     passes = []
     for use in structure.watched.uses:
         if use.kind in ("matrix", "convolution") and use.weight is not None:
@@ -139,7 +139,7 @@ class Demand:
 
 
 def observation_bytes(structure: Structure, n_outputs: int, itemsize: int) -> int:
-    """Of what is kept of one example while its factors are made: inputs, gradients, patches, one converted copy."""
+    """Bytes kept of one example while its factors are made: inputs, gradients, patches, one converted copy."""
     uses = structure.watched.uses
     inputs = [math.prod(use.inputs) for use in uses]
     deltas = [n_outputs * math.prod(use.outputs) for use in uses]

@@ -37,7 +37,7 @@ class Target:
 
 
 def add_gram(term: Term, first: Factor, second: Factor, target: Target) -> None:
-    """Adds the term to a tile.
+    """Add the term to a tile.
 
     One position: the product above, entry by entry. Several, where a sum over outputs or one output is wanted: the
     same over positions. Several positions and all pairs of outputs: the product of the first factor with the gradients

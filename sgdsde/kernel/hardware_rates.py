@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices and passes over memory, measured."""
+"""Measured rates of matrix products and of passes over memory on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = 768
 
 @dataclass(frozen=True)
 class Rates:
-    """What a second is worth.
+    """Operations and bytes per second.
 
     Attributes:
         network, products: multiplications and additions in the dtype of the model and in that of the result.

@@ -1,4 +1,4 @@
-"""What the inputs of a kernel must be, before anything is computed from them."""
+"""Checks of a kernel's inputs, before anything is computed from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sgdsde._functional import FunctionalModel
 
 
 def check_inputs(functional: FunctionalModel, x1: Any, x2: Any = None) -> None:
-    """Raises ``TypeError`` or ``ValueError``, by name, for inputs that are not finite tensors as the model takes them.
+    """Raise ``TypeError`` or ``ValueError``, by name, for inputs that are not finite tensors as the model takes them.
 
     Args:
         x1: [n1, ...]. x2: [n2, ...] with examples of the same shape, or None.

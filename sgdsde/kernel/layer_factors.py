@@ -1,4 +1,4 @@
-"""What the kernel of a block of examples is made of: inputs of layers and gradients at their results, or Jacobians."""
+"""Factors of the kernel of a block of examples: inputs of layers and gradients at their results, or Jacobians."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Factor:
     deltas: Tensor | None = None
 
     def narrow(self, start: int, stop: int) -> Factor:
-        """Those of the examples ``start`` to ``stop``, without a copy."""
+        """Factors of the examples ``start`` to ``stop``, without a copy."""
         deltas = self.deltas
         if deltas is not None and deltas.ndim == 4:
             deltas = deltas[start:stop]
@@ -42,13 +42,13 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Everything about a block of examples that a tile of the kernel needs, in the dtype of the result."""
+    """All factors of a block of examples that tiles of the kernel need, in the dtype of the result."""
 
     n_examples: int
     parts: tuple[Factor, ...]
 
     def narrow(self, start: int, stop: int) -> Factors:
-        """Those of the examples ``start`` to ``stop``, without a copy."""
+        """Factors of the examples ``start`` to ``stop``, without a copy."""
         return Factors(min(stop, self.n_examples) - start, tuple(part.narrow(start, stop) for part in self.parts))
 
 
@@ -69,7 +69,7 @@ def factors(functional: FunctionalModel, x: Tensor, *, plan: KernelPlan, params:
 
 
 def _store(held: list[Factor], parts: list[Factor], start: int, n: int) -> None:
-    """Copies the factors of a few examples to their places among those of n."""
+    """Copy the factors of a few examples to their places among those of n."""
     if not held:
         held.extend(_enlarged(part, n) for part in parts)
     for whole, part in zip(held, parts):

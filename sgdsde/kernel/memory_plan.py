@@ -1,4 +1,4 @@
-"""What a kernel will take, known before it is allocated."""
+"""Memory and operations of a kernel, known before anything is allocated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ALIGNED = 16
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """What a kernel will take, known before it is allocated.
+    """Memory and operations of a kernel, known before anything is allocated.
 
     Attributes:
         rows: examples a block, whose factors are held; two blocks at once where all examples are not one block.
@@ -139,7 +139,7 @@ class KernelPlan:
 
     @property
     def seconds(self) -> float | None:
-        """What matrix products and passes over the tiles take at the measured rates, the checks of the model aside."""
+        """Seconds of matrix products and passes over the tiles at the measured rates, the checks of the model aside."""
         if self.rates is None:
             return None
         network, entries = self.made_examples * self.network, sum(layer.entries for layer in self.layers)
@@ -155,7 +155,7 @@ class KernelPlan:
 
     @property
     def total_bytes(self) -> int:
-        """Of tensors alive at once, at most: result, factors, workspace."""
+        """Bytes of tensors alive at once, at most: result, factors, workspace."""
         return self.result_bytes + self.held_examples * self.example_bytes + self.workspace_bytes
 
     @property

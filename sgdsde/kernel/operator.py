@@ -1,4 +1,4 @@
-"""Kernels as what a prediction needs of them: products with vectors and a diagonal.
+"""Kernels as linear operators: products with vectors and a diagonal.
 
 A kernel that does not fit into memory is used through the same few words as one that does.
 """
@@ -82,7 +82,7 @@ class KernelOperator(ABC):
         return dense
 
     def check_made_of(self, functional: FunctionalModel, x: Tensor) -> None:  # noqa: B027 - most know nothing of it
-        """Raises ``ValueError`` where it is known to be the kernel of another model or other inputs."""
+        """Raise ``ValueError`` where it is known to be the kernel of another model or other inputs."""
 
     def _check_dense(self, memory: int | None) -> None:
         needed = self.shape[0] * self.shape[1] * self.dtype.itemsize

@@ -1,4 +1,4 @@
-"""What a loss is to the library, and when an output is right."""
+"""Interface of a loss, and the criterion by which an output is right."""
 
 from __future__ import annotations
 
@@ -35,24 +35,29 @@ class Loss(ABC):
 
     @abstractmethod
     def labels(self, name: str, targets: Tensor, n_outputs: int) -> Tensor:
-        """What the outputs must say to be right: a class index, or for one output the sign -1 or 1; [n].
+        """Right answer of each example: a class index, or for one output the sign -1 or 1; [n].
 
         Raises:
             ValueError: under this loss, or with these targets, no output is right or wrong.
         """
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """What the torch module returns on the whole set: [..., n, c] to [...]."""
+        """Mean loss, as the torch module returns it on the whole set: [..., n, c] to [...]."""
         return self.per_example(outputs, targets).mean(-1)
 
     @property
+    def kink(self) -> str:
+        """What was seen of a gradient that jumps, empty where the loss has a second derivative."""
+        return ""
+
+    @property
     def fingerprint(self) -> str:
-        """What tells this loss from others, the same in every process."""
+        """Identifier of this loss, the same in every process."""
         return repr(self)
 
 
 def is_right(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Whether the output says what the label says: the class of the largest entry, or for real labels the sign.
+    """Whether the output agrees with the label: the class of the largest entry, or for real labels the sign.
 
     Args:
         outputs: [..., n, c]. labels: those of ``Loss.labels``, [n].

@@ -1,4 +1,4 @@
-"""From the torch loss that the user passes to the library's."""
+"""Conversion of a torch loss to the library's form."""
 
 from __future__ import annotations
 

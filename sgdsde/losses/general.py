@@ -32,7 +32,7 @@ class TorchLoss(Loss):
             examples (``losses.examine`` makes sure of that on the targets themselves).
         name: what messages call it.
         kink: why it has no second derivative, or "".
-        values: what it returns on fixed outputs and the problem's targets: tells two losses of one name apart.
+        values: what it returns on fixed outputs and the problem's targets: distinguishes two losses of one name.
     Exactness: to rounding. Where a loss has one-sided derivatives only, torch's choice.
     Cost: value and gradient one pass each, the Hessian c further backward passes, of all examples and runs at once.
     """
@@ -62,7 +62,7 @@ class TorchLoss(Loss):
     def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.kink:
             expected = "twice differentiable where its Hessian is needed"
-            remedy = "use dynamics.SDEPaths, dynamics.GradientDescent or run_ensemble, which need the gradient only"
+            remedy = "use dynamics.LinearizedSGD() or run_ensemble, which need the gradient only"
             raise ValueError(complaint("loss", expected, f"{self.name}, {self.kink}", remedy))
         flat, rows = _flat(outputs, targets)
         return self._quietly(lambda f: _rows_of_derivative(self._all_gradients(rows), f), flat).view(

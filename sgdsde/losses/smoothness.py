@@ -1,4 +1,4 @@
-"""Whether a loss has a second derivative, found out by following its gradient along segments."""
+"""Test for a second derivative of a loss, by following its gradient along segments."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ PIECES = 64
 HALVINGS = 24
 SCALES = (1.0, 4.0)
 JUMP = 1e-3
-"""Of the gradient's way along a segment: a piece of relative length 2^-30 holds less under any bounded Hessian."""
+"""Share of the gradient's way along a segment that is a jump: a piece of length 2^-30 holds less if H is bounded."""
 
 
 def find_kink(loss: TorchLoss, targets: Tensor, *, n_outputs: int) -> str:
-    """What is wrong with the second derivative, in words: a jump of the gradient, or none known to torch; else "".
+    """Fault of the second derivative, in words: a jump of the gradient, or none known to torch; else "".
 
     Along each segment the change of the gradient is compared with the integral of the Hessian, and the piece where they
     differ most is halved again and again. A bounded Hessian, continuous or not (``nn.HuberLoss``), leaves a difference
@@ -67,8 +67,8 @@ def _segments(targets: Tensor, n_outputs: int, stream: torch.Generator) -> tuple
 
 
 def _worst_piece(loss: TorchLoss, start: Tensor, stop: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where on each segment gradient and Hessian disagree most, [s] each: left end and width of the last piece, and
-    how much the gradient changes along the whole segment."""
+    """The worst piece of each segment, where gradient and Hessian disagree most: left end and width, [s] each, and
+    the change of the gradient along the whole segment."""
     direction = stop - start
     width = start.new_full((len(start),), 1 / PIECES)
     change, worst, left = torch.zeros_like(width), torch.full_like(width, -1.0), torch.zeros_like(width)

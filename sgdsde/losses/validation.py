@@ -1,4 +1,4 @@
-"""What a loss must be before it is believed: a deterministic mean over examples with finite derivatives."""
+"""Validation of a loss: a deterministic mean over examples with finite derivatives."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REMEDY = "pass a function of these two, in float64 too, that returns the mean ov
 
 
 def examine(loss: TorchLoss, outputs: Tensor, y_train: Tensor, y_test: Tensor | None) -> TorchLoss:
-    """The loss, with what was found out about its second derivative and its fingerprint.
+    """The validated loss, with its fingerprint and the state of its second derivative.
 
     Args:
         outputs: of a few training examples, [., c]; the loss must be defined between them, and is tried around them.

@@ -23,14 +23,11 @@ from sgdsde.meanfield.edge import (
 )
 from sgdsde.meanfield.fixed_points import (
     DepthScales,
-    FixedPoint,
     depth_scales,
     limit_chi,
     limit_correlation,
-    limit_variance,
     phase,
     phase_diagram,
-    variance_fixed_points,
 )
 from sgdsde.meanfield.initialization import EdgeInitialization, init_edge_of_chaos_
 from sgdsde.meanfield.kernels import Kernels, analytic_kernels, analytic_nngp, analytic_ntk, per_output
@@ -39,10 +36,9 @@ from sgdsde.meanfield.maps import (
     correlation_gap_map,
     correlation_map,
     correlation_slope,
-    variance_map,
-    variance_slope,
 )
 from sgdsde.meanfield.propagation import Propagation, propagate
+from sgdsde.meanfield.variance import FixedPoint, limit_variance, variance_fixed_points, variance_map, variance_slope
 
 __all__ = [
     "Activation",

@@ -28,9 +28,8 @@ import torch
 from sgdsde._checks import complaint, whole_number, word
 from sgdsde.meanfield.activation import Activation, ActivationLike, as_activation
 from sgdsde.meanfield.closed_forms import Homogeneous, closed_form
-from sgdsde.meanfield.fixed_points import limit_variance
 from sgdsde.meanfield.hermite import hermite_series
-from sgdsde.meanfield.maps import check_sigmas
+from sgdsde.meanfield.variance import check_sigmas, limit_variance
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Table:
 
 
 def dual_at(activation: Activation, low: float, high: float, previous: Dual | None = None) -> Dual:
-    """What gives pair expectations for standard deviations in [low, high]: closed form, series, table or quadrature.
+    """Method of pair expectations for standard deviations in [low, high]: closed form, series, table or quadrature.
 
     Args:
         previous: the dual of the layer before, returned again if it covers [low, high].

@@ -7,7 +7,7 @@ alpha = (r + l)/2, beta = (r - l)/2. With correlation c = cos(theta), in which a
     E phi'(u) phi'(v) = alpha^2 + beta^2 (2/pi) arcsin c
 
 Source: Cho and Saul, Kernel methods for deep learning (2009), degrees 0 and 1; Williams, Computing with infinite
-    networks (1997), for erf. Checked against quadrature in tests/unit/meanfield/test_closed_forms.py.
+    networks (1997), for erf. Checked against quadrature in tests/unit/meanfield/test_quadrature.py.
 """
 
 from __future__ import annotations

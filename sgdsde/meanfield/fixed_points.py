@@ -1,4 +1,4 @@
-"""Where the maps come to rest: fixed points with their stability, the depth scales, and the phases."""
+"""Limits of infinite depth: the correlation's fixed point with its stability, the depth scales, and the phases."""
 
 from __future__ import annotations
 
@@ -9,35 +9,24 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from sgdsde._checks import complaint, nonnegative_number
+from sgdsde._checks import nonnegative_number, positive_number
 from sgdsde.meanfield.activation import Activation, ActivationLike, as_activation
-from sgdsde.meanfield.closed_forms import Homogeneous, closed_form
-from sgdsde.meanfield.maps import (
+from sgdsde.meanfield.maps import chi, correlation_gap_map, correlation_slope
+from sgdsde.meanfield.variance import (
+    EDGE,
+    FixedPoint,
     check_sigmas,
-    chi,
-    correlation_gap_map,
-    correlation_slope,
+    limit_variance,
+    positive_limit,
     second_moments,
-    variance_map,
     variance_slope,
 )
 
 Phase: TypeAlias = Literal["ordered", "edge", "chaotic"]
 
-LARGEST = 1e6  # a variance beyond which no fixed point is looked for
-EDGE = 1e-8  # chi within this of 1 is on the edge: quadrature is good to about 1e-12, a root finder's q to 1e-10
-
-
-class FixedPoint(NamedTuple):
-    """A fixed point of a map, the map's slope there, and whether iteration near it returns to it."""
-
-    value: float
-    slope: float
-    is_stable: bool
-
 
 class DepthScales(NamedTuple):
-    """How many layers a deviation needs to shrink by a factor e: of the variance, and of the correlation.
+    """Numbers of layers over which a deviation shrinks by a factor e: of the variance, and of the correlation.
 
     ``correlation`` is taken at ``limit_correlation``: 1 in the ordered phase, below 1 in the chaotic one. A scale is
     infinite where its slope is 1, as the correlation's is on the edge of chaos.
@@ -49,48 +38,6 @@ class DepthScales(NamedTuple):
     limit_correlation: float
 
 
-def variance_fixed_points(activation: ActivationLike, sigma_w: float, sigma_b: float) -> list[FixedPoint]:
-    """All fixed points of the variance map in [0, 1e6], ascending, with the slope F'(q) and the stability of each.
-
-    For a positively homogeneous activation at its critical sigma_w without bias every q is fixed; the list is then
-    empty, and ``limit_variance`` returns its start.
-    """
-    activation, (sigma_w, sigma_b) = as_activation(activation), check_sigmas(sigma_w, sigma_b)
-    exact = closed_form(activation)
-    if isinstance(exact, Homogeneous):
-        return _homogeneous_fixed_points(sigma_w**2 * exact.gain, sigma_b)
-    points = []
-    if sigma_b == 0 and float(activation.value(torch.zeros(1, dtype=torch.float64))) == 0:
-        slope = float(variance_slope(activation, sigma_w, 0.0, 0.0))
-        tiny = 1e-4
-        falls = float(variance_map(activation, sigma_w, 0.0, tiny)) < tiny
-        points.append(FixedPoint(0.0, slope, falls if abs(slope - 1) < EDGE else slope < 1))
-
-    def excess(log_q: float) -> float:
-        q = math.exp(log_q)
-        return float(variance_map(activation, sigma_w, sigma_b, q)) / q - 1
-
-    for low, high in _sign_changes(activation, sigma_w, sigma_b):
-        q = math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-14, rtol=1e-14))
-        slope = float(variance_slope(activation, sigma_w, sigma_b, q))
-        points.append(FixedPoint(q, slope, abs(slope) < 1))
-    return points
-
-
-def limit_variance(activation: ActivationLike, sigma_w: float, sigma_b: float, *, start: float = 1.0) -> float:
-    """The variance that the map reaches from ``start`` after many layers: a fixed point, or infinity."""
-    activation = as_activation(activation)
-    start = nonnegative_number("start", start)
-    now = float(variance_map(activation, sigma_w, sigma_b, start))
-    if abs(now - start) <= 1e-12 * start:
-        return start
-    points = [point.value for point in variance_fixed_points(activation, sigma_w, sigma_b)]
-    ahead = [q for q in points if (q > start) == (now > start)]
-    if not ahead:
-        return math.inf
-    return min(ahead) if now > start else max(ahead)
-
-
 def limit_correlation(
     activation: ActivationLike, sigma_w: float, sigma_b: float, *, q: float | None = None
 ) -> FixedPoint:
@@ -100,10 +47,9 @@ def limit_correlation(
     below 1, found in 1 - c.
     """
     activation, (sigma_w, sigma_b) = as_activation(activation), check_sigmas(sigma_w, sigma_b)
-    q = limit_variance(activation, sigma_w, sigma_b) if q is None else q
-    if not 0 < q < math.inf:
-        received = f"{q:g} at sigma_w={sigma_w:.6g}, sigma_b={sigma_b:.6g}"
-        raise ValueError(complaint("the limit of the variance", "finite and positive", received, "pass q"))
+    if q is None:
+        q = positive_limit(activation, sigma_w, sigma_b)
+    q = positive_number("q", q, "it is the variance of both inputs")
     slope = float(correlation_slope(activation, sigma_w, sigma_b, 1.0, q=q))
     if slope <= 1 + EDGE:
         return FixedPoint(1.0, slope, True)
@@ -120,7 +66,7 @@ def limit_correlation(
 
 
 def depth_scales(activation: ActivationLike, sigma_w: float, sigma_b: float) -> DepthScales:
-    """How deep a signal can travel: xi_q = -1/log|F'(q)| and xi_c = -1/log f'(c*).
+    """Depth scales of signal propagation: xi_q = -1/log|F'(q)| and xi_c = -1/log f'(c*).
 
     In the ordered phase f'(c*) = chi; in the chaotic phase -1/log chi would be negative, and the slope is taken at the
     stable c* < 1 (where the published formula is often read at c = 1 by mistake).
@@ -129,7 +75,7 @@ def depth_scales(activation: ActivationLike, sigma_w: float, sigma_b: float) -> 
         ValueError: the variance has no finite positive limit.
     """
     activation = as_activation(activation)
-    q = limit_variance(activation, sigma_w, sigma_b)
+    q = positive_limit(activation, sigma_w, sigma_b)
     correlation = limit_correlation(activation, sigma_w, sigma_b, q=q)
     variance_rate = abs(float(variance_slope(activation, sigma_w, sigma_b, q)))
     return DepthScales(_scale(variance_rate), _scale(correlation.slope), q, correlation.value)
@@ -201,28 +147,3 @@ def _scale(rate: float) -> float:
     if rate == 0:
         return 0.0
     return -1 / math.log(rate)
-
-
-def _homogeneous_fixed_points(gain: float, sigma_b: float) -> list[FixedPoint]:
-    if abs(gain - 1) < EDGE:
-        return []
-    if sigma_b == 0:
-        return [FixedPoint(0.0, gain, gain < 1)]
-    return [FixedPoint(sigma_b**2 / (1 - gain), gain, True)] if gain < 1 else []
-
-
-def _sign_changes(activation: Activation, sigma_w: float, sigma_b: float) -> list[tuple[float, float]]:
-    """Brackets [low, high] of q on which F(q) - q changes sign."""
-    q = torch.logspace(-8, 2, 61, dtype=torch.float64)
-    excess = _excess(activation, sigma_w, sigma_b, q)
-    if bool(excess[-1] > 0):  # more to be found above, or nothing at all
-        above = torch.logspace(2, math.log10(LARGEST), 17, dtype=torch.float64)[1:]
-        q, excess = torch.cat([q, above]), torch.cat([excess, _excess(activation, sigma_w, sigma_b, above)])
-    changes = (excess[1:] > 0) != (excess[:-1] > 0)
-    # Below the grid, F(q) = q + rounding may flicker where phi(0) = 0 and sigma_w |phi'(0)| = 1: no root of its own.
-    changes &= (excess[1:].abs() > 1e-12) | (excess[:-1].abs() > 1e-12)
-    return [(float(q[i]), float(q[i + 1])) for i in changes.nonzero()[:, 0].tolist()]
-
-
-def _excess(activation: Activation, sigma_w: float, sigma_b: float, q: Tensor) -> Tensor:
-    return (sigma_b**2 + sigma_w**2 * second_moments(activation, q)[0]) / q - 1

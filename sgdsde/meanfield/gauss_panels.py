@@ -39,7 +39,7 @@ def nodes_and_weights(edges: Tensor, order: int = ORDER) -> tuple[Tensor, Tensor
 
 
 def unresolved(values: Tensor, scale: Tensor, tolerance: float) -> Tensor:
-    """Which panels [p] hold a function, given at nodes [p, order], that the order's polynomials do not represent."""
+    """Mask [p] of panels on which a function, given at nodes [p, order], is not a polynomial of that order."""
     order = values.shape[-1]
     coefficients = values @ gauss_legendre(order)[2].to(values).T
     return (coefficients[:, -3:].abs().amax(-1) > tolerance * scale) | ~torch.isfinite(values).all(-1)

@@ -32,7 +32,7 @@ OTHER_ACTIVATIONS = (nn.ELU, nn.GELU, nn.LeakyReLU, nn.SELU, nn.CELU, nn.Mish, n
 
 @dataclass(frozen=True)
 class EdgeInitialization:
-    """What ``init_edge_of_chaos_`` did: the point on the edge of chaos, and the mean square that inputs must have."""
+    """Point on the edge of chaos that ``init_edge_of_chaos_`` chose, and the mean square that inputs must have."""
 
     sigma_w: float
     sigma_b: float
@@ -70,7 +70,7 @@ def init_edge_of_chaos_(
         activation: what stands between the layers; None: the one kind of activation module that the model contains.
         generator: draws the weights; torch's default generator if None.
     Raises:
-        ValueError: no edge of chaos at this sigma_b, an activation that cannot be told from the modules, a layer of
+        ValueError: no edge of chaos at this sigma_b, an activation that the modules do not determine, a layer of
             another type (its name is given), a layer without bias although sigma_b > 0.
     Exactness: the theory is of infinite width; convolutions with zero padding lose variance near the border.
     """

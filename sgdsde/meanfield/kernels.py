@@ -24,8 +24,8 @@ from torch import Tensor
 from sgdsde._checks import complaint, positive_number, real_floating, word
 from sgdsde.meanfield.activation import Activation
 from sgdsde.meanfield.chebyshev_tables import Dual, dual_at
-from sgdsde.meanfield.maps import second_moments
 from sgdsde.meanfield.position_pairs import AllPositions, DenseLayout, Layout, SamePosition
+from sgdsde.meanfield.variance import second_moments
 from sgdsde.networks import CNN, MLP, ConvResNet, Network, ResNet
 
 Which: TypeAlias = Literal["ntk", "nngp"]

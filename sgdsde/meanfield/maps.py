@@ -1,8 +1,9 @@
-"""The maps from one layer to the next at infinite width: variance, correlation, and how perturbations grow.
+"""Correlation maps from one layer to the next at infinite width, and the growth of perturbations.
 
-    q' = F(q) = sigma_b^2 + sigma_w^2 E phi(sqrt(q) Z)^2        chi = sigma_w^2 E phi'(sqrt(q) Z)^2
     c' = f(c) = (sigma_b^2 + sigma_w^2 E phi(u) phi(v)) / F(q)    for u, v of variance q and correlation c
+    chi = sigma_w^2 E phi'(sqrt(q) Z)^2
 
+F is the variance map of :mod:`sgdsde.meanfield.variance`.
 sigma_w and sigma_b are standard deviations everywhere. Every function takes numbers or tensors of any shape for q and c
 and returns a float64 tensor of that shape, on that device (the quadrature itself runs on the CPU).
 
@@ -14,27 +15,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgdsde._checks import complaint, nonnegative_number, positive_number
+from sgdsde._checks import complaint
 from sgdsde.meanfield import quadrature
 from sgdsde.meanfield.activation import Activation, ActivationLike, as_activation
 from sgdsde.meanfield.closed_forms import Homogeneous, closed_form
+from sgdsde.meanfield.variance import as_variance, check_sigmas, positive_limit, second_moments, variance_map
 
 ROUNDING = 1e-6  # a correlation this far outside [-1, 1] comes from float32 arithmetic; farther is an error
-
-
-def check_sigmas(sigma_w: float, sigma_b: float) -> tuple[float, float]:
-    """Both standard deviations as floats; sigma_w positive, sigma_b not negative."""
-    checked = positive_number("sigma_w", sigma_w, "it is a standard deviation")
-    return checked, nonnegative_number("sigma_b", sigma_b, "it is a standard deviation")
-
-
-def as_variance(q: Tensor | float) -> Tensor:
-    """Variances as a float64 tensor, checked finite and not negative."""
-    values = torch.as_tensor(q, dtype=torch.float64)
-    if values.numel() and not bool((torch.isfinite(values) & (values >= 0)).all()):
-        bad = values[~(torch.isfinite(values) & (values >= 0))][0]
-        raise ValueError(complaint("q", "a finite variance, zero or positive", float(bad)))
-    return values
 
 
 def as_correlation(c: Tensor | float) -> Tensor:
@@ -44,34 +31,6 @@ def as_correlation(c: Tensor | float) -> Tensor:
         bad = values[~(values.abs() <= 1 + ROUNDING)][0]
         raise ValueError(complaint("c", "a correlation in [-1, 1]", float(bad), "divide covariances by variances"))
     return values.clamp(-1, 1)
-
-
-def second_moments(activation: Activation, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """E phi^2, E phi'^2 and E x phi phi' / q = d E phi^2 / dq at variances q; exact where a closed form exists."""
-    exact = closed_form(activation)
-    if exact is not None:
-        return exact.single(q)
-    found = quadrature.moments(activation, q.sqrt())
-    return found.square, found.slope_square, found.cross
-
-
-def variance_map(activation: ActivationLike, sigma_w: float, sigma_b: float, q: Tensor | float) -> Tensor:
-    """F(q), the variance of the next layer's preactivations.
-
-        F(q) = sigma_b^2 + sigma_w^2 E phi(sqrt(q) Z)^2
-
-    Raises:
-        ValueError: a negative sigma or q. TypeError: an activation without derivative.
-    Exactness: 1e-12 relative.
-    """
-    sigma_w, sigma_b = check_sigmas(sigma_w, sigma_b)
-    return sigma_b**2 + sigma_w**2 * second_moments(as_activation(activation), as_variance(q))[0]
-
-
-def variance_slope(activation: ActivationLike, sigma_w: float, sigma_b: float, q: Tensor | float) -> Tensor:
-    """F'(q) = sigma_w^2 E[x phi(x) phi'(x)] / q; a fixed point is stable where it is below 1 in absolute value."""
-    sigma_w, sigma_b = check_sigmas(sigma_w, sigma_b)
-    return sigma_w**2 * second_moments(as_activation(activation), as_variance(q))[2]
 
 
 def chi(activation: ActivationLike, sigma_w: float, sigma_b: float, q: Tensor | float) -> Tensor:
@@ -146,13 +105,7 @@ def pair(activation: Activation, c: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 def _variance(activation: Activation, sigma_w: float, sigma_b: float, q: Tensor | float | None) -> Tensor:
     if q is not None:
         return as_variance(q)
-    from sgdsde.meanfield.fixed_points import limit_variance
-
-    reached = limit_variance(activation, sigma_w, sigma_b)
-    if not 0 < reached < float("inf"):
-        received = f"{reached:g} for {activation.name} at sigma_w={sigma_w:.6g}, sigma_b={sigma_b:.6g}"
-        raise ValueError(complaint("the limit of the variance", "finite and positive", received, "pass q"))
-    return torch.tensor(reached, dtype=torch.float64)
+    return torch.tensor(positive_limit(activation, sigma_w, sigma_b), dtype=torch.float64)
 
 
 def _gap(activation: ActivationLike, sigmas: tuple[float, float], gap: Tensor, q: Tensor | float | None) -> Tensor:

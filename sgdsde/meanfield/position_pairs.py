@@ -1,4 +1,4 @@
-"""Which pairs of positions a kernel recursion follows: none (dense), the same position, or all pairs.
+"""Pairs of positions that a kernel recursion follows: none (dense), the same position, or all pairs.
 
 A dense network has one number per pair of examples. A convolutional one with a vector read-out needs the covariance
 between equal positions, Sigma(al, al), one with global average pooling between all positions, Sigma(al, al'):
@@ -43,7 +43,7 @@ class DenseLayout:
         return variance
 
     def read(self, covariance: Tensor, n1: int, n2: int) -> Tensor:
-        """What the read-out sees, [n1, n2]."""
+        """Covariance at the read-out, [n1, n2]."""
         return covariance
 
     def rows(self, variance: Tensor, part: slice) -> Tensor:

@@ -1,4 +1,4 @@
-"""How variances and correlations travel through a real network, layer by layer, against the maps of infinite width."""
+"""Variances and correlations in a real network, layer by layer, against the maps of infinite width."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sgdsde._checks import complaint, real_floating
 from sgdsde.meanfield.activation import ActivationLike, as_activation
 from sgdsde.meanfield.chebyshev_tables import dual_at
 from sgdsde.meanfield.initialization import AFFINE
-from sgdsde.meanfield.maps import second_moments
+from sgdsde.meanfield.variance import second_moments
 from sgdsde.networks import Network, ResNet
 from sgdsde.networks.layers import Layer
 
@@ -133,7 +133,7 @@ def _predict(
 
 
 def _layer_sigmas(layer: nn.Module, sigmas: tuple[float | None, float | None]) -> tuple[float, float]:
-    """sigma_w and sigma_b as given, else as the root mean squares of this layer's parameters say."""
+    """sigma_w and sigma_b as given, else from the root mean squares of this layer's parameters."""
     sigma_w, sigma_b = sigmas
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)

@@ -50,7 +50,7 @@ class Moments:
 
 
 def reach(activation: Activation, s: float) -> float:
-    """How many standard deviations the quadrature must span, so that the tails of E phi^2 and E phi'^2 are negligible.
+    """Standard deviations that the quadrature must span, so that the tails of E phi^2 and E phi'^2 are negligible.
 
     Raises:
         ValueError: phi grows so fast that no span suffices.
@@ -169,7 +169,7 @@ def pair_moments(
 
 @dataclass(frozen=True)
 class _Plane:
-    """How the (X, Y) plane is cut for standard deviations up to some bound; flipped: for phi(u) phi(-v')."""
+    """Partition of the (X, Y) plane for standard deviations up to some bound; flipped: for phi(u) phi(-v')."""
 
     activation: Activation
     span: float

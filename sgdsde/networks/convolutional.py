@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from sgdsde._checks import complaint, whole_number, word
+from sgdsde._types import Parametrization
 from sgdsde.networks.dense import Scaling, block_scales
-from sgdsde.networks.layers import Convolution, Dense, Parametrization, WeightLaw
+from sgdsde.networks.layers import Convolution, Dense, WeightLaw
 from sgdsde.networks.network import Network
 
 Readout: TypeAlias = Literal["flatten", "pool"]
-"""What the read-out sees: every channel at every position, or the channels averaged over positions."""
+"""Input of the read-out: every channel at every position, or the channels averaged over positions."""
 
 
 class ConvolutionalNetwork(Network):
-    """Images of one size, a kernel, and a read-out; abstract. The two below say how convolutions follow each other.
+    """Images of one size, a kernel, and a read-out; abstract. The two below define how convolutions follow each other.
 
     Attributes, besides those of ``Network``: in_channels, image_size, kernel_size, readout.
     """

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from sgdsde._checks import complaint, whole_number, word
-from sgdsde.networks.layers import Dense, Parametrization, WeightLaw
+from sgdsde._types import Parametrization
+from sgdsde.networks.layers import Dense, WeightLaw
 from sgdsde.networks.network import Network
 
 Scaling: TypeAlias = Literal["none", "decreasing", "stable"]
-"""How residual block l of a network of the given depth is scaled: 1, l^-1/2 or depth^-1/2."""
+"""Scaling of residual block l in a network of the given depth: 1, l^-1/2 or depth^-1/2."""
 
 
 def block_scales(scaling: Scaling, depth: int) -> list[float]:

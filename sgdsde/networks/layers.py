@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sgdsde._checks import complaint, nonnegative_number, positive_number, word
-
-Parametrization: TypeAlias = Literal["ntk", "standard"]
-"""Where the scale of a layer sits: in front of N(0, 1) entries, or in the entries themselves."""
+from sgdsde._types import Parametrization
 
 
 @dataclass(frozen=True)
 class WeightLaw:
-    """How every layer of a network is scaled, and where its initial entries come from.
+    """Scale of every layer of a network, and distribution of its initial entries.
 
         ntk:       y = sigma_w / sqrt(fan_in) W x + sigma_b b,   entries of W and b from N(0, 1)
         standard:  y = W x + b,   W from N(0, sigma_w^2 / fan_in), b from N(0, sigma_b^2)
@@ -64,7 +61,7 @@ class WeightLaw:
 
 
 class Layer(nn.Module):
-    """Weights, perhaps biases, and their multipliers; abstract, the two below say how they act."""
+    """Weights, perhaps biases, and their multipliers; abstract, the two below define how they act."""
 
     def __init__(self, law: WeightLaw, *, weight_shape: tuple[int, ...]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What every network has: its settings as public attributes, and an activation."""
+"""Base class of networks: settings as public attributes, and an activation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from sgdsde._checks import whole_number
+from sgdsde._types import Parametrization
 from sgdsde.networks.activations import resolve_activation
-from sgdsde.networks.layers import Parametrization, WeightLaw
+from sgdsde.networks.layers import WeightLaw
 
 
 class Network(nn.Module):

@@ -1,8 +1,9 @@
-"""Where SGD on the linearized model stops being stable, and the learning rates and batch sizes that follow."""
+"""Stability limits of SGD on the linearized model, and the learning rates and batch sizes that follow."""
 
 from sgdsde.stability.limits import (
     max_lr,
     max_lr_full_batch,
+    max_lr_of,
     mean_square_radius,
     sufficient_lr,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "gradient_noise_scale",
     "max_lr",
     "max_lr_full_batch",
+    "max_lr_of",
     "mean_square_radius",
     "sufficient_lr",
     "warn_if_unstable",

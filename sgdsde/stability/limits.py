@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import get_args
 
 import torch
 from scipy.optimize import brentq
@@ -69,6 +70,7 @@ def max_lr(
     batch_size: int,
     *,
     momentum: float = 0.0,
+    dampening: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
     sampling: Sampling = "with_replacement",
@@ -76,10 +78,12 @@ def max_lr(
     """The learning rate up to which SGD on the linearized model is stable in mean square (and below it always is).
 
     Args:
-        batch_size: B. momentum, nesterov, weight_decay: as in torch. sampling: "with_replacement" or
-            "without_replacement".
+        batch_size: B. momentum, dampening, nesterov, weight_decay: as in torch. sampling: "with_replacement",
+            "without_replacement", or "shuffled": epochs have no limit of their own here and are held against fresh
+            batches without replacement.
     Returns:
-        lr in the units of ``torch.optim.SGD``; at B = n without replacement the full-batch limit.
+        lr in the units of ``torch.optim.SGD``; at B = n without replacement the full-batch limit. With momentum,
+        dampening d divides it by 1 - d: infinite at d = 1, and 0 beyond, where the buffer points uphill.
     Exactness: to 1e-8, for the model linearized at initialization, under squared error. With momentum or decay the
         limit is the smallest learning rate at which the radius is 1; above it the radius has been above 1 in every case
         tried. Another loss stands for the quadratic with its Hessian at the initial outputs: the limit of small
@@ -91,7 +95,25 @@ def max_lr(
     """
     linearization = as_linearization(problem_or_linearization)
     noise = noise_factor(linearization, batch_size, sampling)
-    return limit_at_noise(linearization, noise, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    return limit_at_noise(
+        linearization, noise, momentum=momentum, dampening=dampening, nesterov=nesterov, weight_decay=weight_decay
+    )
+
+
+def max_lr_of(problem_or_linearization: Problem | Linearization, sgd: SGD) -> float:
+    """``max_lr`` for the constant batch size, momentum, decay and sampling of an ``SGD``; its lr is not used."""
+    if callable(sgd.batch_size):
+        remedy = "ask for the smallest batch of the schedule"
+        raise ValueError(complaint("sgd", "of constant batch size", "a schedule", remedy))
+    return max_lr(
+        problem_or_linearization,
+        sgd.batch_size_at(0),
+        momentum=sgd.momentum,
+        dampening=sgd.dampening,
+        nesterov=sgd.nesterov,
+        weight_decay=sgd.weight_decay,
+        sampling=sgd.sampling,
+    )
 
 
 def limit_at_noise(
@@ -99,11 +121,12 @@ def limit_at_noise(
     noise: float,
     *,
     momentum: float = 0.0,
+    dampening: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
 ) -> float:
     """``max_lr`` for any value of phi/B, which need not belong to a whole batch size."""
-    sgd = SGD(1.0, 1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    sgd = SGD(1.0, 1, momentum=momentum, dampening=dampening, nesterov=nesterov, weight_decay=weight_decay)
     return limit_of_map(local_map(linearization), noise, sgd=sgd)
 
 
@@ -112,7 +135,7 @@ def limit_of_map(moments: SecondMomentMap, noise: float, *, sgd: SGD, precision:
     if sgd.momentum == 0 and sgd.weight_decay == 0:
         return _plain_limit(moments, noise)
     full_batch = _full_batch_limit(moments, sgd)
-    if noise == 0:
+    if noise == 0 or not 0 < full_batch < math.inf:
         return full_batch
 
     def excess(log_lr: float) -> float:
@@ -142,21 +165,26 @@ def max_lr_full_batch(
     problem_or_linearization: Problem | Linearization,
     *,
     momentum: float = 0.0,
+    dampening: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
 ) -> float:
-    """The learning rate up to which full-batch gradient descent is stable: 2 (1 + momentum) / (l_max(H) + decay).
+    """The learning rate up to which full-batch gradient descent is stable.
 
-    With Nesterov momentum b: 2 (1 + b) / ((1 + 2 b) (l_max(H) + decay)).
+    2 (1 + b) / ((1 - d) (l_max(H) + decay))        with momentum b and dampening d (d = 0 where b = 0)
+    2 (1 + b) / ((1 + 2 b) (l_max(H) + decay))      with Nesterov momentum b
     """
-    sgd = SGD(1.0, 1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    sgd = SGD(1.0, 1, momentum=momentum, dampening=dampening, nesterov=nesterov, weight_decay=weight_decay)
     return _full_batch_limit(local_map(as_linearization(problem_or_linearization)), sgd)
 
 
 def _full_batch_limit(moments: SecondMomentMap, sgd: SGD) -> float:
     beta = fraction_below_one("momentum", sgd.momentum)
     sharpest = float(moments.drift.max()) + sgd.weight_decay
-    return 2 * (1 + beta) / (sharpest * (1 + 2 * beta if sgd.nesterov else 1))
+    damped = 1 - sgd.dampening if beta else 1.0  # torch dampens the buffer only, and has none without momentum
+    if damped <= 0:
+        return math.inf if damped == 0 else 0.0
+    return 2 * (1 + beta) / (sharpest * damped * (1 + 2 * beta if sgd.nesterov else 1))
 
 
 def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sampling = "with_replacement") -> float:
@@ -178,10 +206,12 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
 
 
 def noise_factor(linearization: Linearization, batch_size: int, sampling: Sampling) -> float:
-    """phi/B of i.i.d. batches."""
+    """phi/B of i.i.d. batches; of shuffled epochs that of fresh batches without replacement."""
     batch_size = whole_number("batch_size", batch_size, minimum=1)
-    word("sampling", sampling, ("with_replacement", "without_replacement"))
+    word("sampling", sampling, get_args(Sampling))
     n = linearization.problem.n_train
+    if sampling == "shuffled":
+        sampling, batch_size = "without_replacement", min(batch_size, n)
     if sampling == "without_replacement" and batch_size > n:
         received = f"batch_size={batch_size}, n_train={n}"
         expected = "at most n_train when drawn without replacement"

@@ -1,4 +1,4 @@
-"""Learning rates and batch sizes that an engineer asks for, from the same map of second moments."""
+"""Fastest learning rate, critical batch size and gradient noise scale, from the map of second moments."""
 
 from __future__ import annotations
 

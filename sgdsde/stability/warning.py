@@ -1,9 +1,10 @@
-"""Telling a caller that the prediction asked for lies past a limit."""
+"""Warning for predictions past a stability limit."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ class UnstableWarning(UserWarning):
 
 
 def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> float | None:
-    """Warns when some step's learning rate is past the mean-square limit, and returns that limit; else None.
+    """Warn when some step's learning rate is past the mean-square limit, and return that limit; else None.
 
     The largest learning rate of a schedule is held against the limit of its smallest batch. Shuffled epochs, which have
     no limit of their own here, are held against fresh batches without replacement. Squared error only: other losses
@@ -35,12 +36,9 @@ def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> fl
     noise = plan.noise_factor(int(plan.batch_size.argmin()))
     if _is_stable(linearization, stationary, lr, noise, batch_size):
         return None
-    limit = limit_at_noise(
-        linearization, noise, momentum=sgd.momentum, nesterov=sgd.nesterov, weight_decay=sgd.weight_decay
-    )
-    full_batch = max_lr_full_batch(
-        linearization, momentum=sgd.momentum, nesterov=sgd.nesterov, weight_decay=sgd.weight_decay
-    )
+    words: dict[str, Any] = {name: getattr(sgd, name) for name in ("momentum", "dampening", "nesterov", "weight_decay")}
+    limit = limit_at_noise(linearization, noise, **words)
+    full_batch = max_lr_full_batch(linearization, **words)
     also = f" and beyond the full-batch limit {full_batch:.6g}" if lr > full_batch else ""
     fresh = " (of fresh batches without replacement, in place of shuffled epochs)" if stationary is iid else ""
     warnings.warn(

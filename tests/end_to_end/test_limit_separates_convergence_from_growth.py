@@ -26,6 +26,7 @@ import sgdsde
 from sgdsde.stability import max_lr, mean_square_radius
 from tests.oracles import growing_energy
 from tests.problems import digits_problem
+from tests.settings import SETTINGS
 from tests.statistics import assert_mean_is, z_scores
 
 N_RUNS = 1000
@@ -38,17 +39,17 @@ def digits() -> sgdsde.Linearization:
     return sgdsde.linearize(digits_problem(48))
 
 
-SETTINGS = [
-    pytest.param(4, {}, 500, id="B = 4"),
-    pytest.param(8, {}, 400, id="B = 8", marks=slow),
-    pytest.param(1, {}, 2500, id="B = 1", marks=slow),
-    pytest.param(4, {"sampling": "without_replacement"}, 450, id="B = 4 without replacement", marks=slow),
-    pytest.param(4, {"momentum": 0.9}, 3000, id="B = 4, momentum", marks=slow),
-    pytest.param(4, {"momentum": 0.9, "nesterov": True}, 3000, id="B = 4, nesterov", marks=slow),
+BATCHES = [
+    pytest.param(4, SETTINGS["plain"], 500, id="B = 4"),
+    pytest.param(8, SETTINGS["plain"], 400, id="B = 8", marks=slow),
+    pytest.param(1, SETTINGS["plain"], 2500, id="B = 1", marks=slow),
+    pytest.param(4, SETTINGS["without replacement"], 450, id="B = 4 without replacement", marks=slow),
+    pytest.param(4, SETTINGS["momentum"], 3000, id="B = 4, momentum", marks=slow),
+    pytest.param(4, SETTINGS["nesterov"], 3000, id="B = 4, nesterov", marks=slow),
 ]
 
 
-@pytest.mark.parametrize(("batch_size", "words", "n_steps"), SETTINGS)
+@pytest.mark.parametrize(("batch_size", "words", "n_steps"), BATCHES)
 def test_the_mean_falls_at_nine_tenths(batch_size: int, words: dict, n_steps: int) -> None:
     sgd = sgdsde.SGD(0.9 * max_lr(digits(), batch_size, **words), batch_size, **words)
     predicted = sgdsde.predict(digits(), sgd, n_steps, record=(0, n_steps)).train_loss.mean
@@ -59,7 +60,7 @@ def test_the_mean_falls_at_nine_tenths(batch_size: int, words: dict, n_steps: in
 
 
 @pytest.mark.filterwarnings("ignore::sgdsde.UnstableWarning")
-@pytest.mark.parametrize(("batch_size", "words", "n_steps"), SETTINGS)
+@pytest.mark.parametrize(("batch_size", "words", "n_steps"), BATCHES)
 def test_the_mean_grows_at_eleven_tenths(batch_size: int, words: dict, n_steps: int) -> None:
     sgd = sgdsde.SGD(1.1 * max_lr(digits(), batch_size, **words), batch_size, **words)
     measured = sgdsde.run_ensemble(digits(), sgd, n_steps, N_RUNS, seed=8, record=(0, n_steps))

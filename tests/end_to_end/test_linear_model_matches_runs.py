@@ -20,6 +20,7 @@ import sgdsde
 from sgdsde.dynamics import Dynamics, GradientDescent, GradientFlow, MomentRecursion, OrnsteinUhlenbeck
 from sgdsde.stability import max_lr
 from tests.problems import LARGER
+from tests.settings import chosen
 from tests.statistics import assert_mean_is
 
 N_STEPS = 120
@@ -28,22 +29,17 @@ ERROR_RATE = 1e-4
 FRACTION = 0.35
 """Of the mean-square limit: noise matters there, and the loss's tail is still light."""
 
-WORDS = {
-    "plain": {},
-    "without replacement": {"sampling": "without_replacement"},
-    "momentum": {"momentum": 0.9},
-    "momentum, dampening": {"momentum": 0.8, "dampening": 0.4},
-    "nesterov": {"momentum": 0.9, "nesterov": True},
-    "decay": {"weight_decay": 0.05},
-    "nesterov, decay, without replacement": {
-        "momentum": 0.8,
-        "nesterov": True,
-        "weight_decay": 0.05,
-        "sampling": "without_replacement",
-    },
-    "label noise": {"label_noise_std": 0.5},
-    "label noise, momentum": {"label_noise_std": 0.5, "momentum": 0.8},
-}
+WORDS = chosen(
+    "plain",
+    "without replacement",
+    "momentum",
+    "momentum, dampening",
+    "nesterov",
+    "decay",
+    "nesterov, decay, without replacement",
+    "label noise",
+    "label noise, momentum",
+)
 SCHEDULES = {
     "falling lr": {"lr": lambda lr: lambda step: lr / (1 + step / 20)},
     "growing batch": {"batch_size": lambda step: 3 + step // 20},

@@ -15,6 +15,7 @@ import torch
 import sgdsde
 from tests.oracles import torch_run
 from tests.problems import digits_problem, mlp_problem, seeded_module
+from tests.statistics import EXACT, threshold
 
 RECORD = (0, 1, 2, 5, 10, 20, 40)
 
@@ -52,26 +53,36 @@ def test_measured_accuracy_is_that_of_a_loop(make: Callable[[], sgdsde.Problem])
     assert float(measured.train_accuracy.std.max()) > 0
 
 
-@pytest.mark.parametrize("make", [lambda: digits_problem(48, n_test=32), onehot_problem], ids=["sign", "argmax"])
-def test_predicted_accuracy_of_the_linearized_model(make: Callable[[], sgdsde.Problem]) -> None:
-    """Within 0.03; the outputs of the mean path, which forget the noise, are off by more somewhere."""
+@pytest.mark.parametrize(
+    ("make", "closure_error"),
+    [(lambda: digits_problem(48, n_test=32), 0.01), (onehot_problem, 0.025)],
+    ids=["sign", "argmax"],
+)
+def test_predicted_accuracy_of_the_linearized_model(make: Callable[[], sgdsde.Problem], closure_error: float) -> None:
+    """Within the error of the Gaussian law and chance; the outputs of the mean path, which forget the noise, are not.
+
+    Chance: 1e-4 over all steps and both sets, from the standard errors of 2000 runs and of the draws that predict. The
+    error of the Gaussian law was 0.007 and 0.025 at most. The control must miss by twice what is allowed it, chance
+    aside.
+    """
     linearization = sgdsde.linearize(make())
     sgd = sgdsde.SGD(0.4 * sgdsde.stability.max_lr(linearization, 4), 4)
     asked = {"record": RECORD, "observe": ("accuracy",)}
     measured = sgdsde.run_ensemble(linearization, sgd, RECORD[-1], 2000, **asked)
     predicted = sgdsde.predict(linearization, sgd, RECORD[-1], **asked)
     descent = sgdsde.predict(linearization, sgd, RECORD[-1], dynamics=sgdsde.dynamics.GradientDescent(), **asked)
-    worst, worst_of_descent = 0.0, 0.0
+    z, missed = threshold(2 * len(RECORD)), []
     for side in ("train_accuracy", "test_accuracy"):
-        band = getattr(measured, side)
-        error = (getattr(predicted, side).mean - band.mean).abs()
-        worst = max(worst, float(error.max()))
-        worst_of_descent = max(worst_of_descent, float((getattr(descent, side).mean - band.mean).abs().max()))
-    assert worst < 0.03
-    assert worst_of_descent > 0.03
+        seen, found, control = (getattr(each, side) for each in (measured, predicted, descent))
+        chance = z * (seen.standard_error.square() + found.standard_error.square()).sqrt()
+        error = (found.mean - seen.mean).abs()
+        assert (error <= closure_error + chance + EXACT).all(), (side, error, chance)
+        missed.append(((control.mean - seen.mean).abs() - z * seen.standard_error).max())
+    assert max(missed) > 2 * closure_error
 
 
 def test_the_spread_of_accuracy_is_predicted() -> None:
+    """Within 15 and 20 %: the standard deviation over 2000 runs is known to 1.6 %, so chance alone is eight sigma."""
     linearization = sgdsde.linearize(digits_problem(48, n_test=32))
     sgd = sgdsde.SGD(0.4 * sgdsde.stability.max_lr(linearization, 4), 4)
     asked = {"record": (5, 20), "observe": ("accuracy",)}

@@ -14,17 +14,18 @@ from torch import Tensor
 import sgdsde
 from sgdsde.dynamics import EulerMaruyama, ExponentialEuler, Integrator, MomentRecursion
 from sgdsde.dynamics.paths.integrators import PathSetup
+from tests.oracles import AllSigns
 from tests.problems import BY_NAME, Case
-from tests.unit.dynamics.draws import AllSigns
+from tests.settings import chosen
 
-WORDS = [
-    {},
-    {"sampling": "without_replacement"},
-    {"momentum": 0.6, "dampening": 0.3},
-    {"momentum": 0.6, "nesterov": True, "weight_decay": 0.4},
-    {"weight_decay": 0.3, "sampling": "without_replacement"},
-    {"lr": lambda k: 0.3 / (k + 1), "batch_size": lambda k: 1 + k},
-]
+WORDS = chosen(
+    "plain",
+    "without replacement",
+    "momentum, dampening",
+    "nesterov, decay",
+    "decay, without replacement",
+    "falling lr, growing batch",
+)
 
 
 def exact_moments(
@@ -56,7 +57,7 @@ def assert_is_sgd(linearization: sgdsde.Linearization, sgd: sgdsde.SGD, n_steps:
     torch.testing.assert_close(covariance[train:, train:], law.test_covariance.to_dense(), rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("words", WORDS, ids=lambda words: ", ".join(words) or "plain")
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 @pytest.mark.parametrize(
     "name", ["one output, null space", "two outputs, duplicated input", "three outputs, null space"]
 )

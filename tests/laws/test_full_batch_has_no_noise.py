@@ -12,15 +12,11 @@ import sgdsde
 from sgdsde.dynamics import GradientDescent, MomentRecursion, OrnsteinUhlenbeck
 from tests.oracles import torch_optimizer
 from tests.problems import LINEAR, Case, conv_problem, mlp_problem
+from tests.settings import chosen
 
 ROUNDING = 1e-14
 RECORD = (0, 1, 2, 5, 30)
-WORDS = {
-    "plain": {},
-    "momentum": {"momentum": 0.9},
-    "nesterov, decay": {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
-    "schedule": {"lr": lambda step: 0.2 / (1 + step)},
-}
+WORDS = chosen("plain", "momentum", "nesterov, decay", "falling lr")
 
 
 def full_batch(n: int, words: dict) -> sgdsde.SGD:

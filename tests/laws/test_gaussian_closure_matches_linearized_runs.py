@@ -127,7 +127,7 @@ def test_larger_learning_rates_and_the_warning() -> None:
 def test_where_the_closure_is_hopeless_it_is_refused() -> None:
     linearization = sgdsde.linearize(problem_of("poisson"))
     sgd = sgdsde.SGD(0.8 * max_lr_full_batch(linearization), B)
-    with pytest.raises(ValueError, match=r"this spread of the outputs: at step \d+ a share of .*run_ensemble\(lin"):
+    with pytest.raises(ValueError, match=r"this spread of the outputs: at step \d+ a share of .*LinearizedSGD\(\)"):
         sgdsde.predict(linearization, sgd, STEPS, dynamics=GaussianClosure())
 
 

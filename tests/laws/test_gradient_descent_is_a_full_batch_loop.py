@@ -14,15 +14,10 @@ import sgdsde
 from sgdsde.dynamics import GradientDescent, MomentRecursion
 from tests.oracles import torch_optimizer
 from tests.problems import AFFINE, LINEAR, Case
+from tests.settings import chosen
 
 N_STEPS = 12
-WORDS = {
-    "plain": {},
-    "momentum, dampening": {"momentum": 0.8, "dampening": 0.3},
-    "nesterov, decay": {"momentum": 0.8, "nesterov": True, "weight_decay": 0.2},
-    "decay": {"weight_decay": 0.2},
-    "schedule": {"lr": lambda step: 0.3 / (1 + step)},
-}
+WORDS = chosen("plain", "momentum, dampening", "nesterov, decay", "decay", "falling lr")
 
 
 def classes_of(case: Case, *, probabilities: bool = False, label_smoothing: float = 0.0) -> sgdsde.Problem:

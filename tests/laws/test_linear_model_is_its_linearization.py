@@ -7,18 +7,19 @@ import torch
 
 import sgdsde
 from tests.problems import AFFINE, LINEAR, Case
+from tests.settings import chosen
 
-WORDS = {
-    "plain": {},
-    "without replacement": {"sampling": "without_replacement"},
-    "shuffled": {"sampling": "shuffled"},
-    "momentum, dampening": {"momentum": 0.8, "dampening": 0.3},
-    "nesterov, decay": {"momentum": 0.8, "nesterov": True, "weight_decay": 0.2},
-    "decay": {"weight_decay": 0.2},
-    "label noise": {"label_noise_std": 0.5},
-    "label noise, nesterov, decay": {"label_noise_std": 0.5, "momentum": 0.5, "nesterov": True, "weight_decay": 0.1},
-    "schedules": {"lr": lambda step: 0.2 / (1 + step), "batch_size": lambda step: 1 + step % 4},
-}
+WORDS = chosen(
+    "plain",
+    "without replacement",
+    "shuffled",
+    "momentum, dampening",
+    "nesterov, decay",
+    "decay",
+    "label noise",
+    "label noise, nesterov, decay",
+    "falling lr, growing batch",
+)
 
 
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)

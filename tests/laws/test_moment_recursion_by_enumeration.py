@@ -12,18 +12,19 @@ import sgdsde
 from sgdsde.dynamics import MomentRecursion
 from tests.oracles import Moments, enumerate_runs
 from tests.problems import AFFINE, BY_NAME, LINEAR, Case
+from tests.settings import chosen
 
 SAMPLINGS = ("with_replacement", "without_replacement")
-WORDS = {
-    "plain": {},
-    "decay": {"weight_decay": 0.3},
-    "dampening alone is ignored": {"dampening": 0.4},
-    "momentum": {"momentum": 0.9},
-    "momentum, dampening": {"momentum": 0.8, "dampening": 0.35},
-    "nesterov": {"momentum": 0.7, "nesterov": True},
-    "momentum, dampening, decay": {"momentum": 0.6, "dampening": 0.2, "weight_decay": 0.3},
-    "nesterov, decay": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.2},
-}
+WORDS = chosen(
+    "plain",
+    "decay",
+    "dampening alone",
+    "momentum",
+    "momentum, dampening",
+    "nesterov",
+    "momentum, dampening, decay",
+    "nesterov, decay",
+)
 
 
 def falling(step: int) -> float:

@@ -10,22 +10,28 @@ from torch import nn
 
 import sgdsde
 from sgdsde.dynamics import GaussianClosure, MovingKernel
+from tests.statistics import threshold
 
 N_RUNS = 256
-TOLERANCE = 0.03
-"""Of the loss at every recorded step: standard errors are at most 0.8 %, so chance alone exceeds it once in 10^4."""
+TOLERANCE = 0.01
+"""Relative error of the expected loss, and error of the accuracy, that the theory itself is allowed."""
 
-ACCURACY_TOLERANCE = 0.02
+MISSED = 0.05
+"""Relative error that a frozen kernel exceeds beyond chance."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "words", "fraction", "n_steps"),
-    [("tanh", {}, 0.3, 150), ("relu", {"momentum": 0.9, "sampling": "shuffled"}, 0.2, 96)],
+    [("tanh", {}, 0.3, 300), ("relu", {"momentum": 0.9, "sampling": "shuffled"}, 0.2, 96)],
     ids=["tanh", "relu, momentum, shuffled"],
 )
 def test_loss_and_accuracy_on_digits(activation: str, words: dict[str, Any], fraction: float, n_steps: int) -> None:
-    """Measured: train 1.3 and 0.8 %, test 0.5 and 0.2 %, accuracies 0.8 and 0.3 points; kernel drift 0.39 and 0.36."""
+    """Within 1 % and chance, where a frozen kernel misses by more than 5 % beyond chance.
+
+    Chance: 1e-4 over all steps, both sets, loss and accuracy. Measured: train 1.3 +- 0.8 % (step 21) and 0.8 %, test
+    0.4 and 0.2 %; frozen kernel 8.1 +- 0.1 and 12.7 +- 0.1 %. Kernel drift about 0.4.
+    """
     model = sgdsde.networks.MLP(
         64,
         64,
@@ -41,12 +47,14 @@ def test_loss_and_accuracy_on_digits(activation: str, words: dict[str, Any], fra
     sgd, asked = sgdsde.SGD(fraction * limit, 8, **words), ("loss", "accuracy")
     measured = sgdsde.run_ensemble(problem, sgd, n_steps, N_RUNS, observe=asked)
     moving = sgdsde.predict(problem, sgd, n_steps, dynamics=MovingKernel(), observe=asked)
-    result = sgdsde.compare(moving, measured)
-    assert max(result.train.max_relative_error, result.test.max_relative_error) < TOLERANCE
-    for predicted, seen in (
-        (moving.train_accuracy, measured.train_accuracy),
-        (moving.test_accuracy, measured.test_accuracy),
-    ):
-        assert (predicted.mean - seen.mean).abs().max() < ACCURACY_TOLERANCE
-    frozen = sgdsde.compare(sgdsde.predict(linearization, sgd, n_steps, dynamics=GaussianClosure()), measured)
-    assert frozen.train.max_relative_error > 1.2 * TOLERANCE
+    frozen = sgdsde.predict(linearization, sgd, n_steps, dynamics=GaussianClosure())
+    z = threshold(4 * len(measured.steps))
+    for side in ("train", "test"):
+        seen, found = measured.losses[side], moving.losses[side]
+        assert ((found.mean / seen.mean - 1).abs() <= TOLERANCE + z * seen.standard_error / seen.mean).all(), side
+        accuracy, predicted = (getattr(each, f"{side}_accuracy") for each in (measured, moving))
+        chance = z * (accuracy.standard_error.square() + predicted.standard_error.square()).sqrt()
+        assert ((predicted.mean - accuracy.mean).abs() <= TOLERANCE + chance).all(), side
+    seen = measured.train_loss
+    missed = (frozen.train_loss.mean / seen.mean - 1).abs() - z * seen.standard_error / seen.mean
+    assert missed.max() > MISSED

@@ -70,7 +70,7 @@ def test_predictions_run_on_it() -> None:
 def test_what_it_cannot_do_is_refused() -> None:
     case = problem(8)
     analytic = sgdsde.Linearization.from_analytic(case)
-    with pytest.raises(ValueError, match="weight_decay must be 0 where J theta_0 is unknown"):
+    with pytest.raises(ValueError, match="cannot represent weight decay without weight_outputs; use weight_decay=0"):
         sgdsde.predict(analytic, sgdsde.SGD(0.1, 2, weight_decay=0.1), 3)
     with pytest.raises(ValueError, match=re.escape("parametrization must be 'ntk', got 'standard'")):
         sgdsde.Linearization.from_analytic(problem(8, parametrization="standard"))

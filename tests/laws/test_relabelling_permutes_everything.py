@@ -9,13 +9,9 @@ from torch import Tensor, nn
 import sgdsde
 from sgdsde.dynamics import Dynamics, GradientFlow, MomentRecursion, OrnsteinUhlenbeck
 from tests.problems import AFFINE, LINEAR, Case
+from tests.settings import chosen
 
-WORDS = {
-    "plain": {},
-    "without replacement": {"sampling": "without_replacement"},
-    "momentum, decay": {"momentum": 0.7, "weight_decay": 0.2},
-    "label noise": {"label_noise_std": 0.3},
-}
+WORDS = chosen("plain", "without replacement", "momentum, decay", "label noise")
 
 
 def relabelled(problem: sgdsde.Problem, examples: Tensor, outputs: Tensor) -> sgdsde.Problem:

@@ -18,7 +18,8 @@ from sgdsde.dynamics import MomentRecursion
 from sgdsde.dynamics.moments.linearized_state import LinearizedState
 from tests.epochs import EpochLaw, enumerate_epochs, every_order, step_map
 from tests.oracles import torch_optimizer
-from tests.problems import Case
+from tests.problems import Case, linear_problem
+from tests.settings import chosen
 
 SIX = Case("six examples, null space", 6, 1, 4)
 SIX_WIDE = Case("six examples, two outputs, null space", 6, 2, 8)
@@ -28,15 +29,15 @@ FIVE_WIDE = Case("five examples, three outputs, duplicated input", 5, 3, 9, dupl
 
 N_STEPS = 12
 FRACTION_OF_LIMIT = 0.3
-WORDS = {
-    "plain": {},
-    "decay": {"weight_decay": 0.3},
-    "momentum": {"momentum": 0.9},
-    "momentum, dampening": {"momentum": 0.8, "dampening": 0.35},
-    "nesterov": {"momentum": 0.7, "nesterov": True},
-    "momentum, dampening, decay": {"momentum": 0.6, "dampening": 0.2, "weight_decay": 0.3},
-    "nesterov, decay": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.2},
-}
+WORDS = chosen(
+    "plain",
+    "decay",
+    "momentum",
+    "momentum, dampening",
+    "nesterov",
+    "momentum, dampening, decay",
+    "nesterov, decay",
+)
 
 
 def shuffled(case: Case, fraction: float, batch_size: object = 2, **words: object) -> sgdsde.SGD:
@@ -229,3 +230,19 @@ def test_label_noise_at_the_whole_set_is_that_of_fresh_batches() -> None:
     np.testing.assert_allclose(epochs.train_loss.mean, fresh.train_loss.mean, rtol=1e-12)
     np.testing.assert_allclose(epochs.test_loss.std[1:], fresh.test_loss.std[1:], rtol=1e-9)
     assert (fresh.train_loss.std[1:] > 0).all()
+
+
+def test_the_two_examples_of_the_derivation() -> None:
+    """docs/derivations.md, section 5: orthogonal inputs, a drawn residual times 0.6."""
+    problem = linear_problem([[[1.0, 0.0]], [[0.0, 1.0]]], [[0.0], [0.0]], [1.0, 1.0])
+    epochs, fresh_batches = (
+        sgdsde.predict(problem, sgdsde.SGD(0.2, 1, sampling=sampling), 2, record=[1, 2], observe=("loss", "outputs"))
+        for sampling in ("shuffled", "with_replacement")
+    )
+    for found, means, variances in (
+        (epochs.train_outputs, (0.8, 0.6), (0.04, 0.0)),
+        (fresh_batches.train_outputs, (0.8, 0.64), (0.04, 0.0528)),
+    ):
+        for i in (0, 1):
+            np.testing.assert_allclose(found.mean[i], means[i], atol=1e-14)
+            np.testing.assert_allclose(found.std[i].square(), variances[i], atol=1e-14)

@@ -18,15 +18,10 @@ from sgdsde.dynamics import GradientFlow, MomentRecursion, OrnsteinUhlenbeck
 from sgdsde.stability import max_lr, max_lr_full_batch, mean_square_radius, sufficient_lr
 from tests.oracles import dense_radius, features
 from tests.problems import BY_NAME, LINEAR, Case, digits_problem
+from tests.settings import chosen
 
 SAMPLINGS = ("with_replacement", "without_replacement")
-WORDS = {
-    "plain": {},
-    "momentum": {"momentum": 0.9},
-    "nesterov": {"momentum": 0.8, "nesterov": True},
-    "decay": {"weight_decay": 0.2},
-    "momentum, decay": {"momentum": 0.5, "weight_decay": 0.2},
-}
+WORDS = chosen("plain", "momentum", "nesterov", "decay", "momentum, decay")
 by_name = pytest.mark.parametrize("case", LINEAR, ids=lambda case: case.name)
 by_words = pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 

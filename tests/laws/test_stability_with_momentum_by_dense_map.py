@@ -12,19 +12,22 @@ import numpy as np
 import pytest
 
 import sgdsde
-from sgdsde.stability import max_lr, max_lr_full_batch, mean_square_radius
+from sgdsde.stability import max_lr, max_lr_full_batch, max_lr_of, mean_square_radius
 from tests.oracles import every_batch, features
 from tests.problems import LARGER, LINEAR, Case, digits_problem
+from tests.settings import chosen
 
 SAMPLINGS = ("with_replacement", "without_replacement")
-WORDS = {
-    "plain": {},
-    "decay": {"weight_decay": 0.3},
-    "momentum": {"momentum": 0.9},
-    "nesterov": {"momentum": 0.7, "nesterov": True},
-    "momentum, decay": {"momentum": 0.6, "weight_decay": 0.3},
-    "nesterov, decay": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.2},
-}
+WORDS = chosen(
+    "plain",
+    "decay",
+    "momentum",
+    "momentum, dampening",
+    "momentum, negative dampening, decay",
+    "nesterov",
+    "momentum, decay",
+    "nesterov, decay",
+)
 CASES = [case for case in LINEAR if case.rank <= 5]
 TOLERANCE = 1e-7
 
@@ -114,6 +117,28 @@ def test_the_full_batch_limit_is_where_the_dense_step_grows(words: dict) -> None
         matrix = update_matrix(sharpest + sgd.weight_decay, sgd)
         matrix = matrix if sgd.momentum else matrix[:1, :1]
         assert (np.abs(np.linalg.eigvals(matrix)).max() > 1) == grows
+
+
+def test_dampening_scales_the_limit_and_past_one_leaves_none() -> None:
+    problem = CASES[0].problem()
+    plain, damped = (max_lr(problem, 2, momentum=0.9, dampening=d) for d in (0.0, 0.75))
+    assert damped == pytest.approx(4 * plain, rel=1e-7)
+    assert max_lr(problem, 2, dampening=0.75) == max_lr(problem, 2), "torch dampens the momentum's buffer only"
+    assert [max_lr(problem, 2, momentum=0.9, dampening=d) for d in (1.0, 1.5)] == [float("inf"), 0.0]
+    for lr in (1e-3, 1e-1):
+        assert dense_radius(problem, sgdsde.SGD(lr, 2, momentum=0.9, dampening=1.5)) > 1
+
+
+def test_the_limit_of_an_sgd_is_that_of_its_words() -> None:
+    problem = CASES[0].problem()
+    words = {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}
+    for sampling, stands_for in [(s, s) for s in SAMPLINGS] + [("shuffled", "without_replacement")]:
+        limit = max_lr_of(problem, sgdsde.SGD(3.0, 2, sampling=sampling, **words))
+        assert limit == max_lr(problem, 2, sampling=stands_for, **words)
+    nesterov = sgdsde.SGD(3.0, 2, momentum=0.9, nesterov=True)
+    assert max_lr_of(problem, nesterov) == max_lr(problem, 2, momentum=0.9, nesterov=True)
+    with pytest.raises(ValueError, match="constant batch size"):
+        max_lr_of(problem, sgdsde.SGD(0.1, lambda step: 2))
 
 
 def test_a_duplicated_input_alone_leaves_null_modes_out() -> None:

@@ -20,7 +20,7 @@ from sgdsde.kernel import KernelPlan, factors, gram, tile
 from sgdsde.kernel.flop_model import Outputs
 from sgdsde.kernel.layers.structure import Structure, structure_of
 from tests.architectures import Wrapped
-from tests.catalogue import CASES, Case, kernel_by_backward
+from tests.catalogue import CASES, NetCase, kernel_by_backward
 
 OUTPUTS: tuple[Outputs, ...] = ("full", "trace", "per_class")
 
@@ -192,29 +192,31 @@ def normalized_without_biases() -> nn.Module:
 
 NETWORKS = {"width": 5, "sigma_b": 0.3}
 MORE = {
-    "one token": Case(lambda: nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(3, 2)), (1,), tokens=5),
-    "tied embedding": Case(tied_embedding, (4,), tokens=5),
-    "two biases": Case(two_biases, (4,)),
-    "every matrix product": Case(every_matrix_product, (4,)),
-    "scaled at once": Case(scaled_at_once, (4,)),
-    "scaled first": Case(
+    "one token": NetCase(lambda: nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(3, 2)), (1,), tokens=5),
+    "tied embedding": NetCase(tied_embedding, (4,), tokens=5),
+    "two biases": NetCase(two_biases, (4,)),
+    "every matrix product": NetCase(every_matrix_product, (4,)),
+    "scaled at once": NetCase(scaled_at_once, (4,)),
+    "scaled first": NetCase(
         lambda: Wrapped(lambda m, x: F.linear(x, 0.5 * m.weight), weight=nn.Parameter(torch.randn(2, 4))), (4,)
     ),
-    "broadcast": Case(broadcast, (3, 4)),
-    "shared convolution": Case(shared_convolution, (2, 4, 3)),
-    "shared groups": Case(shared_groups, (4, 5)),
-    "one image": Case(one_image, (2, 3, 3)),
-    "positions in front": Case(positions_in_front, (3, 4)),
-    "constants inside": Case(constants_inside, (3, 4)),
-    "masked": Case(masked, (4,)),
-    "parts of a weight": Case(parts_of_a_weight, (4,)),
-    "stopped": Case(stopped, (4,)),
-    "normalized without biases": Case(normalized_without_biases, (4,)),
-    "slopes by channel": Case(lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.PReLU(3), nn.Flatten(), nn.PReLU()), (2, 4)),
-    "dense, ntk": Case(lambda: networks.MLP(4, out_features=2, depth=2, **NETWORKS), (4,)),
-    "dense, standard": Case(lambda: networks.MLP(4, out_features=2, parametrization="standard", **NETWORKS), (4,)),
-    "convolutional, ntk": Case(lambda: networks.CNN(2, 4, out_features=2, depth=2, **NETWORKS), (2, 4, 4)),
-    "residual": Case(lambda: networks.ResNet(4, out_features=2, depth=3, scaling="stable", **NETWORKS), (4,)),
+    "broadcast": NetCase(broadcast, (3, 4)),
+    "shared convolution": NetCase(shared_convolution, (2, 4, 3)),
+    "shared groups": NetCase(shared_groups, (4, 5)),
+    "one image": NetCase(one_image, (2, 3, 3)),
+    "positions in front": NetCase(positions_in_front, (3, 4)),
+    "constants inside": NetCase(constants_inside, (3, 4)),
+    "masked": NetCase(masked, (4,)),
+    "parts of a weight": NetCase(parts_of_a_weight, (4,)),
+    "stopped": NetCase(stopped, (4,)),
+    "normalized without biases": NetCase(normalized_without_biases, (4,)),
+    "slopes by channel": NetCase(
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.PReLU(3), nn.Flatten(), nn.PReLU()), (2, 4)
+    ),
+    "dense, ntk": NetCase(lambda: networks.MLP(4, out_features=2, depth=2, **NETWORKS), (4,)),
+    "dense, standard": NetCase(lambda: networks.MLP(4, out_features=2, parametrization="standard", **NETWORKS), (4,)),
+    "convolutional, ntk": NetCase(lambda: networks.CNN(2, 4, out_features=2, depth=2, **NETWORKS), (2, 4, 4)),
+    "residual": NetCase(lambda: networks.ResNet(4, out_features=2, depth=3, scaling="stable", **NETWORKS), (4,)),
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from sgdsde._functional import as_functional
 from sgdsde.kernel import KernelPlan, gram
 from sgdsde.kernel.layers.structure import structure_of
 from tests.architectures import Wrapped
-from tests.catalogue import CASES, Case, kernel_by_backward
+from tests.catalogue import CASES, NetCase, kernel_by_backward
 from tests.laws.test_structured_kernel_equals_backward import MORE, error, watched
 
 
@@ -59,7 +59,7 @@ def inner_loop() -> nn.Module:
 
 @pytest.mark.parametrize("build", [hidden, half_hidden, inner_loop], ids=["hidden", "half hidden", "inner loop"])
 def test_a_use_that_cannot_be_watched_is_found_and_said(build, caplog):
-    case = Case(build, (3, 4) if build is inner_loop else (4,))
+    case = NetCase(build, (3, 4) if build is inner_loop else (4,))
     kernel = sgdsde.empirical_ntk(case.model(), case.inputs())
     assert error(kernel, kernel_by_backward(case.model(), case.inputs())) < 1e-9
     assert "the kernel is made from plain Jacobians, slowly" in caplog.text
@@ -75,7 +75,7 @@ def asleep() -> nn.Module:
 
 
 def test_a_hidden_parameter_is_found_although_its_gradient_is_zero_where_it_is_checked():
-    case = Case(asleep, (4,))
+    case = NetCase(asleep, (4,))
     model, x = case.model(), case.inputs(9)
     x[:, 0] = -1.0
     x[4, 0] = 1.0  # not among the four examples of the check
@@ -100,7 +100,7 @@ def scaled_outputs(*, in_place: bool) -> nn.Module:
 @pytest.mark.parametrize("in_place", [False, True], ids=["new", "in place"])
 def test_a_plan_holds_for_other_parameters(in_place):
     # The gradient at the last layer is the identity here only because the scale happens to be one.
-    model, x = scaled_outputs(in_place=in_place).double(), Case(hidden, (4,)).inputs()
+    model, x = scaled_outputs(in_place=in_place).double(), NetCase(hidden, (4,)).inputs()
     functional = as_functional(model)
     plan = KernelPlan.make(functional, functional.params, x, None, 2)
     with torch.no_grad():

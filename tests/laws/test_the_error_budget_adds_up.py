@@ -10,6 +10,7 @@ import sgdsde
 from sgdsde import dynamics
 from sgdsde.dynamics import Dynamics
 from tests.problems import BY_NAME, LARGER, classification_problem, mlp_problem
+from tests.settings import SETTINGS
 from tests.statistics import threshold
 
 ADDED_UP = 1e-12
@@ -58,14 +59,14 @@ def test_it_adds_up_whatever_predicts(theory: Dynamics) -> None:
 
 
 WORDS = [
-    (dynamics.MomentRecursion(), {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1}),
-    (dynamics.MomentEquations(1), {"momentum": 0.5, "label_noise_std": 0.3}),
-    (dynamics.OrnsteinUhlenbeck(), {"momentum": 0.5, "weight_decay": 0.1}),
-    (dynamics.MovingKernel(), {"momentum": 0.8, "lr": lambda k: 0.1 / (1 + k)}),
-    (dynamics.MomentRecursion(), {"sampling": "shuffled"}),
-    (dynamics.GradientFlow(), {"sampling": "shuffled"}),
-    (dynamics.MovingKernel(), {"sampling": "shuffled"}),
-    (None, {"sampling": "without_replacement", "batch_size": 7}),
+    (dynamics.MomentRecursion(), SETTINGS["nesterov, decay"]),
+    (dynamics.MomentEquations(1), SETTINGS["label noise, momentum"]),
+    (dynamics.OrnsteinUhlenbeck(), SETTINGS["momentum, decay"]),
+    (dynamics.MovingKernel(), SETTINGS["momentum"] | {"lr": lambda k: 0.1 / (1 + k)}),
+    (dynamics.MomentRecursion(), SETTINGS["shuffled"]),
+    (dynamics.GradientFlow(), SETTINGS["shuffled"]),
+    (dynamics.MovingKernel(), SETTINGS["shuffled"]),
+    (None, SETTINGS["without replacement"] | {"batch_size": 7}),
 ]
 
 

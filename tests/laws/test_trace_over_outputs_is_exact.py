@@ -11,14 +11,9 @@ import sgdsde
 from sgdsde import SGD, dynamics, stability
 from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.kernel import DenseKernel, KroneckerKernel, LowRankKernel, TiledKernel, leading_eigenpairs
+from tests.settings import chosen
 
-WORDS = {
-    "plain": {},
-    "without replacement": {"sampling": "without_replacement"},
-    "nesterov": {"momentum": 0.6, "nesterov": True},
-    "decay and momentum": {"weight_decay": 0.1, "momentum": 0.5},
-    "label noise": {"label_noise_std": 0.5},
-}
+WORDS = chosen("plain", "without replacement", "nesterov", "momentum, decay", "label noise")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +77,7 @@ def test_it_runs_on_leading_eigenpairs_of_a_kernel_on_disk(problem, tmp_path):
 
 def test_what_it_cannot_represent_is_refused(problem):
     sgd = SGD(0.1, 2)
-    with pytest.raises(ValueError, match="kernel must be a KroneckerKernel for TracedRecursion, got"):
+    with pytest.raises(ValueError, match="TracedRecursion cannot represent a kernel that outputs do not share"):
         sgdsde.predict(sgdsde.linearize(problem), sgd, 3, dynamics=dynamics.TracedRecursion())
     trace = DenseKernel(sgdsde.empirical_ntk(problem.model, problem.x_train, outputs="trace"))
     with pytest.raises(

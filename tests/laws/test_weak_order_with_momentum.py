@@ -13,13 +13,10 @@ from sgdsde.dynamics import MomentEquations, MomentRecursion, OrnsteinUhlenbeck
 from sgdsde.dynamics.continuous.momentum_flow import Generator, real_logarithm
 from sgdsde.step import Step
 from tests.problems import BY_NAME
+from tests.settings import chosen
 
 CASE = BY_NAME["two outputs, null space"]
-WORDS = [
-    {"momentum": 0.5},
-    {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
-    {"momentum": 0.6, "dampening": 0.3, "label_noise_std": 0.3, "sampling": "without_replacement"},
-]
+WORDS = chosen("light momentum", "nesterov, decay", "label noise, momentum, dampening, without replacement")
 
 
 def slopes(dynamics: MomentEquations, words: dict) -> list[float]:
@@ -38,7 +35,7 @@ def slopes(dynamics: MomentEquations, words: dict) -> list[float]:
     return [math.log2(errors[i][side] / errors[i + 1][side]) for side in (0, 1) for i in (0, 1)]
 
 
-@pytest.mark.parametrize("words", WORDS, ids=str)
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 @pytest.mark.parametrize("order", [1, 2])
 def test_order(order: int, words: dict) -> None:
     assert slopes(MomentEquations(order, rtol=1e-11), words) == pytest.approx([order] * 4, abs=0.1)

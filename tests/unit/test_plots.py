@@ -11,7 +11,7 @@ import pytest
 import torch
 from matplotlib import pyplot
 
-from sgdsde import LossBand, Trajectory, compare, plots
+from sgdsde import LossBand, Trajectory, compare
 
 STEPS = torch.tensor([0, 1, 5, 20, 100])
 
@@ -102,7 +102,7 @@ def test_a_failed_save_keeps_the_old_file(comparison, tmp_path, monkeypatch):
 def test_global_settings_stay(comparison, tmp_path):
     before = dict(mpl.rcParams)
     comparison.plot(tmp_path / "a.png")
-    plots.plot_trajectory(comparison.predicted)
+    comparison.predicted.plot(tmp_path / "b.png")
     assert dict(mpl.rcParams) == before
 
 
@@ -118,10 +118,6 @@ def test_bad_targets_are_refused(comparison, tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(IsADirectoryError, match="got a folder; name a file inside it"):
         comparison.plot(tmp_path / "folder.png")
-    with pytest.raises(TypeError, match="comparison must be a Comparison, got Trajectory"):
-        plots.plot_comparison(comparison.predicted)
-    with pytest.raises(TypeError, match="trajectory must be a Trajectory, got Comparison"):
-        plots.plot_trajectory(comparison)
 
 
 def test_divergence_and_a_lone_curve_are_drawn(tmp_path):
@@ -129,7 +125,7 @@ def test_divergence_and_a_lone_curve_are_drawn(tmp_path):
     predicted = trajectory([2.0, 3.0, 9.0, 90.0, 1e200], runs=0, test=False)
     top, _ = compare(predicted, measured).plot(tmp_path / "a.png")
     assert len(top.get_lines()) == 2
-    axes = plots.plot_trajectory(measured, tmp_path / "b.png")
+    axes = measured.plot(tmp_path / "b.png")
     assert axes.get_title(loc="left") == "measured: SGD"
     assert [line.get_label() for line in axes.get_lines()] == ["measured, train"]
 

@@ -184,8 +184,11 @@ def test_weight_decay_needs_the_weight_outputs(problem, linearization):
         problem, linearization.kernel, linearization.cross_kernel, linearization.outputs, linearization.test_outputs
     )
     decayed = sgdsde.SGD(0.02, 2, weight_decay=0.1)
-    message = r"weight_decay must be 0 where J theta_0 is unknown, .*; make it with linearize\(problem\), or"
-    for go in (predict, measure):
+    refusals = {
+        predict: r"cannot represent weight decay without weight_outputs; use weight_decay=0 \(or linearize\(problem\)",
+        measure: r"weight_decay must be 0 where J theta_0 is unknown, .*; make it with linearize\(problem\), or",
+    }
+    for go, message in refusals.items():
         with pytest.raises(ValueError, match=message):
             go(bare, sgd=decayed)
         go(bare)

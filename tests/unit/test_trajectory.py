@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from sgdsde import LossBand, OutputBand, Trajectory
-from sgdsde.trajectory import FORMAT_VERSION, AccuracyBand
+from sgdsde.bands import AccuracyBand
+from sgdsde.trajectory import FORMAT_VERSION
 
 GENERATOR = torch.Generator().manual_seed(0)
 

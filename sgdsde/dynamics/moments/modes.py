@@ -168,6 +168,6 @@ def squared_error_of(linearization: Linearization) -> SquaredError:
     criterion = linearization.problem.criterion
     if not isinstance(criterion, SquaredError):
         received = type(linearization.problem.loss).__name__
-        remedy = "use dynamics.SDEPaths or GaussianClosure"
+        remedy = "use dynamics.LinearizedSGD()"
         raise ValueError(complaint("loss", "nn.MSELoss() for moments in closed form", received, remedy))
     return criterion

@@ -71,23 +71,35 @@ class MeanPath:
         )
         return {name: part.to_dense() for name, part in zip(leaves, parts)}
 
+    def train_outputs(self, step: int) -> Tensor:
+        """f at all training examples, [n, c].
+
+        Raises:
+            ValueError: it is not finite at this step.
+        """
+        with torch.no_grad():
+            return _finite(self.problem.forward(self.params, self.problem.x_train), step)
+
     def outputs(self, step: int) -> Tensor:
         """f at all train and test examples, [n + m, c].
 
         Raises:
             ValueError: it is not finite at this step.
         """
-        problem = self.problem
+        train, x_test = self.train_outputs(step), self.problem.x_test
+        if x_test is None:
+            return train
         with torch.no_grad():
-            outputs = problem.forward(self.params, problem.x_train)
-            if problem.x_test is not None:
-                outputs = torch.cat([outputs, problem.forward(self.params, problem.x_test)])
-        if not torch.isfinite(outputs).all():
-            raise ValueError(
-                f"the mean path of the network must stay finite, got NaN or infinity at step {step}; full-batch "
-                "descent diverges at this learning rate, use a smaller lr"
-            )
-        return outputs
+            return torch.cat([train, _finite(self.problem.forward(self.params, x_test), step)])
+
+
+def _finite(outputs: Tensor, step: int) -> Tensor:
+    if not torch.isfinite(outputs).all():
+        raise ValueError(
+            f"the mean path of the network must stay finite, got NaN or infinity at step {step}; full-batch "
+            "descent diverges at this learning rate, use a smaller lr"
+        )
+    return outputs
 
 
 class PathWalk:

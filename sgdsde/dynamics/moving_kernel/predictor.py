@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from sgdsde._checks import complaint, fraction_below_one, positive_number, whole_number
 from sgdsde._types import Progress
-from sgdsde.dynamics.dynamics import Dynamics
+from sgdsde.dynamics.dynamics import Dynamics, alternative
 from sgdsde.dynamics.moments.state import laws
 from sgdsde.dynamics.moving_kernel.kernel_refresh import Refresh, RefreshMonitor
 from sgdsde.dynamics.moving_kernel.noise_induced_drift import NoiseFeedback
@@ -61,6 +62,8 @@ class MovingKernel(Dynamics):
     epoch_starts: int = 8
     on_refresh: Callable[[Refresh], None] | None = field(default=None, repr=False, compare=False)
 
+    freezes_kernel: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         positive_number("tolerance", self.tolerance)
         whole_number("first_interval", self.first_interval, minimum=1)
@@ -74,8 +77,11 @@ class MovingKernel(Dynamics):
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
         problem = linearization.problem
+        if problem.criterion.kink:
+            reason = f"a loss without second derivative ({type(problem.loss).__name__}, {problem.criterion.kink})"
+            raise self.refuse(reason, alternative(linearization, sgd))
         if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
-            raise self.refuse("label noise under another loss than nn.MSELoss()", "label_noise_std=0")
+            raise self.refuse("label noise without squared error", "dynamics.MovingKernel() with label_noise_std=0")
         plan = sgd.plan(problem.n_train, record[-1])
         options = Options(self.tolerance, self.first_interval, self.feedback, self.neglected, self.epoch_starts)
         monitor = RefreshMonitor(self.tolerance, sgd.momentum)

@@ -1,4 +1,4 @@
-"""What a model does with its parameters, watched call by call, and the gradients at the results of these calls."""
+"""Calls in which a model uses its parameters, and the gradients at the results of these calls."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Observation:
     gradients: Params
 
     def weighted(self, weights: Tensor) -> Observation:
-        """With a number for each example, [b], as a factor of its cotangents."""
+        """Observation with the cotangents of each example multiplied by its number, [b]."""
 
         def times(value: Tensor) -> Tensor:
             return value * weights.view(-1, *(1 for _ in value.shape[1:]))
@@ -95,7 +95,7 @@ def observe(
 
 
 class Recorder(TorchFunctionMode):
-    """Watches the calls that a model makes, recognizing parameters by the identity of their tensors."""
+    """Observer of the calls that a model makes, recognizing parameters by the identity of their tensors."""
 
     def __init__(self, params: Params, taps: list[Tensor] | None = None) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from sgdsde.kernel.layers.capture import Observation, Watched
 from sgdsde.kernel.layers.parameter_uses import Alias, Use
 
 Way: TypeAlias = Literal["gram", "jacobian"]
-"""How a term is contracted: from inputs and gradients at the results, or from the columns of the Jacobian."""
+"""Contraction of a term: from inputs and gradients at the results, or from the columns of the Jacobian."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How parameters enter a model: what a call does with them, and the shapes that it does it in."""
+"""Uses of parameters in a model: the operation of a call, and its shapes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Geometry:
     groups: int
 
     def patches(self, x: Tensor) -> Tensor:
-        """What each output position sees, [m, groups, q, positions], of images [m, channels, ...]."""
+        """Input patch of each output position, [m, groups, q, positions], of images [m, channels, ...]."""
         dims = len(self.kernel)
         x = torch.nn.functional.pad(x, [size for pair in reversed(self.padding) for size in pair])
         steps = zip(x.shape[2:], self.kernel, self.stride, self.dilation)
@@ -99,5 +99,5 @@ class Use:
 
     @property
     def positions(self) -> int:
-        """At how many places of one example the same weight acts."""
+        """Number of places of one example at which the same weight acts."""
         return math.prod(self.outputs) // (self.width[1] * self.groups)

@@ -1,4 +1,4 @@
-"""What a model is made of, for its kernel: found by watching it once, and held against one backward pass."""
+"""Structure of a kernel, found by observing one forward pass and checked against one backward pass."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ HANDLERS: dict[Callable[..., Any], Callable[..., Call | None]] = {
     torch.instance_norm: _instance_norm,
     torch.prelu: _prelu,
 }
-"""What reads the arguments of a call; None: not of a kind that is known here."""
+"""Readers of the arguments of a call; None: not of a kind that is known here."""
 
 SUMS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
 PRODUCTS = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
@@ -202,7 +202,7 @@ def _elementwise(is_sum: bool, input: Any, other: Any, *, alias: Callable[[Any],
 
 
 def derived(func: Callable[..., Any], args: tuple[Any, ...], result: Any, alias: Callable[[Any], Any]) -> Alias | None:
-    """What a result is when it is a parameter but for a number or its shape."""
+    """Alias of a parameter that a result is but for a number or its shape."""
     known = [(i, alias(value)) for i, value in enumerate(args) if alias(value) is not None]
     if len(known) != 1 or not isinstance(result, Tensor):
         return None

@@ -1,4 +1,4 @@
-"""What a kernel on disk was made of, so that none of it is ever reused for something else."""
+"""Manifest of a kernel on disk: what it was made of, so that it is never reused for something else."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ Place: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that decides the numbers of a kernel on disk.
+    """Description of a kernel on disk by everything that decides its numbers.
 
     Attributes:
         rows, columns: examples; columns is None for the symmetric kernel of one set. n_outputs: c.
         outputs: which entries ("full", "trace", "per_class"). dtype: "float32" or "float64".
         tile: examples of a tile. memory: bytes that its making was planned for: other plans round differently.
         sources: digests of the parameters, the constants, the architecture in words, and the inputs.
-        fingerprint: of the function at two examples; tells functions of equal weights apart, which no digest can.
+        fingerprint: of the function at two examples; distinguishes functions of equal weights, which no digest can.
     """
 
     rows: int
@@ -56,7 +56,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Of all of it, but for the fingerprint's rounding."""
+        """Hash of all of it, but for the fingerprint's rounding."""
         content = {key: value for key, value in asdict(self).items() if key != "fingerprint"}
         text = json.dumps(content | {"format_version": FORMAT_VERSION}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -87,7 +87,7 @@ class Manifest:
         return math.prod(self.tile_shape(place)) * DTYPES[self.dtype].itemsize + HEADER_BYTES
 
     def write_or_keep(self, folder: Path) -> None:
-        """Writes it where there is none; the one that is there has been compared with this."""
+        """Write it where there is none; one that is there has been compared with this."""
         if not (folder / MANIFEST).is_file():
             self.write(folder)
 
@@ -98,7 +98,10 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Manifest:
-        """Raises: FileNotFoundError: no such kernel. StoredKernelError: damaged, foreign, or of another format."""
+        """The manifest of a kernel on disk.
+
+        Raises: FileNotFoundError: no such kernel. StoredKernelError: damaged, foreign, or of another format.
+        """
         path = Path(folder) / MANIFEST
         if not path.is_file():
             remedy = "make one with TiledKernel.create(folder, model, x)"
@@ -121,7 +124,7 @@ class Manifest:
         return found
 
     def check_made_of(self, functional: FunctionalModel, x1: Tensor, folder: Path) -> None:
-        """Refuses to use the kernel for another model or other inputs."""
+        """Refuse to use the kernel for another model or other inputs."""
         for key, now in digests(functional, x1, None).items():
             if self.sources.get(key) != now:
                 remedy = "make it with TiledKernel.create in another folder"
@@ -129,7 +132,7 @@ class Manifest:
                 raise StoredKernelError(complaint(f"the kernel in {folder}", expected, self.sources.get(key), remedy))
 
     def check_same(self, asked: Manifest, folder: Path) -> None:
-        """Refuses to go on with a kernel that was begun with something else; ``asked`` is what is asked for now."""
+        """Refuse to go on with a kernel that was begun with something else; ``asked`` is what is asked for now."""
         old, new = asdict(self), asdict(asked)
         sources = {f"the {key}": (old["sources"].get(key), value) for key, value in new["sources"].items()}
         words = {
@@ -150,7 +153,7 @@ class Manifest:
 
 
 def digests(functional: FunctionalModel, x1: Tensor, x2: Tensor | None) -> dict[str, str]:
-    """What decides the numbers: parameters, constants, the module in words, inputs."""
+    """Hashes of what decides the numbers: parameters, constants, the module in words, inputs."""
     words = "" if functional.module is None else re.sub(r"0x[0-9a-f]+", "", repr(functional.module))
     return {
         "parameters": _digest(functional.params),

@@ -1,7 +1,7 @@
-"""One tile of a kernel in one file: a header of fixed size that says what it is, then the numbers.
+"""One tile of a kernel in one file: a header of fixed size, then the numbers.
 
 The header names the kernel that the tile belongs to (a digest of its manifest), its place, and a checksum of the
-numbers, so that a tile that was cut, changed, moved or copied from elsewhere is told from a good one.
+numbers, so that a tile that was cut, changed, moved or copied from elsewhere is distinguished from a good one.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def write_tile(path: Path, numbers: Tensor, described: dict[str, Any]) -> None:
 
 
 def check_tile(path: Path, described: dict[str, Any]) -> None:
-    """Reads the whole tile and compares it with its description and its checksum.
+    """Read the whole tile and compare it with its description and its checksum.
 
     Raises:
         StoredKernelError: missing, cut, changed, or the tile of another kernel or place.
@@ -110,7 +110,7 @@ def map_tile(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def tile_description(kernel: str, place: tuple[int, int], shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
-    """What the header of the tile at this place says, but for the checksum."""
+    """Header of the tile at this place, but for the checksum."""
     return {"kernel": kernel, "place": list(place), "shape": list(shape), "dtype": NUMPY_TYPES[dtype].str}
 
 
@@ -136,7 +136,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Refuses to begin what cannot end.
+    """Refuse to begin a kernel that the disk cannot hold.
 
     Raises:
         OSError: fewer bytes are free than the missing tiles take.
@@ -150,7 +150,7 @@ def check_disk(folder: Path, needed: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in the folder survive a power cut."""
+    """Make renames in the folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

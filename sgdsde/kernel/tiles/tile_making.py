@@ -25,12 +25,12 @@ from sgdsde.kernel.tiles.manifest import DTYPES, MANIFEST, Manifest, Place, dige
 from sgdsde.kernel.tiles.tile_file import LOCK
 
 TILE_BYTES = 2**26
-"""Of a tile, where the caller names no size: large beside the cost of opening a file, small beside memory."""
+"""Bytes of a tile where the caller names no size: large beside the cost of opening a file, small beside memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class TileMaker:
-    """Makes the tiles of one kernel."""
+    """Maker of the tiles of one kernel."""
 
     manifest: Manifest
     functional: FunctionalModel
@@ -50,7 +50,7 @@ class TileMaker:
         dtype: torch.dtype | None,
         memory: int | None,
     ) -> TileMaker:
-        """Everything checked, nothing written but the folder; see ``TiledKernel.create``."""
+        """The maker, with everything checked and nothing written but the folder; see ``TiledKernel.create``."""
         word("outputs", outputs, get_args(Outputs))
         functional, c = _checked(model, x1, x2)
         begun = Manifest.read(folder) if (folder / MANIFEST).is_file() else None
@@ -84,7 +84,7 @@ class TileMaker:
         return maker
 
     def plan(self) -> KernelPlan:
-        """For every tile the same; MemoryError where one example does not fit."""
+        """Memory plan, the same for every tile; MemoryError where one example does not fit."""
         manifest, functional = self.manifest, self.functional
         rows, columns = self.x1[: manifest.tile], None if self.x2 is None else self.x2[: manifest.tile]
         return KernelPlan.make(

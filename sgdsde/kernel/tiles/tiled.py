@@ -74,7 +74,7 @@ class TiledKernel(KernelOperator):
             The kernel, whole, every tile checked.
         Raises:
             StoredKernelError: a damaged tile; a folder with the kernel of other data, weights, architecture, dtype or
-                layout: named, and nothing of it used. OSError: a full disk, before it begins where that can be told.
+                layout: named, and nothing of it used. OSError: a full disk, before it begins where that is known.
             MemoryError: one example does not fit; names the bytes.
         Exactness: that of ``empirical_ntk``. A kernel that was killed and resumed is the same to the last bit as one
             made at once, with the same number of threads.

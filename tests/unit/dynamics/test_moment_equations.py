@@ -10,14 +10,10 @@ import sgdsde
 from sgdsde.dynamics import MomentEquations
 from tests.oracles import features
 from tests.problems import BY_NAME, LINEAR, Case, linear_problem
+from tests.settings import chosen
 from tests.unit.dynamics.generators import ContinuousOracle
 
-WORDS = [
-    {},
-    {"sampling": "without_replacement"},
-    {"weight_decay": 0.3},
-    {"weight_decay": 0.2, "label_noise_std": 0.5, "sampling": "without_replacement"},
-]
+WORDS = chosen("plain", "without replacement", "decay", "label noise, decay, without replacement")
 RECORD = [0, 1, 2, 9, 60, 300]
 
 
@@ -26,7 +22,7 @@ def assert_equal(actual: torch.Tensor, expected: np.ndarray, rtol: float) -> Non
 
 
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("words", WORDS, ids=str)
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 @pytest.mark.parametrize("case", [LINEAR[0], LINEAR[1], LINEAR[4]], ids=lambda case: case.name)
 def test_equals_expm(case: Case, words: dict, order: int) -> None:
     problem, sgd = case.problem(), sgdsde.SGD(0.15, 2, **words)
@@ -129,7 +125,7 @@ def test_beyond_the_limit_it_grows_without_an_error(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("words", "reason"), [
-    ({"sampling": "shuffled"}, "MomentEquations cannot represent shuffled epochs; use MomentRecursion"),
+    ({"sampling": "shuffled"}, "MomentEquations cannot represent shuffled epochs; use dynamics.MomentRecursion"),
 ])  # fmt: skip
 def test_what_it_cannot_represent(words: dict, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -12,15 +12,10 @@ import sgdsde
 from sgdsde.dynamics import MomentRecursion, OrnsteinUhlenbeck, OutputLaw
 from tests.oracles import features
 from tests.problems import BY_NAME, LINEAR, Case, linear_problem
+from tests.settings import chosen
 from tests.unit.dynamics.generators import ContinuousOracle
 
-WORDS = [
-    {},
-    {"sampling": "without_replacement"},
-    {"weight_decay": 0.3},
-    {"label_noise_std": 0.4},
-    {"weight_decay": 0.2, "label_noise_std": 0.5, "sampling": "without_replacement"},
-]
+WORDS = chosen("plain", "without replacement", "decay", "label noise", "label noise, decay, without replacement")
 RECORD = [0, 1, 2, 9, 60, 1000]
 
 
@@ -32,7 +27,7 @@ def assert_equal(actual: torch.Tensor, expected: np.ndarray, rtol: float = 1e-9)
     np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=rtol * np.abs(expected).max() + 1e-300)
 
 
-@pytest.mark.parametrize("words", WORDS, ids=str)
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 @pytest.mark.parametrize("case", LINEAR[:5], ids=lambda case: case.name)
 def test_mean_path_equals_expm(case: Case, words: dict) -> None:
     problem, sgd = case.problem(), sgdsde.SGD(0.1, 2, **words)
@@ -42,7 +37,7 @@ def test_mean_path_equals_expm(case: Case, words: dict) -> None:
         assert_equal(law.covariance.to_dense(), oracle.covariance_on_mean_path(law.time))
 
 
-@pytest.mark.parametrize("words", WORDS, ids=str)
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 def test_noise_of_the_start_equals_expm(words: dict) -> None:
     """Van Loan: the covariance under constant drift and noise is a block of one exponential."""
     problem, sgd = BY_NAME["two outputs, null space"].problem(), sgdsde.SGD(0.1, 2, **words)
@@ -53,7 +48,7 @@ def test_noise_of_the_start_equals_expm(words: dict) -> None:
         assert_equal(law.covariance.to_dense(), block[:d, d:] @ linalg.expm(-oracle.drift.T * law.time))
 
 
-@pytest.mark.parametrize("words", WORDS, ids=str)
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 @pytest.mark.parametrize("freeze", ["init", "mean_path"])
 def test_stationary_equals_lyapunov(freeze: str, words: dict) -> None:
     problem, sgd = BY_NAME["two outputs, null space"].problem(), sgdsde.SGD(0.1, 2, **words)
@@ -138,7 +133,7 @@ def test_fast_and_slow_modes_together() -> None:
 
 
 @pytest.mark.parametrize(("words", "reason"), [
-    ({"sampling": "shuffled"}, "OrnsteinUhlenbeck cannot represent shuffled epochs; use MomentRecursion"),
+    ({"sampling": "shuffled"}, "OrnsteinUhlenbeck cannot represent shuffled epochs; use dynamics.MomentRecursion"),
 ])  # fmt: skip
 def test_what_it_cannot_represent(words: dict, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -155,5 +150,5 @@ def test_messages() -> None:
         OrnsteinUhlenbeck().stationary(sgdsde.linearize(problem), sgdsde.SGD(lambda k: 0.1, 2))
     x, y = torch.zeros(3, 2).normal_(generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1])
     model = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"nn\.MSELoss\(\) for moments in closed form"):
+    with pytest.raises(ValueError, match=r"the loss CrossEntropyLoss; use dynamics.LinearizedSGD"):
         laws(sgdsde.Problem(model, x, y, loss=nn.CrossEntropyLoss()), sgdsde.SGD(0.1, 2))

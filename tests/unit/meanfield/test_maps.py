@@ -37,7 +37,7 @@ def test_both_conditions_hold_at_any_edge_point(name, sigma_b):
 def test_the_iteration_of_the_paper_reaches_the_same_point():
     activation, q = meanfield.Activation("tanh"), torch.tensor(0.5, dtype=torch.float64)
     for _ in range(60):
-        square, slope, _ = meanfield.maps.second_moments(activation, q)
+        square, slope, _ = meanfield.variance.second_moments(activation, q)
         q = 0.5**2 + square / slope
     assert meanfield.edge_of_chaos("tanh", 0.5).q == pytest.approx(float(q), rel=1e-9)
 

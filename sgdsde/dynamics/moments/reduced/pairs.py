@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 PANELS = 5
-"""Panels of columns: (1 + 1/5) / 2 of the operations of full matrices, and 0.7 of their time; more panels are slower."""
+"""Panels of columns: (1 + 1/5) / 2 of the operations of full matrices, in 0.7 of their time; more take longer."""
 
 NARROWEST = 32
 """Columns of a panel, below which a product costs more than it saves."""

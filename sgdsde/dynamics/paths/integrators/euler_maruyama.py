@@ -41,9 +41,7 @@ class EulerMaruyama(Integrator):
         sgd = setup.sgd
         if sgd.momentum and self.substeps > 1:
             reason = f"momentum={sgd.momentum} with substeps={self.substeps}, a scheme of SGD's own steps"
-            raise self.refuse(reason, "EulerMaruyama(substeps=1)")
-        if sgd.weight_decay and setup.linearization.weight_outputs is None:
-            raise self.refuse("weight decay without weight_outputs", "linearize(problem), or weight_decay=0")
+            raise self.refuse(reason, "EulerMaruyama(substeps=1)", setup)
 
     def group(self, setup: PathSetup, paths: range, draws: Draws) -> PathGroup:
         return _EulerPaths(self.substeps, setup, len(paths), draws)

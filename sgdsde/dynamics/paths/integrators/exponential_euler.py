@@ -37,12 +37,14 @@ class ExponentialEuler(Integrator):
     def check(self, setup: PathSetup) -> None:
         alternative = "EulerMaruyama()"
         if not isinstance(setup.linearization.problem.criterion, SquaredError):
-            raise self.refuse(f"{type(setup.linearization.problem.loss).__name__}, whose drift bends", alternative)
+            raise self.refuse(
+                f"{type(setup.linearization.problem.loss).__name__}, whose drift bends", alternative, setup
+            )
         sgd = setup.sgd
         if sgd.momentum or sgd.weight_decay or sgd.label_noise_std:
-            raise self.refuse("momentum, weight decay or label noise", alternative)
+            raise self.refuse("momentum, weight decay or label noise", alternative, setup)
         if setup.displacement is not None:
-            raise self.refuse("an Ito term", alternative)
+            raise self.refuse("an Ito term", alternative, setup)
 
     def group(self, setup: PathSetup, paths: range, draws: Draws) -> PathGroup:
         return _ModalPaths(self.substeps, setup, len(paths), draws)

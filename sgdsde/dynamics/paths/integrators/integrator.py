@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sgdsde._streams import BLOCK, torch_stream
+from sgdsde.dynamics.dynamics import with_remedies
 from sgdsde.dynamics.paths.ito_term import Displacement
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD, StepPlan
@@ -80,6 +81,7 @@ class Integrator(ABC):
     def group(self, setup: PathSetup, paths: range, draws: Draws) -> PathGroup:
         """The paths with these numbers, at step 0."""
 
-    def refuse(self, reason: str, alternative: str) -> ValueError:
+    def refuse(self, reason: str, alternative: str, setup: PathSetup) -> ValueError:
         """The error for what this method cannot represent."""
+        alternative = with_remedies(alternative, setup.linearization, setup.sgd)
         return ValueError(f"{type(self).__name__} cannot represent {reason}; use {alternative}")

@@ -61,9 +61,9 @@ class SDEInt(Integrator):
             remedy = f"sdeint steps one path at a time with dense noise; use {alternative}"
             raise ValueError(complaint("n_train * n_outputs", f"at most {MAX_OUTPUTS} for SDEInt", received, remedy))
         if sgd.momentum or sgd.weight_decay or sgd.label_noise_std:
-            raise self.refuse("momentum, weight decay or label noise", "EulerMaruyama()")
+            raise self.refuse("momentum, weight decay or label noise", "EulerMaruyama()", setup)
         if setup.displacement is not None:
-            raise self.refuse("an Ito term", alternative)
+            raise self.refuse("an Ito term", alternative, setup)
         _sdeint()
 
     def group(self, setup: PathSetup, paths: range, draws: Draws) -> PathGroup:

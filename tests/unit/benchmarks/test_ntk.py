@@ -14,7 +14,7 @@ from benchmarks.ntk import cases, machine, page, reference, summary, torch_model
 from benchmarks.ntk.contestants import layer_structure, ours, torch_func
 from benchmarks.ntk.summary import Record
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 MLP = cases.Case("small", 6, (5,), cases.mlp(5, 7, 4, 3))
 CNN = cases.Case("small_cnn", 3, (2, 4, 4), cases.cnn(2, 3, 4, n_outputs=2))
 

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -14,8 +13,8 @@ import pytest
 import torch
 
 import sgdsde
-from sgdsde.cli import INTERNAL, OK, USAGE, commands
-from tests.command_line import SMALL, SYNTHETIC, call
+from sgdsde.cli import INTERNAL, OK, USAGE
+from tests.command_line import SMALL, SYNTHETIC, call, call_python
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +76,7 @@ def test_a_failed_write_leaves_old_results_whole(tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("no\nink")
 
-    monkeypatch.setattr(commands.plots, "plot_trajectory", fail)
+    monkeypatch.setattr(sgdsde.Trajectory, "plot", fail)
     assert call(words, "--seed 1 --overwrite") == INTERNAL
     assert (
         capsys.readouterr().err
@@ -253,16 +252,28 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path, capsys):
 def test_without_tyro_the_remedy_is_one_line(monkeypatch, capsys):
     for name in [name for name in sys.modules if name.split(".")[0] == "tyro" or name.startswith("sgdsde.cli.")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(sgdsde.cli, "commands")
+    monkeypatch.delattr(sgdsde.cli, "parser", raising=False)
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert call("compare") == USAGE
     message = "sgdsde: error: the command line needs tyro; install it with: pip install 'sgdsde[cli]'\n"
     assert capsys.readouterr().err == message
 
 
+def test_help_and_usage_errors_need_no_torch():
+    code = """
+import sys
+from sgdsde.cli import main
+codes = [main([])] + [main([name, "--help"]) for name in "compare predict diagnose sweep ntk eoc".split()]
+codes += [main(["--version"]), main(["compare", "--nope"])]
+heavy = {"torch", "numpy", "scipy", "matplotlib", "pandas"} & set(sys.modules)
+assert (codes, heavy) == ([0] * 8 + [2], set()), (codes, heavy)
+"""
+    answer = call_python("-c", code)
+    assert answer.returncode == 0, answer.stderr
+
+
 def test_the_module_runs_and_warnings_made_errors_stay_outside():
-    words = f"{sys.executable} -W error::UserWarning -m sgdsde predict {SYNTHETIC} --lr 9 --steps 2".split()
-    answer = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    answer = call_python(*f"-W error::UserWarning -m sgdsde predict {SYNTHETIC} --lr 9 --steps 2".split())
     assert answer.returncode == OK
     assert answer.stderr.count("\n") == 1
     assert "written to sgdsde-predict-synthetic-mlp16-batch4-seed0: prediction.png" in answer.stdout

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.test_architecture import (
+    STAGE_OF,
     ambient_state,
     circles,
     import_without_extras,
     misplaced_modules,
+    missing_modules,
+    too_long,
     wrong_imports,
     wrong_script_imports,
 )
@@ -44,15 +47,14 @@ def test_an_unplaced_module_is_found(tmp_path: Path) -> None:
         ("problem", "from .ensemble import run_ensemble", "problem imports ensemble, which is downstream"),
         ("problem", "def f():\n    from sgdsde.kernel import K", "problem imports kernel, which is downstream"),
         ("dynamics__paths", "from ..prediction import predict", "dynamics imports prediction, which is downstream"),
-        ("dynamics__paths", "from sgdsde.plots import draw", "dynamics imports plots, which is downstream"),
+        ("dynamics__paths", "from sgdsde.cli import main", "dynamics imports cli, which is downstream"),
         (
             "ensemble",
             "if TYPE_CHECKING:\n    from sgdsde.budget import B",
             "ensemble imports budget, which is downstream",
         ),
         ("ensemble", "def f():\n    from sgdsde.problem import P", "problem is imported inside a function"),
-        ("__init__", "from sgdsde import plots", "__init__ imports plots, which is downstream"),
-        ("comparison", "from sgdsde.plots import draw", "comparison may import plots only inside a function"),
+        ("__init__", "from sgdsde import cli", "__init__ imports cli, which is downstream"),
         ("sgd", "import pandas as pd", "pandas is an extra; import it inside the function"),
         ("plots", "from matplotlib import pyplot", "matplotlib is an extra; import it inside the function"),
         ("sgd", "def f():\n    import numpy", "numpy is imported inside a function"),
@@ -71,11 +73,12 @@ def test_right_imports_are_left_alone(tmp_path: Path) -> None:
         __init__="from sgdsde import dynamics, meanfield\nfrom sgdsde.problem import Problem",
         sgd="import math\nimport numpy as np\nfrom torch import nn\nfrom sgdsde._types import Params",
         sampling="from sgdsde.sgd import SGD",
-        comparison="def plot():\n    import seaborn\n    from sgdsde.plots import draw",
+        comparison="from sgdsde.plots import draw\ndef plot():\n    import seaborn",
         trajectory="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pandas",
         dynamics__paths="from sgdsde.dynamics.modal import M\nfrom .modal import N\nfrom ..noise import frozen",
         cli="import tyro\nfrom sgdsde import Problem, plots\nprint(1)",
-        meanfield__maps="import sgdsde",
+        meanfield__maps="from sgdsde.meanfield.variance import F",
+        meanfield__variance="",
     )
     assert wrong_imports(package) == []
     assert ambient_state(package) == []
@@ -91,7 +94,39 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
         problem="from sgdsde.sgd import SGD",
     )
     assert wrong_imports(package) == []
-    assert circles(package) == ["losses -> sgd -> sampling -> losses"]
+    assert circles(package) == ["sgdsde.losses -> sgdsde.sgd -> sgdsde.sampling -> sgdsde.losses"]
+
+
+@pytest.mark.parametrize(
+    ("maps", "circle"),
+    [
+        ("def f():\n    from sgdsde.meanfield.points import limit", "sgdsde.meanfield.points"),
+        ("if TYPE_CHECKING:\n    from sgdsde.meanfield.points import Point", "sgdsde.meanfield.points"),
+        ("from sgdsde.meanfield import limit", "sgdsde.meanfield.points"),
+    ],
+    ids=["when called", "for the type checker", "through the package"],
+)
+def test_a_circle_inside_a_folder_is_found(tmp_path: Path, maps: str, circle: str) -> None:
+    package = tree(tmp_path, meanfield__maps=maps, meanfield__points="from sgdsde.meanfield.maps import F")
+    (package / "meanfield" / "__init__.py").write_text("from sgdsde.meanfield.points import limit")
+    (line,) = circles(package)
+    assert circle in line
+    assert "sgdsde.meanfield.maps" in line
+
+
+def test_a_stage_without_a_module_is_found(tmp_path: Path) -> None:
+    package = tree(tmp_path, **dict.fromkeys(set(STAGE_OF) - {"sgd"}, ""))
+    assert missing_modules(package) == ["sgd of STAGES is no module of sgdsde; remove it"]
+
+
+def test_long_files_and_functions_are_found(tmp_path: Path) -> None:
+    body = "\n    x = 1" * 50
+    documented = f'def f():\n    """{"word" * 9}\n\n    more\n    """{body}\n'
+    package = tree(tmp_path, sgd="x = 1\n" * 301, losses=f"def f():{body}\n", problem=documented, bands="x = 1\n" * 300)
+    assert too_long(package) == [
+        "sgdsde/losses.py:1: f has 51 lines, 50 allowed",
+        "sgdsde/sgd.py: 301 lines, 300 allowed; split it",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import sgdsde
 from sgdsde.dynamics import EulerMaruyama, ExponentialEuler, OutputLaw, SDEInt, SDEPaths
 from sgdsde.dynamics.paths.integrators import PathSetup
 from sgdsde.dynamics.paths.integrators.sdeint_adapter import WeightSystem
+from tests.oracles import Given
 from tests.problems import BY_NAME, classification_problem, digits_problem
 from tests.statistics import assert_mean_is
-from tests.unit.dynamics.draws import Given
 
 NULL = BY_NAME["two outputs, null space"]
 INTEGRATORS = [EulerMaruyama(), EulerMaruyama(substeps=3), ExponentialEuler(), SDEInt()]
@@ -180,7 +180,7 @@ def test_without_a_test_set() -> None:
     (ExponentialEuler(), {"momentum": 0.9}, r"ExponentialEuler cannot represent momentum, .*; use EulerMaruyama\(\)"),
     (ExponentialEuler(), {"weight_decay": 0.1}, r"cannot represent momentum, weight decay or label noise"),
     (SDEInt(), {"label_noise_std": 0.1}, r"SDEInt cannot represent .*label noise; use EulerMaruyama\(\)"),
-    (EulerMaruyama(), {"sampling": "shuffled"}, "SDEPaths cannot represent shuffled epochs; use MomentRecursion"),
+    (EulerMaruyama(), {"sampling": "shuffled"}, "shuffled epochs; use dynamics.MomentRecursion"),
 ])  # fmt: skip
 def test_what_integrators_cannot_represent(integrator: object, words: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -189,7 +189,7 @@ def test_what_integrators_cannot_represent(integrator: object, words: dict, mess
 
 def test_decay_needs_the_weights() -> None:
     linearization = dataclasses.replace(sgdsde.linearize(NULL.problem()), weight_outputs=None)
-    with pytest.raises(ValueError, match="cannot represent weight decay without weight_outputs; use linearize"):
+    with pytest.raises(ValueError, match="weight decay without weight_outputs; use weight_decay=0"):
         laws(linearization, sgdsde.SGD(0.1, 2, weight_decay=0.1), SDEPaths(4))
 
 

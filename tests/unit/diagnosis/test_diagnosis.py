@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 
 import pytest
@@ -267,8 +269,52 @@ def test_a_linear_classifier_has_no_effect_of_the_kernel() -> None:
 
 
 def test_momentum_and_decay() -> None:
-    found = diagnose(mlp_problem(), sgdsde.SGD(0.02, 3, momentum=0.8, nesterov=True, weight_decay=0.01), 10)
-    assert all(math.isfinite(check.value) for check in found.checks.values())
+    """Twins: a loop of torch.optim.SGD over the whole set, its kernels by one backward pass an output, the limits."""
+    words = {"momentum": 0.8, "nesterov": True, "weight_decay": 0.01}
+    problem, n_steps = mlp_problem(), 10
+    linearization, record = sgdsde.linearize(problem), [0, 2, 5, 10]
+    limit = sgdsde.stability.max_lr(linearization, 3, **words)
+    sgd = sgdsde.SGD(0.2 * limit, 3, **words)
+    found = {name: check.value for name, check in diagnose(problem, sgd, n_steps, record=record).checks.items()}
+
+    model = copy.deepcopy(problem.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=sgd.lr, **words)
+    kernels = [jacobian_kernel(model, problem.x_train)]
+    for step in range(1, n_steps + 1):
+        optimizer.zero_grad()
+        problem.loss(model(problem.x_train), problem.y_train).backward()
+        optimizer.step()
+        if step in record[1:]:  # a quarter, rounded, half and all of the steps
+            kernels.append(jacobian_kernel(model, problem.x_train))
+    drift = max(float((kernel - kernels[0]).norm() / kernels[0].norm()) for kernel in kernels)
+    assert found["kernel_drift"] == pytest.approx(drift, rel=1e-9)
+    assert drift > 0.02
+    moved = [dataclasses.replace(linearization, kernel=kernel) for kernel in kernels]
+    ratios = [sgd.lr / sgdsde.stability.max_lr(each, 3, **words) for each in moved]
+    assert found["stability"] == pytest.approx(max(ratios), rel=1e-6)
+    assert max(ratios) > 1.02 * ratios[0]
+
+    asked = {"n_steps": n_steps, "record": record}
+    recursion, descent, flow = (
+        sgdsde.predict(linearization, sgd, dynamics=each, **asked).train_loss.mean
+        for each in (dynamics.MomentRecursion(), dynamics.GradientDescent(), dynamics.MomentEquations(order=1))
+    )
+    share = float((1 - descent / recursion).max())
+    assert found["feedback"] == pytest.approx(drift * share / (1 - share), rel=1e-9)
+    assert found["sde"] == pytest.approx(float((flow / recursion - 1).abs().max()), rel=1e-2)
+    moving = sgdsde.predict(problem, sgd, dynamics=dynamics.MovingKernel(), **asked).train_loss.mean
+    assert found["linearization"] == pytest.approx(float((recursion / moving - 1).abs().max()), rel=1e-6)
+    # Neither momentum nor decay enters the first gradient.
+    assert found["noise_scale"] == indicators.noise_ratio(linearization, sgdsde.SGD(1.0, 3))
+
+
+def jacobian_kernel(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """J J^T, row by row of J."""
+    rows = []
+    for output in model(x).flatten():
+        gradients = torch.autograd.grad(output, list(model.parameters()), retain_graph=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    return torch.stack(rows) @ torch.stack(rows).T
 
 
 # ----------------------------------------------------------------------------------------------- the form

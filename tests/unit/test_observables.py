@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sgdsde
 from sgdsde.dynamics import Covariance
 from sgdsde.losses import SquaredError, is_right
-from sgdsde.reduction import GAUSSIAN_DRAWS, Reduced, accuracy_of_law, loss_of_law
+from sgdsde.observables import GAUSSIAN_DRAWS, Estimate, accuracy_of_law, loss_of_law
 from tests.problems import BY_NAME, Case, digits_problem
 from tests.statistics import assert_mean_is
 
@@ -141,7 +141,7 @@ def test_a_sample_that_is_not_finite_counts_as_wrong() -> None:
     ones = torch.ones(2, dtype=torch.float64)
     reduced = accuracy_of_law(samples[0], ones, samples=samples)
     assert reduced.samples.tolist() == [1.0, 0.5]
-    assert isinstance(reduced, Reduced)
+    assert isinstance(reduced, Estimate)
 
 
 @pytest.mark.parametrize("case", ["two outputs", "one output"])

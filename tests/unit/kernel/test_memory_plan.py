@@ -19,7 +19,7 @@ from sgdsde._functional import as_functional
 from sgdsde._probe import probe
 from sgdsde.kernel import KernelPlan, gram
 from tests.catalogue import CASES
-from tests.unit.test_kernel import relative_error
+from tests.unit.kernel.test_empirical import relative_error
 
 DENSE = nn.Sequential(nn.Linear(784, 96), nn.ReLU(), nn.Linear(96, 10)), (784,)
 CONVOLUTIONAL = (

@@ -12,7 +12,7 @@ import pytest
 from experiments import frame, result
 from paper_figs import frame as figure_frame
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PICTURES = {"fig01_a.pdf", "fig01_a.png", "fig01_a.txt"}
 
 

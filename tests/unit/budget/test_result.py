@@ -8,7 +8,7 @@ import torch
 from matplotlib import pyplot
 
 import sgdsde
-from sgdsde import dynamics, plots
+from sgdsde import dynamics
 from sgdsde.budget import TERMS
 from tests.problems import mlp_problem
 
@@ -48,22 +48,39 @@ def test_the_data_frame_has_a_row_for_every_step_and_curve(budget: sgdsde.ErrorB
     assert np.array_equal(frame["closure_standard_error"], np.zeros(8))
 
 
+def heights(area, steps: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper edge of a filled area at each step."""
+    corners = np.concatenate([path.vertices for path in area.get_paths()])
+    at = [corners[corners[:, 0] == step, 1] for step in steps]
+    return np.array([y.min() for y in at]), np.array([y.max() for y in at])
+
+
 def test_the_picture_stacks_the_terms_up_to_the_gap(budget: sgdsde.ErrorBudget, tmp_path) -> None:
-    axes = budget.plot()
+    """Every area is as high as its term and stands on those before it; upwards and downwards sum to the gap."""
     try:
-        assert len(axes) == 2
-        tops = [path.vertices[:, 1].max() for area in axes[0].collections for path in area.get_paths()]
-        positive = sum(term.value.clamp_min(0) for term in budget.terms.values()) / budget.train.measured
-        assert max(tops) == pytest.approx(max(100 * float(positive.max()), max(tops)), rel=1e-9)
-        labels = axes[0].get_legend_handles_labels()[1]
+        panels = budget.plot()
+        assert len(panels) == 2
+        for axes, curve in zip(panels, (budget.train, budget.test)):
+            scale, steps = 100 / curve.measured.numpy(), budget.steps.tolist()
+            shown = [scale * term.value.numpy() for term in curve.terms.values() if not term.is_zero]
+            areas = axes.collections[: 2 * len(shown)]
+            up, down = np.zeros(len(steps)), np.zeros(len(steps))
+            for value, above, below in zip(shown, areas[::2], areas[1::2], strict=True):
+                np.testing.assert_allclose(heights(above, steps), (up, up + value.clip(min=0)), atol=1e-12)
+                np.testing.assert_allclose(heights(below, steps), (down + value.clip(max=0), down), atol=1e-12)
+                up, down = up + value.clip(min=0), down + value.clip(max=0)
+            gap = axes.containers[0].lines[0].get_ydata()
+            np.testing.assert_allclose(gap, scale * curve.gap.numpy(), atol=1e-12)
+            np.testing.assert_allclose(up + down, gap, atol=1e-10)
+            assert up.max() > 0.1
+            assert down.min() < -0.1
+        labels = panels[0].get_legend_handles_labels()[1]
         assert "frozen noise" in labels
         assert "kernel motion" not in labels
     finally:
         pyplot.close("all")
     budget.plot(tmp_path / "budget.png")
     assert (tmp_path / "budget.png").stat().st_size > 10_000
-    with pytest.raises(TypeError, match="budget must be an ErrorBudget, got Trajectory"):
-        plots.plot_error_budget(sgdsde.predict(mlp_problem(), sgdsde.SGD(0.1, 3), 1))
 
 
 def test_a_problem_without_a_test_set_has_one_curve() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import sgdsde
 from sgdsde.dynamics import EulerMaruyama, ExponentialEuler, ItoTerm, OutputLaw, SDEPaths
 from sgdsde.noise import ito_term, noise_direction
+from tests.oracles import AllSigns
 from tests.problems import BY_NAME, classification_problem, mlp_problem, seeded_module
-from tests.unit.dynamics.draws import AllSigns
 
 
 def small_network() -> sgdsde.Problem:

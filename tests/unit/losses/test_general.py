@@ -126,7 +126,7 @@ def test_a_loss_without_second_derivative_is_named(name: str) -> None:
     words = "torch does not have" if "margin" in name else "gradient jumps by"
     assert words in criterion.kink
     with pytest.raises(
-        ValueError, match=r"loss must be twice differentiable.*got .*, whose .*; use dynamics\.SDEPaths"
+        ValueError, match=r"loss must be twice differentiable.*got .*, whose .*; use dynamics\.LinearizedSGD"
     ):
         criterion.hessian(OUTPUTS, targets)
     assert torch.isfinite(criterion.gradient(OUTPUTS, targets)).all()

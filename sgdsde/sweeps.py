@@ -1,0 +1,221 @@
+"""Grids of optimizer settings: the predicted loss of each, and the measured one where asked for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from torch import Tensor
+
+from sgdsde._checks import complaint, positive_number, whole_number
+from sgdsde._progress import ticker
+from sgdsde._types import Progress, Sampling
+from sgdsde.dynamics import Dynamics
+from sgdsde.ensemble import run_ensemble
+from sgdsde.linearization import Linearization, as_linearization
+from sgdsde.losses import SquaredError
+from sgdsde.prediction import predict
+from sgdsde.problem import Problem
+from sgdsde.recording import recorded_steps
+from sgdsde.sgd import SGD
+from sgdsde.stability import UnstableWarning, max_lr_of
+from sgdsde.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    import pandas
+
+T = TypeVar("T")
+OneOrMore: TypeAlias = T | Sequence[T]
+Kind: TypeAlias = Literal["predicted", "measured"]
+
+
+@dataclass(frozen=True)
+class LimitFraction:
+    """A learning rate as a fraction of the mean-square limit of its batch size, momentum and decay."""
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        positive_number("fraction", self.fraction)
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The losses of a grid of settings, in tidy form.
+
+    Attributes:
+        rows: one mapping for each setting, kind and recorded step. Keys: every field of ``SGD``; ``mean_square_limit``,
+            NaN where it was not needed; ``past_mean_square_limit``; ``kind``, "predicted" or "measured"; ``step``;
+            ``time``; ``examples``, all that were drawn; ``train_loss``, ``train_loss_std``,
+            ``train_loss_standard_error``, and the same three of ``test_loss`` where there is a test set. Predicted
+            losses past the limit are infinite.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def best(self, loss: Literal["train_loss", "test_loss"] = "test_loss", *, kind: Kind = "predicted") -> SGD:
+        """The setting whose loss at the last recorded step is smallest.
+
+        Raises:
+            ValueError: no such loss or kind in the rows, or no finite loss among them.
+        """
+        there = [row for row in self.rows if row["kind"] == kind and loss in row]
+        last = max((row["step"] for row in there), default=0)
+        finite = [row for row in there if row["step"] == last and math.isfinite(row[loss])]
+        if not finite:
+            expected = f"finite for one {kind} setting at least"
+            raise ValueError(complaint(loss, expected, "none", "use smaller learning rates, or another loss or kind"))
+        row = min(finite, key=lambda row: row[loss])
+        return SGD(**{field.name: row[field.name] for field in fields(SGD)})
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The rows as a data frame (needs pandas)."""
+        import pandas
+
+        return pandas.DataFrame(list(self.rows))
+
+
+def sweep(
+    problem_or_linearization: Problem | Linearization,
+    *,
+    lr: OneOrMore[float | LimitFraction],
+    batch_size: OneOrMore[int],
+    momentum: OneOrMore[float] = 0.0,
+    dampening: OneOrMore[float] = 0.0,
+    nesterov: OneOrMore[bool] = False,
+    weight_decay: OneOrMore[float] = 0.0,
+    sampling: OneOrMore[Sampling] = "with_replacement",
+    drop_last: OneOrMore[bool] = False,
+    label_noise_std: OneOrMore[float] = 0.0,
+    n_steps: int,
+    record: Sequence[int] | None = None,
+    dynamics: Dynamics | None = None,
+    measured: bool = False,
+    n_runs: int = 64,
+    seed: int = 0,
+    progress: Progress = None,
+) -> Sweep:
+    """The loss of every combination of settings, predicted on one linearization without training.
+
+    Args:
+        problem_or_linearization: a ``Problem`` is linearized once.
+        lr, ..., label_noise_std: options of ``SGD``, each one value or several; ``lr`` may hold ``LimitFraction(0.5)``.
+            No schedules. The learning rate varies fastest, then the batch size.
+        n_steps: updates of every setting. record: steps to report; default the last one only.
+        dynamics: as in ``predict``.
+        measured: also train ``n_runs`` times at every setting: a problem's own model, or the linearized one of a
+            ``Linearization``. Every setting gets the runs of ``seed``.
+    Returns:
+        A ``Sweep``: rows, and ``.to_dataframe()`` where pandas, which the library does not require, is installed.
+    Raises:
+        ValueError, TypeError: what ``SGD`` refuses, before anything is computed.
+    Cost: one linearization; one mean-square limit for each combination of the words besides the learning rate, under
+        squared error or where a fraction of it is asked for; one prediction a setting that is not past its limit.
+    """
+    n_steps = whole_number("n_steps", n_steps, minimum=1)
+    words = {"sampling": sampling, "drop_last": drop_last, "label_noise_std": label_noise_std, "momentum": momentum}
+    words |= {"dampening": dampening, "nesterov": nesterov, "weight_decay": weight_decay, "batch_size": batch_size}
+    groups = _settings({name: _several(name, value) for name, value in words.items()})
+    rates = _several("lr", lr)
+    for rate, group in itertools.product(rates, groups):
+        if not isinstance(rate, LimitFraction):
+            replace(group, lr=rate)
+    if measured:
+        whole_number("n_runs", n_runs, minimum=1)
+    steps = recorded_steps(n_steps, [n_steps] if record is None else record)
+    linearization = as_linearization(problem_or_linearization, progress=progress)
+    cells = _Cells(problem_or_linearization, linearization, n_steps, steps, dynamics)
+    bar = ticker(progress, len(groups) * len(rates), "sweep")
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        limit = cells.limit(group, rates)
+        for rate in rates:
+            sgd = replace(group, lr=rate.fraction * limit if isinstance(rate, LimitFraction) else rate)
+            rows += cells.rows(sgd, limit, cells.predicted(sgd, limit), "predicted")
+            if measured:
+                rows += cells.rows(sgd, limit, cells.measured(sgd, n_runs, seed), "measured")
+            bar.update(1)
+    bar.close()
+    return Sweep(tuple(rows))
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Inputs shared by all cells of a sweep."""
+
+    trained: Problem | Linearization
+    linearization: Linearization
+    n_steps: int
+    steps: Tensor
+    dynamics: Dynamics | None
+
+    def limit(self, group: SGD, rates: Sequence[float | LimitFraction]) -> float:
+        """The mean-square limit of a group; NaN where nothing depends on it."""
+        has_fractions = any(isinstance(rate, LimitFraction) for rate in rates)
+        if has_fractions or self._has_limit:
+            return max_lr_of(self.linearization, group)
+        return math.nan
+
+    @property
+    def _has_limit(self) -> bool:
+        """Whether the loss of the linearized model diverges past the limit, as squared error does."""
+        return isinstance(self.linearization.problem.criterion, SquaredError)
+
+    def is_past(self, sgd: SGD, limit: float) -> bool:
+        return self._has_limit and sgd.lr_at(0) > limit
+
+    def predicted(self, sgd: SGD, limit: float) -> Trajectory | None:
+        """The prediction of a setting; None past its limit."""
+        if self.is_past(sgd, limit):
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnstableWarning)  # a learning rate within rounding of the limit
+            return predict(self.linearization, sgd, self.n_steps, dynamics=self.dynamics, record=self.steps.tolist())
+
+    def measured(self, sgd: SGD, n_runs: int, seed: int) -> Trajectory:
+        return run_ensemble(self.trained, sgd, self.n_steps, n_runs, seed=seed, record=self.steps.tolist())
+
+    def rows(self, sgd: SGD, limit: float, found: Trajectory | None, kind: Kind) -> list[dict[str, Any]]:
+        """One row a recorded step."""
+        plan = sgd.plan(self.linearization.problem.n_train, self.n_steps)
+        setting = {field.name: getattr(sgd, field.name) for field in fields(SGD)}
+        setting |= {"mean_square_limit": limit, "past_mean_square_limit": self.is_past(sgd, limit), "kind": kind}
+        rows = []
+        for i, step in enumerate(self.steps.tolist()):
+            row: dict[str, Any] = setting | {"step": step, "time": float(plan.times[step])}
+            row["examples"] = int(plan.batch_size[:step].sum())
+            for side in ("train", "test") if self.linearization.problem.x_test is not None else ("train",):
+                row |= self._losses(found, side, i, step)
+            rows.append(row)
+        return rows
+
+    def _losses(self, found: Trajectory | None, side: str, i: int, step: int) -> dict[str, float]:
+        if found is None and step > 0:
+            return dict.fromkeys((f"{side}_loss", f"{side}_loss_std", f"{side}_loss_standard_error"), math.inf)
+        if found is None:
+            found, i = predict(self.linearization, SGD(1.0, 1), 0), 0
+        band = found.losses[side]
+        parts = {"": band.mean, "_std": band.std, "_standard_error": band.standard_error}
+        return {f"{side}_loss{part}": float(values[i]) for part, values in parts.items()}
+
+
+def _several(name: str, value: Any) -> list[Any]:
+    """The values of one word, one or several."""
+    if callable(value):
+        raise TypeError(complaint(name, "a value or several", "a schedule", "use predict for a schedule"))
+    values = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    if not values:
+        raise ValueError(complaint(name, "one value at least", "none"))
+    return values
+
+
+def _settings(words: Mapping[str, Sequence[Any]]) -> list[SGD]:
+    """Every combination, the last word varying fastest, at a learning rate of 1."""
+    return [SGD(1.0, **dict(zip(words, values))) for values in itertools.product(*words.values())]
