@@ -5,6 +5,7 @@ from sgdsde.dynamics.gaussian_closure import ClosureWarning, GaussianClosure
 from sgdsde.dynamics.gradient_descent import GradientDescent
 from sgdsde.dynamics.gradient_flow import GradientFlow
 from sgdsde.dynamics.linearized_sgd import LinearizedSGD
+from sgdsde.dynamics.modal_moments import ClosureRangeWarning, ModalMoments
 from sgdsde.dynamics.moment_equations import MomentEquations
 from sgdsde.dynamics.moment_recursion import MomentRecursion
 from sgdsde.dynamics.moments.reduced.prediction import ReducedLaws, ReducedModelWarning
@@ -17,8 +18,10 @@ from sgdsde.dynamics.paths.ito_term import ItoTerm
 from sgdsde.dynamics.reduced_moments import ReducedMoments
 from sgdsde.dynamics.sde_paths import SDEPaths
 from sgdsde.dynamics.shared_kernel import TracedRecursion
+from sgdsde.dynamics.volterra import Volterra
 
 __all__ = [
+    "ClosureRangeWarning",
     "ClosureWarning",
     "Covariance",
     "Dynamics",
@@ -30,6 +33,7 @@ __all__ = [
     "Integrator",
     "ItoTerm",
     "LinearizedSGD",
+    "ModalMoments",
     "MomentEquations",
     "MomentRecursion",
     "MovingKernel",
@@ -42,5 +46,6 @@ __all__ = [
     "SDEInt",
     "SDEPaths",
     "TracedRecursion",
+    "Volterra",
     "truncation_error",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sgdsde._checks import complaint, finite_number
 from sgdsde._types import Progress
@@ -56,6 +57,9 @@ class ReducedMoments(Dynamics):
 
     tolerance: float = 1e-4
 
+    squared_error_only: ClassVar[bool] = True
+    independent_batches_only: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         tolerance = finite_number("tolerance", self.tolerance)
         if not SMALLEST_TOLERANCE <= tolerance <= 0.1:
@@ -81,10 +85,9 @@ class ReducedMoments(Dynamics):
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> ReducedLaws:
+        self.check(linearization, sgd)
         if sgd.momentum:
-            raise self.refuse("momentum", "MomentRecursion")
-        if sgd.sampling == "shuffled":
-            raise self.refuse("shuffled epochs", "MomentRecursion, or sampling='without_replacement'")
+            raise self.refuse("momentum", "dynamics.MomentRecursion()")
         if len(record) > MOST_RECORDED:
             remedy = "omit record for about 50 geometric steps"
             raise ValueError(complaint("record", f"at most {MOST_RECORDED:,} steps", f"{len(record):,}", remedy))
