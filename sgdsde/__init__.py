@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sgdsde.bands import AccuracyBand, LossBand, OutputBand
     from sgdsde.budget import ErrorBudget, error_budget
     from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
+    from sgdsde.cost import ExpectedCost, expected_cost
     from sgdsde.diagnosis import Diagnosis, diagnose
     from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble
     from sgdsde.frozen_kernel import FrozenKernelWarning
@@ -49,6 +50,7 @@ __all__ = [
     "CurveComparison",
     "Diagnosis",
     "ErrorBudget",
+    "ExpectedCost",
     "FrozenKernelWarning",
     "LimitFraction",
     "Linearization",
@@ -67,6 +69,7 @@ __all__ = [
     "dynamics",
     "empirical_ntk",
     "error_budget",
+    "expected_cost",
     "linearize",
     "meanfield",
     "networks",
@@ -86,6 +89,7 @@ _HOMES = {
     "CurveComparison": "comparison",
     "Diagnosis": "diagnosis",
     "ErrorBudget": "budget",
+    "ExpectedCost": "cost",
     "FrozenKernelWarning": "frozen_kernel",
     "LimitFraction": "sweeps",
     "Linearization": "linearization",
@@ -103,6 +107,7 @@ _HOMES = {
     "diagnose": "diagnosis",
     "empirical_ntk": "kernel",
     "error_budget": "budget",
+    "expected_cost": "cost",
     "linearize": "linearization",
     "predict": "prediction",
     "predict_many": "prediction_sweep",

@@ -55,6 +55,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "frozen_kernel",
         "prediction",
         "prediction_sweep",
+        "cost",
         "comparison",
         "diagnosis",
         "budget",
