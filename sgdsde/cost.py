@@ -32,6 +32,9 @@ from sgdsde.sgd import SGD, check_sgd
 SPECTRUM_ROWS = 320
 """Rows of the matrix whose eigendecomposition is timed."""
 
+CHECKS = 0.1
+"""Seconds of the checks of problem and kernel that every prediction makes."""
+
 OVERHEAD = 2e-4
 """Seconds of a step beside its products, on a processor."""
 
@@ -125,6 +128,7 @@ def expected_cost(
     stages = [] if linearized else [_kernel_stage(problem)]
     if not isinstance(dynamics, (SDEPaths, Volterra)) and not size.has_basis:
         stages.append(StageCost("eigenbasis", machine.spectrum(size.d), 4 * 8 * size.d**2))
+    stages.append(StageCost("checks", CHECKS, 0))
     stages.append(StageCost("stability limit", 0.4 * machine.spectrum(size.d), 3 * 8 * size.d**2))
     stages.append(_evolution_stage(dynamics, sgd, n_steps, size, machine))
     run = None if linearized else _run_seconds(problem, sgd) * n_steps

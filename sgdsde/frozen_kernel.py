@@ -63,13 +63,17 @@ class KernelMotion:
     @property
     def sentence(self) -> str:
         """What was seen."""
-        part = "this training" if self.share == 1 else f"the first {100 * self.share:.2g} % of this training"
+        part = "this training" if self.share == 1 else f"the first {_percent(self.share)} of this training"
         if not math.isfinite(self.gap):
             return f"full batches drive the network itself to infinity within {part}, unlike its linearization"
         return (
-            f"the kernel moves by {100 * self.drift:.2g} % along a full-batch path over {part}, where the loss becomes "
-            f"{100 * self.gap:.2g} % different from that of the frozen kernel"
+            f"the kernel moves by {_percent(self.drift)} along a full-batch path over {part}, where the loss becomes "
+            f"{_percent(self.gap)} different from that of the frozen kernel"
         )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def kernel_motion(linearization: Linearization, sgd: SGD, predicted: Trajectory) -> KernelMotion | None:

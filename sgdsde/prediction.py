@@ -19,7 +19,7 @@ from sgdsde.dynamics import (
     truncation_error,
 )
 from sgdsde.frozen_kernel import warn_if_kernel_moves
-from sgdsde.linearization import Linearization, as_linearization
+from sgdsde.linearization import Linearization, as_linearization, problem_of
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
 from sgdsde.recording import check_observables, recorded_steps
@@ -67,15 +67,17 @@ def predict(
     steps = recorded_steps(n_steps, record)
     check_sgd(sgd)
     check_observables(observe)
-    linearization = as_linearization(problem_or_linearization, progress=progress)
-    problem = linearization.problem
-    if dynamics is None:
-        dynamics = default_dynamics(problem, sgd)
-        if tuple(observe) == ("loss",) and ReducedMoments.is_cheaper(linearization, sgd, n_steps):
-            dynamics = ReducedMoments()
-    if not isinstance(dynamics, Dynamics):
+    if dynamics is not None and not isinstance(dynamics, Dynamics):
         remedy = "use dynamics.MomentRecursion() or another of sgdsde.dynamics"
         raise TypeError(complaint("dynamics", "an instance of sgdsde.dynamics.Dynamics", repr(dynamics), remedy))
+    problem = problem_of(problem_or_linearization)
+    is_default = dynamics is None
+    if dynamics is None:
+        dynamics = default_dynamics(problem, sgd)
+    spectrum = dynamics.needs_spectrum or isinstance(problem.criterion, SquaredError)  # the limit's, for the warning
+    linearization = as_linearization(problem_or_linearization, sgd=sgd, spectrum=spectrum, progress=progress)
+    if is_default and tuple(observe) == ("loss",) and ReducedMoments.is_cheaper(linearization, sgd, n_steps):
+        dynamics = ReducedMoments()
     limit = warn_if_unstable(linearization, sgd, n_steps)
     record = steps.tolist()
     predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)
@@ -109,10 +111,9 @@ def evolve(
     for law in laws:
         reducer.add(law)
     n_steps = record[-1] if n_steps is None else n_steps
-    if isinstance(laws, ReducedLaws):
-        reduced = reducer.trajectory(torch.tensor(record), laws.used, n_steps, None)
-        return replace(reduced, estimated_error=laws.estimated_error)
-    return reducer.trajectory(torch.tensor(record), repr(dynamics), n_steps, None)
+    name, error = (laws.used, laws.estimated_error) if isinstance(laws, ReducedLaws) else (repr(dynamics), None)
+    reduced = reducer.trajectory(torch.tensor(record), name, n_steps, None)
+    return replace(reduced, assumptions=dynamics.assumptions(sgd), estimated_error=error)
 
 
 def default_dynamics(problem: Problem, sgd: SGD) -> Dynamics:

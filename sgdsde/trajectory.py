@@ -14,6 +14,7 @@ from torch import Tensor
 from sgdsde import plots
 from sgdsde._checks import complaint
 from sgdsde._files import replacing
+from sgdsde._result_file import check_contents, check_sizes
 from sgdsde.bands import AccuracyBand, LossBand, OutputBand, draw_loss, label_bands
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Trajectory:
             on its leading eigenpairs; None where nothing was left out. Test losses have no such bound.
         estimated_error: [T], estimated relative error of train_loss.mean against the theory that ``dynamics`` stands
             for, where it was not computed exactly (``ReducedMoments``); else None.
+        assumptions: what a prediction takes for granted of kernel, noise and closure, in words; empty where measured.
     """
 
     steps: Tensor
@@ -60,6 +62,7 @@ class Trajectory:
     test_accuracy: AccuracyBand | None = None
     truncation_error: Tensor | None = None
     estimated_error: Tensor | None = None
+    assumptions: tuple[str, ...] = ()
 
     @property
     def losses(self) -> dict[str, LossBand]:
@@ -136,14 +139,18 @@ class Trajectory:
         Raises:
             FileNotFoundError: no such file. ValueError: a file that is cut, damaged, foreign, or of a newer format.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(complaint("path", "a path", repr(path)))
         try:
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+                check_sizes(file)
                 header = json.loads(file["header"].tobytes())
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "header"}
             version = header.pop("format_version", None) if isinstance(header, dict) else None
             if version == FORMAT_VERSION:
                 if header.pop("arrays") != sorted(arrays):
                     raise KeyError("an array is missing, or one too many")
+                check_contents(arrays, header)
                 return cls._from_arrays(arrays, header)
         except (FileNotFoundError, IsADirectoryError, PermissionError):
             raise
@@ -160,6 +167,7 @@ class Trajectory:
             "dynamics": self.dynamics,
             "problem_digest": self.problem_digest,
             "mean_square_limit": self.mean_square_limit,
+            "assumptions": list(self.assumptions),
         }
 
     def _errors(self) -> dict[str, Tensor]:
@@ -190,6 +198,7 @@ class Trajectory:
                 found = {part: arrays.get(f"{side}.{what}.{part}") for part in parts}
                 bands[f"{side}_{what}"] = None if found["mean"] is None else kinds[what](**found)
         bands |= {name: arrays.get(name) for name in _ERRORS}
+        header["assumptions"] = tuple(header.get("assumptions", ()))
         return cls(steps=arrays["steps"], times=arrays["times"], diverged_at=arrays["diverged_at"], **bands, **header)
 
 

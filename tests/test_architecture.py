@@ -22,11 +22,15 @@ STAGES: dict[str, tuple[str, ...]] = {
         "_types",
         "_checks",
         "_streams",
+        "_sharing",
         "_functional",
+        "_fidelity",
+        "_vectorization",
         "_probe",
         "_memory",
         "_progress",
         "_files",
+        "_result_file",
         "provenance",
         "plots",
     ),
@@ -46,7 +50,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     # Kernels of infinite width need networks only.
     "infinite width": ("meanfield",),
     # The kernel knows models only and a Linearization holds it, so it stands here and not beside the noise.
-    "linearize": ("jacobian", "kernel", "linearization"),
+    "linearize": ("jacobian", "kernel", "_linear_parts", "linearization"),
     "what the theory needs besides": ("noise", "stability"),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
     "predicted against measured": (

@@ -87,7 +87,7 @@ def error_budget(
     n_reference = max(whole_number("n_reference", n_reference, minimum=2), MORE_RUNS * n_runs)
     steps = recorded_steps(n_steps, record)
     check_sgd(sgd)
-    linearization = as_linearization(problem_or_linearization, progress=progress)
+    linearization = as_linearization(problem_or_linearization, sgd=sgd, progress=progress)
     dynamics = default_dynamics(linearization.problem, sgd) if dynamics is None else dynamics
     predicted = predict(linearization, sgd, n_steps, dynamics=dynamics, record=steps.tolist(), progress=progress)
     curves = Curves(linearization, sgd, n_steps, steps.tolist(), seed, n_runs, n_reference, memory, progress)

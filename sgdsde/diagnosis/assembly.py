@@ -47,7 +47,7 @@ def diagnose(
     if steps[-1] == 0:
         raise ValueError(complaint("record", "with a step after 0", steps, "omit it for about 50 geometric steps"))
     check_sgd(sgd)
-    linearization = as_linearization(problem_or_linearization, progress=progress)
+    linearization = as_linearization(problem_or_linearization, sgd=sgd, progress=progress)
     found = Evidence(linearization, sgd, steps, progress)
     made = checks(found, tolerance)
     advice = _advice(found, tolerance)

@@ -31,9 +31,24 @@ class Dynamics(ABC):
     independent_batches_only: ClassVar[bool] = False
 
     @property
+    def needs_spectrum(self) -> bool:
+        """Whether the kernel is decomposed, which takes five times its memory, or only multiplied with."""
+        return True
+
+    @property
     def noise_source(self) -> NoiseSource | None:
         """Where the noise is taken, of a dynamics that follows the kernel's eigenpairs; None where it does not."""
         return None
+
+    def assumptions(self, sgd: SGD) -> tuple[str, ...]:
+        """What this theory takes for granted of this SGD, in words: kernel first, then noise and closure."""
+        kernel = ("the kernel stays that of the initial weights",) if self.freezes_kernel else ()
+        noise = self.noise_assumption(sgd)
+        return (*kernel, noise) if noise else kernel
+
+    def noise_assumption(self, sgd: SGD) -> str:
+        """What is idealized of the noise of minibatches, in words; empty where nothing is said."""
+        return ""
 
     @abstractmethod
     def evolve(
@@ -49,10 +64,9 @@ class Dynamics(ABC):
                 without) that represents this very problem.
         """
         loss, own = type(linearization.problem.loss).__name__, []
-        kink = linearization.problem.criterion.kink
         if self.squared_error_only and not _is_squared(linearization):
             own.append(f"the loss {loss}")
-        if self.smooth_loss_only and kink:
+        if self.smooth_loss_only and (kink := linearization.problem.criterion.kink):  # looked for when it matters
             own.append(f"a loss without second derivative ({loss}, {kink})")
         if self.independent_batches_only and sgd.sampling == "shuffled":
             own.append("shuffled epochs")

@@ -56,6 +56,9 @@ class ModalMoments(Dynamics):
     def noise_source(self) -> NoiseSource | None:
         return "state"
 
+    def noise_assumption(self, sgd: SGD) -> str:
+        return "different modes of the kernel are uncorrelated"
+
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:

@@ -56,8 +56,15 @@ class Volterra(Dynamics):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), minimum=1))
 
     @property
+    def needs_spectrum(self) -> bool:
+        return False
+
+    @property
     def noise_source(self) -> NoiseSource | None:
         return None
+
+    def noise_assumption(self, sgd: SGD) -> str:
+        return "every mode of the kernel takes the same share of the noise of every example"
 
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None

@@ -12,6 +12,7 @@ from sgdsde import _memory
 from sgdsde._functional import FunctionalModel, vectorize
 from sgdsde._types import Params
 from sgdsde.ensemble.variants import Draw
+from sgdsde.jacobian import activation_bytes
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
 
@@ -34,7 +35,7 @@ class RealLearner:
         self.problem = problem
         self.functional: FunctionalModel = problem.functional
         self.device, self.dtype = problem.device, problem.dtype
-        self._activations = _activation_numbers(problem.functional, problem.x_train[:1])
+        self._activations = -(-activation_bytes(problem.functional, problem.x_train[:1])[1] // self.dtype.itemsize)
         self._gradient = grad_and_value(self._batch_loss)
         if self.functional.vectorizes:
             self._gradient = vectorize(self._gradient)
@@ -102,20 +103,5 @@ def _plain_gradient(loss: Callable[..., Tensor], params: Params, *data: Tensor) 
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     with torch.enable_grad():
         value = loss(leaves, *data)
-    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return {name: gradient.to_dense() for name, gradient in zip(leaves, gradients)}, value.detach()
-
-
-def _activation_numbers(functional: FunctionalModel, x: Tensor) -> int:
-    """Numbers stored by the autograd graph of one example: every tensor saved for the backward pass, once."""
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved[tensor.data_ptr()] = tensor.numel()
-        return tensor
-
-    leaves = {name: value.detach().requires_grad_() for name, value in functional.params.items()}
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        functional.forward(leaves, x)
-    known = {value.data_ptr() for value in leaves.values()}
-    return sum(size for pointer, size in saved.items() if pointer not in known) + x.numel()

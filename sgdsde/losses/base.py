@@ -68,6 +68,20 @@ def is_right(outputs: Tensor, labels: Tensor) -> Tensor:
     return right & torch.isfinite(outputs).all(-1)
 
 
+def in_dtype(targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Targets that are numbers in this dtype; classes as they are."""
+    return targets.to(dtype) if targets.is_floating_point() else targets
+
+
+def reshaping(name: str, targets: Tensor, n_outputs: int) -> str:
+    """What to do about targets that are not [n, c]."""
+    if targets.ndim > 2 and targets[0].numel() == n_outputs:
+        return f"use {name}.flatten(1), the order of nn.Flatten() at the model's end"
+    if targets.ndim == 1 and n_outputs == 1:
+        return f"use {name}[:, None]"
+    return f"let the model's last layer give {targets[0].numel()} outputs, or pass {n_outputs} targets an example"
+
+
 def largest_entries(name: str, targets: Tensor) -> Tensor:
     """The class of each row of targets [n, c], [n]; a row without a single largest entry is refused."""
     top = targets.topk(min(2, targets.shape[1]), dim=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgdsde.dynamics.output_law import Covariance
-from sgdsde.losses import SquaredError
+from sgdsde.losses import SquaredError, in_dtype
 from sgdsde.losses.expectations import GaussianMoments, gaussian_moments
 from sgdsde.noise.covariance import diagonal_blocks
 from sgdsde.noise.example_blocks import ExampleBlocks, times_blocks
@@ -103,7 +103,7 @@ class Fluctuation(ABC):
         self.covariance = torch.zeros(self._parts * size, self._parts * size, dtype=dtype, device=problem.device)
         self.is_certain = True
         targets = problem.y_train
-        self._targets = targets.to(dtype) if targets.is_floating_point() else targets
+        self._targets = in_dtype(targets, dtype)
 
     @abstractmethod
     def expectations(self, features: Features, outputs: Tensor) -> Expectations:
