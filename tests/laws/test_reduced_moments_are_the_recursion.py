@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import sgdsde
-from sgdsde.dynamics import MomentRecursion, ReducedMoments
+from sgdsde.dynamics import MomentRecursion, ReducedModelWarning, ReducedMoments, TracedRecursion
+from sgdsde.dynamics.moments.reduced import prediction
+from sgdsde.kernel import DenseKernel, KroneckerKernel
 from tests.problems import AFFINE, LARGER, LINEAR, digits_problem
 
 RECORD = [0, 1, 16, 17, 30, 100, 300, 1000]
@@ -133,3 +135,75 @@ def test_a_stationary_floor_is_reached_at_any_horizon(digits):
     far = sgdsde.predict(digits, sgd, 10**12, dynamics=ReducedMoments(), record=[10**6, 10**12])
     near = sgdsde.predict(digits, sgd, 4000, dynamics=MomentRecursion(), record=[4000])
     torch.testing.assert_close(far.train_loss.mean, near.train_loss.mean.expand(2), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("n_steps", [2**53 + 2, 10**17])
+def test_a_horizon_beyond_float64_is_refused(digits, n_steps):
+    with pytest.raises(ValueError, match=r"n_steps must be at most 2\*\*53"):
+        sgdsde.predict(digits, sgdsde.SGD(0.01, 4), n_steps)
+
+
+def test_a_record_of_a_million_steps_is_refused(digits):
+    with pytest.raises(ValueError, match="record must be at most 20,000 steps, got 1,000,000"):
+        sgdsde.predict(digits, sgdsde.SGD(0.01, 4), 10**6, dynamics=ReducedMoments(), record=range(10**6))
+
+
+@pytest.mark.parametrize("tolerance", [0, 1e-9, 0.5, -1, float("nan")])
+def test_a_tolerance_that_cannot_be_kept_is_refused(tolerance):
+    with pytest.raises(ValueError, match="tolerance must be"):
+        ReducedMoments(tolerance)
+
+
+def test_a_tolerance_that_is_missed_is_told(digits, monkeypatch):
+    monkeypatch.setattr(prediction, "DENSITIES", (1.0,))
+    monkeypatch.setattr(prediction, "SOLVES", 1e6)
+    sgd = sgdsde.SGD(0.5 * limit(digits, 4), 4)
+    with pytest.warns(ReducedModelWarning, match="above tolerance=0.0001"):
+        reduced = sgdsde.predict(digits, sgd, 10**6, dynamics=ReducedMoments())
+    assert reduced.estimated_error is not None
+    assert reduced.estimated_error.max() > 1e-4
+    short = sgdsde.predict(digits, sgd, 100, dynamics=ReducedMoments(), record=[100])
+    plain = sgdsde.predict(digits, sgd, 100, dynamics=MomentRecursion(), record=[100])
+    assert short.dynamics.startswith("MomentRecursion() for ReducedMoments")
+    torch.testing.assert_close(short.train_loss.mean, plain.train_loss.mean, rtol=0, atol=0)
+
+
+def test_beyond_the_limit_the_recursion_itself_answers_or_a_long_horizon_is_refused(digits):
+    sgd = sgdsde.SGD(1.3 * limit(digits, 4), 4)
+    with pytest.warns(sgdsde.UnstableWarning):
+        past = sgdsde.predict(digits, sgd, 300, dynamics=ReducedMoments())
+    assert "beyond the mean-square limit" in past.dynamics
+    assert past.estimated_error is None
+    with (
+        pytest.warns(sgdsde.UnstableWarning),
+        pytest.raises(ValueError, match="a setting that ReducedMoments can represent over so many steps"),
+    ):
+        sgdsde.predict(digits, sgd, 10**6, dynamics=ReducedMoments())
+
+
+@pytest.mark.parametrize("words", [{"momentum": 0.5}, {"sampling": "shuffled"}])
+def test_what_it_cannot_represent_is_refused_by_name(digits, words):
+    with pytest.raises(ValueError, match="ReducedMoments cannot represent"):
+        sgdsde.predict(digits, sgdsde.SGD(0.01, 4, **words), 100, dynamics=ReducedMoments())
+    assert sgdsde.predict(digits, sgdsde.SGD(0.01, 4, **words), 200).dynamics.startswith("MomentRecursion")
+
+
+def test_predict_takes_it_where_it_is_cheaper_and_says_so(digits):
+    sgd = sgdsde.SGD(0.5 * limit(digits, 4), 4)
+    assert sgdsde.predict(digits, sgd, 10**5).dynamics.startswith("ReducedMoments(tolerance=0.0001): ")
+    assert sgdsde.predict(digits, sgd, 100).dynamics == "MomentRecursion()"
+    assert sgdsde.predict(digits, sgd, 2000, observe=("loss", "outputs")).dynamics == "MomentRecursion()"
+
+
+def test_outputs_that_share_a_kernel_are_summed(digits):
+    kernel = KroneckerKernel(DenseKernel(digits.dense_kernel), 2)
+    rng = np.random.default_rng(0)
+    x, y = digits.problem.x_train, torch.from_numpy(rng.normal(size=(32, 2)))
+    problem = sgdsde.Problem(sgdsde.networks.MLP(x.shape[1], 8, 2).double(), x, y, loss=torch.nn.MSELoss())
+    outputs = torch.from_numpy(rng.normal(size=(32, 2)))
+    linearization = sgdsde.Linearization(problem, kernel, cross_kernel=None, outputs=outputs, test_outputs=None)
+    sgd = sgdsde.SGD(0.8 * limit(digits, 4), 4, label_noise_std=0.1)
+    reduced = sgdsde.predict(linearization, sgd, 400, dynamics=ReducedMoments(), record=RECORD[:6])
+    plain = sgdsde.predict(linearization, sgd, 400, dynamics=TracedRecursion(), record=RECORD[:6])
+    torch.testing.assert_close(reduced.train_loss.mean, plain.train_loss.mean, rtol=1e-4, atol=0)
+    torch.testing.assert_close(reduced.train_loss.std, plain.train_loss.std, rtol=0.02, atol=1e-9)

@@ -29,6 +29,9 @@ EXACT_STEPS = 16
 SMALLEST = 1e-30
 """Loss, in units of the first, below which errors are in units of this."""
 
+AFFORDED = 10
+"""Steps of the plain recursion, in units of the products spent, that are made where the estimate stays too large."""
+
 RELATIVE_DOWN_TO = 1e-4
 """The tolerance holds while the loss is above this share of its start."""
 
@@ -62,7 +65,7 @@ class ReducedLaws(Iterator[OutputLaw]):
 
 
 class TooInaccurateError(Exception):
-    """The estimate stays above the tolerance, and the plain recursion costs no more than was spent."""
+    """The estimate stays above the tolerance, and the plain recursion can be afforded."""
 
 
 class ReducedPrediction:
@@ -131,7 +134,7 @@ class ReducedPrediction:
             worst = float(errors[relevant].max()) if bool(relevant.any()) else 0.0
             if worst <= self._tolerance:
                 return system, states, means, errors
-        if self._record[-1] <= model.applications:
+        if self._record[-1] <= AFFORDED * model.applications:
             raise TooInaccurateError(f"an estimated error of {worst:.1g}")
         warnings.warn(
             f"the reduced model's estimated error is {worst:.1g}, above tolerance={self._tolerance:g}; raise the "
