@@ -95,6 +95,8 @@ def predict_many(
 def _is_reducible(linearization: Linearization, sgd: SGD) -> bool:
     if not isinstance(linearization.problem.criterion, SquaredError) or linearization.basis is not None:
         return False
+    if linearization.outputs.dtype != torch.float64:
+        return False
     return not sgd.momentum and sgd.sampling != "shuffled"
 
 
@@ -181,7 +183,9 @@ def reduced_limit(system: ReducedSystem, noise: float) -> float:
     1 / l_max(A1^-1/2 ((1 - q) A2 + q A3) A1^-1/2), the projection of the exact eigenproblem (``stability.max_lr``).
     """
     whole = system.projection
-    lower = torch.linalg.cholesky(whole.a1)
+    lower, failed = torch.linalg.cholesky_ex(whole.a1)
+    if failed:
+        return 0.0  # modes too slow to be told from still ones: nothing is known to be stable
     middle = torch.linalg.solve_triangular(lower, (1 - noise) * whole.a2 + noise * whole.a3, upper=False)
     return 1 / float(torch.linalg.eigvalsh(torch.linalg.solve_triangular(lower, middle.mT, upper=False))[-1])
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from sgdsde._checks import complaint, finite_number
 from sgdsde._types import Progress
 from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
@@ -20,6 +22,7 @@ from sgdsde.sgd import SGD
 SMALLEST_TOLERANCE = 1e-7
 MOST_RECORDED = 20_000
 LONGEST_FALL_BACK = 100_000
+LONGEST_TRUNCATED = 10_000
 LEAST_COST = 100
 """Plain steps that every reduced prediction costs at least."""
 
@@ -74,6 +77,8 @@ class ReducedMoments(Dynamics):
             return False
         if linearization.basis is not None or isinstance(linearization.kernel, KroneckerKernel):
             return False
+        if linearization.outputs.dtype != torch.float64:
+            return False
         if n_steps <= LEAST_COST:
             return False
         return n_steps > cost_in_plain_steps(len(linearization.eigenbasis.values), 1 if sgd.is_constant else 4)
@@ -91,6 +96,11 @@ class ReducedMoments(Dynamics):
         if len(record) > MOST_RECORDED:
             remedy = "omit record for about 50 geometric steps"
             raise ValueError(complaint("record", f"at most {MOST_RECORDED:,} steps", f"{len(record):,}", remedy))
+        if _has_tail(linearization) and record[-1] > LONGEST_TRUNCATED:
+            reason = f"more than {LONGEST_TRUNCATED:,} steps of a truncated kernel, whose tail moves meanwhile"
+            raise self.refuse(reason, "the whole kernel, linearize(problem), or dynamics.Volterra()")
+        if linearization.outputs.dtype != torch.float64:
+            return self._plain(linearization, sgd, record, progress, "single precision")
         if record[-1] <= EXACT_STEPS:
             return self._plain(linearization, sgd, record, progress, f"{EXACT_STEPS} steps or fewer")
         try:
@@ -114,3 +124,7 @@ class ReducedMoments(Dynamics):
         return ReducedLaws(
             iter(plain.evolve(linearization, sgd, record, progress=progress)), f"{plain!r} for {self!r}: {reason}"
         )
+
+
+def _has_tail(linearization: Linearization) -> bool:
+    return linearization.basis is not None and linearization.basis.tail is not None

@@ -207,3 +207,16 @@ def test_outputs_that_share_a_kernel_are_summed(digits):
     plain = sgdsde.predict(linearization, sgd, 400, dynamics=TracedRecursion(), record=RECORD[:6])
     torch.testing.assert_close(reduced.train_loss.mean, plain.train_loss.mean, rtol=1e-4, atol=0)
     torch.testing.assert_close(reduced.train_loss.std, plain.train_loss.std, rtol=0.02, atol=1e-9)
+
+
+def test_single_precision_and_truncation_are_left_to_others(digits):
+    single = sgdsde.linearize(digits_problem(32), dtype=torch.float32)
+    sgd = sgdsde.SGD(0.3 * limit(digits, 4), 4)
+    assert "single precision" in sgdsde.predict(single, sgd, 300, dynamics=ReducedMoments()).dynamics
+    assert sgdsde.predict(single, sgd, 2000).dynamics == "MomentRecursion()"
+    truncated = digits.truncate(20)
+    reduced, plain = both(truncated, sgd, [0, 30, 100])
+    assert errors(reduced, plain)[0].max() < 1e-4
+    torch.testing.assert_close(reduced.truncation_error, plain.truncation_error, rtol=1e-10, atol=0)
+    with pytest.raises(ValueError, match="more than 10,000 steps of a truncated kernel"):
+        sgdsde.predict(truncated, sgd, 20_000, dynamics=ReducedMoments())

@@ -38,6 +38,9 @@ RELATIVE_DOWN_TO = 1e-4
 SOLVES = 3.0
 """Relative tolerance of every solve, in units of that of the loss: what solves leave enters squared."""
 
+FINEST_SOLVE = 1e-6
+"""Relative residual that single precision reaches."""
+
 LEFT_BY_SOLVES = 0.02
 """Relative error of a loss in units of the tolerance of every solve: five times the largest seen."""
 
@@ -126,7 +129,7 @@ class ReducedPrediction:
         late = [k - EXACT_STEPS for k in self._late]
         sparser = min(1.0, (math.log10(self._tolerance) / -4))
         for density in DENSITIES:
-            solved = min(1e-2, SOLVES * self._tolerance * DENSITIES[0] / density)
+            solved = min(1e-2, max(FINEST_SOLVE, SOLVES * self._tolerance * DENSITIES[0] / density))
             system = model.build(max(2.0, density * sparser), solved)
             states, means = system.run(self._segments, late)
             errors, relevant = self._errors(model, states, late)

@@ -76,7 +76,7 @@ class ReducedStart:
 
     @property
     def nothing_moves(self) -> bool:
-        """No time passes."""
+        """The residual is already all that never moves."""
         return not bool(self.sources.moment.any())
 
     def all_modes(self, mean: Tensor) -> Tensor:
