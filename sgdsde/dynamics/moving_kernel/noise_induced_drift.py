@@ -55,7 +55,7 @@ class NoiseFeedback:
 
 @dataclass(frozen=True, eq=False)
 class NoiseCorrection:
-    """The contribution of the noise at one refresh, where the outputs had variance ``size``; in between it goes with that.
+    """The contribution of the noise at one refresh, scaled in between with the variance ``size`` of the outputs.
 
     Attributes:
         gradient: of the weights, by name, or None. outputs: [n + m, c], or None. features: change of Phi, or None.
