@@ -34,7 +34,8 @@ class RankedNetwork:
         train_loss, test_loss: predicted after the last step; inf past the mean-square limit; test_loss None without a
             test set.
         max_lr: the mean-square limit of this network at the first batch size. kernel_trace: Tr K.
-        moving_train_loss, moving_test_loss: the same losses by ``MovingKernel``, where asked for.
+        moving_train_loss, moving_test_loss: the same losses by ``MovingKernel``, where asked for and where it has an
+            answer (a network that dies on the way has none; a warning says so).
         budget: the gap to real runs in terms, where asked for.
     """
 
@@ -165,9 +166,7 @@ class _Study:
         trace = linearization.operator.trace()
         train, test = self._last(linearization, None)
         budget = None
-        moved: tuple[float | None, float | None] = (None, None)
-        if self.moving and trace > 0:
-            moved = self._last(linearization, MovingKernel())
+        moved = self._moved(name, linearization) if self.moving and trace > 0 else (None, None)
         if self.n_runs:
             budget = error_budget(linearization, self.sgd, self.n_steps, self.n_runs, seed=self.seed)
         return RankedNetwork(
@@ -182,6 +181,14 @@ class _Study:
             moving_test_loss=moved[1],
             budget=budget,
         )
+
+    def _moved(self, name: str, linearization: Linearization) -> tuple[float | None, float | None]:
+        """By a moving kernel; a network that loses all of its gradients on the way leaves it without directions."""
+        try:
+            return self._last(linearization, MovingKernel())
+        except (ValueError, IndexError) as error:
+            warnings.warn(f"MovingKernel has no prediction of {name!r}: {error}", UserWarning, stacklevel=4)
+            return None, None
 
     def _last(self, linearization: Linearization, dynamics: MovingKernel | None) -> tuple[float, float | None]:
         with warnings.catch_warnings():  # the table says so

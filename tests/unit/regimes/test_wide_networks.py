@@ -270,7 +270,7 @@ def test_bad_input_gets_one_clear_error() -> None:
     with pytest.raises(ValueError, match="time must be positive"):
         regimes.smoothing_strength(0.0, 10, 5)
     with pytest.raises(ValueError, match="loss must be a squared error"):
-        regimes.smoothing_strength(1.0, 10, 5, nn.CrossEntropyLoss())
+        regimes.smoothing_strength(1.0, 10, 5, nn.HuberLoss())
     with pytest.raises(ValueError, match="at least two different points"):
         regimes.curvature_spline(torch.zeros(1).double(), torch.zeros(1).double(), 1.0)
     with pytest.raises(ValueError, match="aw must be positive"):
