@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from sgdsde._version import __version__
 
 if TYPE_CHECKING:
-    from sgdsde import datasets, dynamics, meanfield, networks, pruning, sampling, stability
+    from sgdsde import cleaning, datasets, dynamics, meanfield, networks, pruning, regimes, sampling, stability
     from sgdsde.bands import AccuracyBand, LossBand, OutputBand
     from sgdsde.budget import ErrorBudget, error_budget
     from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
@@ -60,6 +60,7 @@ __all__ = [
     "UnstableWarning",
     "Verdict",
     "__version__",
+    "cleaning",
     "compare",
     "datasets",
     "diagnose",
@@ -71,6 +72,7 @@ __all__ = [
     "networks",
     "predict",
     "pruning",
+    "regimes",
     "run_ensemble",
     "sampling",
     "stability",

@@ -52,7 +52,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     # A mask turns a problem into a problem.
     "what is left of it": ("pruning",),
     # The kernel knows models only and a Linearization holds it, so it stands here and not beside the noise.
-    "linearize": ("jacobian", "kernel", "_linear_parts", "linearization"),
+    "linearize": ("jacobian", "kernel", "_linear_parts", "curvature", "linearization"),
+    "estimates from few samples": ("cleaning",),
     "what the theory needs besides": ("noise", "stability"),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
     "predicted against measured": (
@@ -61,8 +62,9 @@ STAGES: dict[str, tuple[str, ...]] = {
         "frozen_kernel",
         "prediction",
         "comparison",
-        "diagnosis",
         "budget",
+        "regimes",
+        "diagnosis",
         "sweeps",
         "ranking",
     ),
