@@ -113,6 +113,11 @@ class SGD:
         return cls(**words_of_optimizer(optimizer, loader, scheduler, interval=scheduler_interval, model=model))
 
     @property
+    def is_constant(self) -> bool:
+        """Learning rate and batch size are numbers, not functions of the step."""
+        return not callable(self.lr) and not callable(self.batch_size)
+
+    @property
     def is_plain(self) -> bool:
         """No momentum, no decay, no label noise (sampling and schedules may be anything)."""
         return self.momentum == 0 and self.weight_decay == 0 and self.label_noise_std == 0

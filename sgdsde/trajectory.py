@@ -42,6 +42,8 @@ class Trajectory:
         train_accuracy, test_accuracy: ``AccuracyBand`` if observed, else None.
         truncation_error: [T], a bound on |expected train loss on the whole kernel - train_loss.mean| of a prediction
             on its leading eigenpairs; None where nothing was left out. Test losses have no such bound.
+        estimated_error: [T], estimated relative error of train_loss.mean against the theory that ``dynamics`` stands
+            for, where it was not computed exactly (``ReducedMoments``); else None.
         assumptions: what a prediction takes for granted of kernel, noise and closure, in words; empty where measured.
     """
 
@@ -59,6 +61,7 @@ class Trajectory:
     train_accuracy: AccuracyBand | None = None
     test_accuracy: AccuracyBand | None = None
     truncation_error: Tensor | None = None
+    estimated_error: Tensor | None = None
     assumptions: tuple[str, ...] = ()
 
     @property
@@ -99,8 +102,8 @@ class Trajectory:
         for name, band in self._bands().items():
             for part in ("mean", "std", "standard_error"):
                 columns[f"{name}_{part}"] = getattr(band, part).numpy()
-        if self.truncation_error is not None:
-            columns["truncation_error"] = self.truncation_error.numpy()
+        for name, values in self._errors().items():
+            columns[name] = values.numpy()
         return pandas.DataFrame(columns)
 
     def to_xarray(self) -> xarray.Dataset:
@@ -111,7 +114,7 @@ class Trajectory:
         for name, array in self._arrays().items():
             if name in ("steps", "times", "diverged_at"):
                 continue
-            if name == "truncation_error":
+            if name in _ERRORS:
                 data[name] = ("step", array)
                 continue
             side, what, part = name.split(".")
@@ -167,6 +170,9 @@ class Trajectory:
             "assumptions": list(self.assumptions),
         }
 
+    def _errors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in _ERRORS if getattr(self, name) is not None}
+
     def _bands(self) -> dict[str, LossBand | AccuracyBand]:
         names = [f"{side}_{what}" for what in ("loss", "accuracy") for side in ("train", "test")]
         bands = {name: getattr(self, name) for name in names}
@@ -174,8 +180,7 @@ class Trajectory:
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {"steps": self.steps, "times": self.times, "diverged_at": self.diverged_at}
-        if self.truncation_error is not None:
-            arrays["truncation_error"] = self.truncation_error
+        arrays |= self._errors()
         for side in ("train", "test"):
             for what, parts in _PARTS.items():
                 band = getattr(self, f"{side}_{what}")
@@ -192,10 +197,11 @@ class Trajectory:
             for what, parts in _PARTS.items():
                 found = {part: arrays.get(f"{side}.{what}.{part}") for part in parts}
                 bands[f"{side}_{what}"] = None if found["mean"] is None else kinds[what](**found)
-        bands["truncation_error"] = arrays.get("truncation_error")
+        bands |= {name: arrays.get(name) for name in _ERRORS}
         header["assumptions"] = tuple(header.get("assumptions", ()))
         return cls(steps=arrays["steps"], times=arrays["times"], diverged_at=arrays["diverged_at"], **bands, **header)
 
 
+_ERRORS = ("truncation_error", "estimated_error")
 _BAND_PARTS = ("mean", "std", "standard_error", "samples")
 _PARTS = {"loss": _BAND_PARTS, "accuracy": _BAND_PARTS, "outputs": ("mean", "std", "samples")}

@@ -61,6 +61,8 @@ STAGES: dict[str, tuple[str, ...]] = {
         "reduction",
         "frozen_kernel",
         "prediction",
+        "prediction_sweep",
+        "cost",
         "comparison",
         "budget",
         "regimes",

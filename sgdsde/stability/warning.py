@@ -33,7 +33,7 @@ def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> fl
     stationary = iid if sgd.sampling == "shuffled" else sgd
     if sgd.momentum and sgd.dampening >= 1:
         return _warn_of_dampening(sgd)
-    plan = stationary.plan(n, n_steps)
+    plan = stationary.plan(n, 1 if sgd.is_constant else n_steps)
     lr, batch_size = float(plan.lr.max()), int(plan.batch_size.min())
     noise = plan.noise_factor(int(plan.batch_size.argmin()))
     if _is_stable(linearization, stationary, lr, noise, batch_size):
