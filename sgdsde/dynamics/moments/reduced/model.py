@@ -39,13 +39,12 @@ class ReducedModel:
         space = self.sources.space
         self._functionals = [space.diagonal(space.drift), *self.functionals]
         self._columns: list[Tensor] = []
-        self._always: list[int] = []
         self._left_out: tuple[list[int], list[int]] = ([], [])
         self.system: ReducedSystem
 
     def build(self, per_decade: float, tolerance: float) -> ReducedSystem:
         """The system on families with this many poles a decade, every solve to this relative tolerance."""
-        self._columns, self._always, self._left_out = [], [], ([], [])
+        self._columns, self._left_out = [], ([], [])
         for setting in self.settings:
             self._add_setting(setting, per_decade, tolerance)
         self.system = ReducedSystem.of(self.sources, project(self.sources.space, self._columns))
