@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from sgdsde._version import __version__
 
 if TYPE_CHECKING:
-    from sgdsde import datasets, dynamics, meanfield, networks, sampling, stability
+    from sgdsde import cleaning, datasets, dynamics, meanfield, networks, pruning, regimes, sampling, stability
     from sgdsde.bands import AccuracyBand, LossBand, OutputBand
     from sgdsde.budget import ErrorBudget, error_budget
     from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
@@ -63,6 +63,7 @@ __all__ = [
     "UnstableWarning",
     "Verdict",
     "__version__",
+    "cleaning",
     "compare",
     "datasets",
     "diagnose",
@@ -75,6 +76,8 @@ __all__ = [
     "networks",
     "predict",
     "predict_many",
+    "pruning",
+    "regimes",
     "run_ensemble",
     "sampling",
     "stability",

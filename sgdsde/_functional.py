@@ -121,6 +121,15 @@ def jacobian_row(functional: FunctionalModel, params: Params, x: Tensor, cotange
     return pulled(functional, params, x, cotangent[None, None])[1][0]
 
 
+def value_and_gradient(function: Callable[[Params], Tensor], params: Params) -> tuple[Tensor, Params]:
+    """A scalar function of the parameters and its gradient, by one plain backward pass, sparse parts written out."""
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    with torch.enable_grad():  # a checkpoint in forward computes again while the backward pass runs
+        value = function(leaves)
+        parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return value.detach(), {name: part.to_dense() for name, part in zip(leaves, parts)}
+
+
 def pulled(functional: FunctionalModel, params: Params, x: Tensor, cotangents: Tensor) -> tuple[Tensor, list[Params]]:
     """Outputs at x, and gradients of ``u . f(x)`` for each u of cotangents [k, n, c] by k plain backward passes."""
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}

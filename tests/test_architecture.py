@@ -49,8 +49,11 @@ STAGES: dict[str, tuple[str, ...]] = {
     ),
     # Kernels of infinite width need networks only.
     "infinite width": ("meanfield",),
+    # A mask turns a problem into a problem.
+    "what is left of it": ("pruning",),
     # The kernel knows models only and a Linearization holds it, so it stands here and not beside the noise.
-    "linearize": ("jacobian", "kernel", "_linear_parts", "linearization"),
+    "linearize": ("jacobian", "kernel", "_linear_parts", "curvature", "linearization"),
+    "estimates from few samples": ("cleaning",),
     "what the theory needs besides": ("noise", "stability"),
     "dynamics: predicted, and real": ("dynamics", "ensemble"),
     "predicted against measured": (
@@ -61,9 +64,11 @@ STAGES: dict[str, tuple[str, ...]] = {
         "prediction_sweep",
         "cost",
         "comparison",
-        "diagnosis",
         "budget",
+        "regimes",
+        "diagnosis",
         "sweeps",
+        "ranking",
     ),
     "the whole pipeline": ("__init__",),
     "beside the pipeline": ("cli", "__main__"),

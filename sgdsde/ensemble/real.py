@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
 from sgdsde import _memory
-from sgdsde._functional import FunctionalModel, vectorize
+from sgdsde._functional import FunctionalModel, value_and_gradient, vectorize
 from sgdsde._types import Params
 from sgdsde.ensemble.variants import Draw
 from sgdsde.jacobian import activation_bytes
@@ -54,13 +55,14 @@ class RealLearner:
         if self.functional.vectorizes:
             return self._gradient(state, *data)
         runs = [
-            _plain_gradient(
-                self._batch_loss, {name: value[i] for name, value in state.items()}, *(part[i] for part in data)
+            value_and_gradient(
+                partial(_called_with, self._batch_loss, [part[i] for part in data]),
+                {name: value[i] for name, value in state.items()},
             )
             for i in range(len(draw.indices))
         ]
-        gradients = {name: torch.stack([gradient[name] for gradient, _ in runs]) for name in state}
-        return gradients, torch.stack([loss for _, loss in runs])
+        gradients = {name: torch.stack([gradient[name] for _, gradient in runs]) for name in state}
+        return gradients, torch.stack([loss for loss, _ in runs])
 
     def outputs(self, state: Params, x: Tensor) -> Tensor:
         """[runs, n, c], in pieces whose activations stay in the cache: several runs, or part of one run's examples."""
@@ -99,9 +101,5 @@ class RealLearner:
         return self.problem.criterion.per_example(outputs, y) @ weights
 
 
-def _plain_gradient(loss: Callable[..., Tensor], params: Params, *data: Tensor) -> tuple[Params, Tensor]:
-    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    with torch.enable_grad():
-        value = loss(leaves, *data)
-        gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return {name: gradient.to_dense() for name, gradient in zip(leaves, gradients)}, value.detach()
+def _called_with(loss: Callable[..., Tensor], data: list[Tensor], params: Params) -> Tensor:
+    return loss(params, *data)

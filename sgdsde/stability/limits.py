@@ -216,9 +216,13 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
 
 def noise_factor(linearization: Linearization, batch_size: int, sampling: Sampling) -> float:
     """phi/B of i.i.d. batches; of shuffled epochs that of fresh batches without replacement."""
+    return noise_among(linearization.problem.n_train, batch_size, sampling)
+
+
+def noise_among(n: int, batch_size: int, sampling: Sampling) -> float:
+    """The same for batches from n examples."""
     batch_size = whole_number("batch_size", batch_size, minimum=1)
     word("sampling", sampling, get_args(Sampling))
-    n = linearization.problem.n_train
     if sampling == "shuffled":
         sampling, batch_size = "without_replacement", min(batch_size, n)
     if sampling == "without_replacement" and batch_size > n:

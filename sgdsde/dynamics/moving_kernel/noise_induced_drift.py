@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import grad
 
 from sgdsde._checks import whole_number
-from sgdsde._functional import vectorize
+from sgdsde._functional import value_and_gradient, vectorize
 from sgdsde._streams import torch_stream
 from sgdsde._types import Params
 from sgdsde.dynamics.moments.feature_state import Features
@@ -151,7 +151,7 @@ def _evaluations(problem: Problem) -> tuple[Callable[[Params], Params], Callable
 
     if problem.functional.vectorizes:
         return vectorize(one_output), vectorize(grad(one_loss))
-    return _looped(one_output), _looped(lambda params: _plain_gradient(one_loss, params))
+    return _looped(one_output), _looped(lambda params: value_and_gradient(one_loss, params)[1])
 
 
 def _looped(function: Callable[[Params], Params]) -> Callable[[Params], Params]:
@@ -161,14 +161,6 @@ def _looped(function: Callable[[Params], Params]) -> Callable[[Params], Params]:
         return {name: torch.stack([result[name] for result in results]) for name in results[0]}
 
     return call
-
-
-def _plain_gradient(loss: Callable[[Params], Tensor], params: Params) -> Params:
-    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    with torch.enable_grad():
-        value = loss(leaves)
-    parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return {name: part.to_dense() for name, part in zip(leaves, parts)}
 
 
 def _linear_part(path: MeanPath, features: Features, coordinates: Tensor, outputs: Tensor) -> Params:
