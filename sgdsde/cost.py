@@ -1,4 +1,4 @@
-"""What a prediction will cost, stage by stage, before it starts: seconds, bytes, and real training runs."""
+"""The cost of a prediction, stage by stage, before it starts: seconds, bytes, and real training runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class StageCost:
 
 @dataclass(frozen=True)
 class ExpectedCost:
-    """What a prediction will cost.
+    """The expected cost of a prediction.
 
     Attributes:
         dynamics: in words. stages: in their order. run_seconds: of one real training run of as many steps, None for a
@@ -73,7 +73,7 @@ class ExpectedCost:
 
     @property
     def bytes(self) -> int:
-        """Of the largest stage."""
+        """Bytes of the largest stage."""
         return max(stage.bytes for stage in self.stages)
 
     @property

@@ -1,4 +1,4 @@
-"""What the frozen kernel of a prediction is likely to cost, from a short full-batch path of the network itself.
+"""The likely error of a frozen kernel, from a short full-batch path of the network itself.
 
 The path is gradient descent by a few large steps over the time of the training, sum lr / (1 - momentum), or as much of
 it as they reach. Along it the loss of the network is compared with that of the linearized model on the same steps, and
@@ -62,7 +62,7 @@ class KernelMotion:
 
     @property
     def sentence(self) -> str:
-        """What was seen."""
+        """The motion in words, with its numbers."""
         part = "this training" if self.share == 1 else f"the first {_percent(self.share)} of this training"
         if not math.isfinite(self.gap):
             return f"full batches drive the network itself to infinity within {part}, unlike its linearization"

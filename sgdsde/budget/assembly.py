@@ -178,7 +178,7 @@ class Curves:
         return sde, frozen, used, reasons
 
     def _at_frozen_kernel(self, gaussian: Curve) -> Curve:
-        """What a moving kernel predicts where the kernel does not move."""
+        """The prediction of a moving kernel whose kernel does not move."""
         if self._is_certain or self._is_squared != (self.sgd.sampling == "shuffled"):
             return gaussian  # exact already, or without a closure of its own
         return self._evolved(MomentRecursion(epoch_starts=0) if self._is_squared else GaussianClosure())

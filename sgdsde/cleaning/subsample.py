@@ -53,7 +53,7 @@ class SubsampledSharpness:
 
     @property
     def max_lr_standard_error(self) -> float:
-        """Of ``max_lr_full_batch``, to first order."""
+        """Standard error of ``max_lr_full_batch``, to first order."""
         return 2 * self.standard_error / self.value**2
 
     @property

@@ -1,4 +1,4 @@
-"""What a dynamics is: the evolution of the law of the outputs."""
+"""The interface of a dynamics: the evolution of the law of the outputs."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Dynamics(ABC):
         return None
 
     def assumptions(self, sgd: SGD) -> tuple[str, ...]:
-        """What this theory takes for granted of this SGD, in words: kernel first, then noise and closure."""
+        """Assumptions of this theory about this SGD, in words: kernel first, then noise and closure."""
         kernel = ("the kernel stays that of the initial weights",) if self.freezes_kernel else ()
         noise = self.noise_assumption(sgd)
         return (*kernel, noise) if noise else kernel
 
     def noise_assumption(self, sgd: SGD) -> str:
-        """What is idealized of the noise of minibatches, in words; empty where nothing is said."""
+        """The idealization of the noise of minibatches, in words; empty where nothing is said."""
         return ""
 
     @abstractmethod
@@ -95,7 +95,7 @@ def with_remedies(alternative: str, linearization: Linearization, sgd: SGD) -> s
 
 
 def _unknown_to_all(linearization: Linearization, sgd: SGD) -> dict[str, str]:
-    """What no theory on this linearization represents, and the remedy."""
+    """Settings that no theory on this linearization represents, each with its remedy."""
     remedies = {}
     if sgd.label_noise_std and not _is_squared(linearization):
         remedies["label noise without squared error"] = "label_noise_std=0"

@@ -47,7 +47,7 @@ class Loss(ABC):
 
     @property
     def kink(self) -> str:
-        """What was seen of a gradient that jumps, empty where the loss has a second derivative."""
+        """The jump that was seen in the gradient, in words; empty where the loss has a second derivative."""
         return ""
 
     @property

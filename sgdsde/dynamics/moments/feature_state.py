@@ -111,7 +111,7 @@ class Fluctuation(ABC):
 
     @abstractmethod
     def output_gradient(self, k: int, seen: Expectations) -> Tensor:
-        """What the mean follows in the step k -> k + 1 in place of r(f), [n, c]."""
+        """The output gradient that the mean follows in the step k -> k + 1, in place of r(f), [n, c]."""
 
     @abstractmethod
     def advance(self, k: int, seen: Expectations) -> None:
@@ -134,7 +134,7 @@ class Fluctuation(ABC):
         return 0.0 if self.is_certain else float((features.gram * self.weights).sum())
 
     def covariances(self, features: Features) -> tuple[Covariance | None, Covariance | None]:
-        """Of train and test outputs; None before the first noise, or without a test set."""
+        """Covariances of train and test outputs; None before the first noise, or without a test set."""
         if self.is_certain:
             return None, None
         train = Covariance(features.train, self.weights, features.gram)

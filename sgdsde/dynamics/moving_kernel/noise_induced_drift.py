@@ -28,7 +28,7 @@ KERNEL_DIRECTIONS = 32
 
 @dataclass(frozen=True)
 class NoiseFeedback:
-    """What the noise changes in the mean, from pairs of networks at both sides of the mean weights.
+    """The effect of the noise on the mean, from pairs of networks at both sides of the mean weights.
 
     With delta ~ N(0, Cov) the fluctuation of the weights, E h = (1/2P) sum_p [h(mean + delta_p) + h(mean - delta_p)]
     replaces h(mean), with P draws whose second moments are exact in the P leading directions.
@@ -55,7 +55,7 @@ class NoiseFeedback:
 
 @dataclass(frozen=True, eq=False)
 class NoiseCorrection:
-    """What the noise added at one refresh, where the outputs had variance ``size``; in between it goes with that.
+    """The contribution of the noise at one refresh, scaled in between with the variance ``size`` of the outputs.
 
     Attributes:
         gradient: of the weights, by name, or None. outputs: [n + m, c], or None. features: change of Phi, or None.
