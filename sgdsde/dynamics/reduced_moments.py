@@ -52,7 +52,7 @@ class ReducedMoments(Dynamics):
     Args:
         tolerance: relative error of the expected training loss while that is above 1e-4 of its start.
     Exactness: exact for the first 16 steps; then to ``Trajectory.estimated_error``, by how much the model changes when
-        every fifth pole is left out: 0.9 to 100 times the true error in all cases tried. Poles are added until it is
+        every fifth pole is left out, twice: 1.4 to 200 times the true error in 300 cases. Poles are added until it is
         below the tolerance. Spreads, outputs and test losses have no resolvents of their own: test losses were within
         1e-4, standard deviations within 1 %.
     Cost: 16 plain steps and about 60 to 100 more whatever the horizon, for a schedule several times that; N r^2
