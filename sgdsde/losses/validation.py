@@ -67,7 +67,7 @@ def examine(loss: TorchLoss, outputs: Tensor, y_train: Tensor, y_test: Tensor | 
 
 
 def _is_linear(loss: TorchLoss, near: Tensor, targets: Tensor) -> bool:
-    """Whether the gradient is the same far beyond all targets, on both sides: |f - y| is not, though it may seem so near."""
+    """Whether the gradient is the same far beyond all targets on both sides; that of |f - y| only seems so near by."""
     size = float(near.abs().max()) + (float(targets.abs().max()) if targets.is_floating_point() else 0.0)
     far = near + 10 * (1 + size)
     if not all(_is_defined(loss, at, targets) for at in (far, -far)):
