@@ -1,6 +1,7 @@
 """Pytest plugin: the lines of the library that each test reaches, and its processor seconds.
 
-One JSON file for each file of tests. What a fixture of a module runs belongs to every test of the module. Loaded by ``tests.mutation.run``; needs coverage.
+One JSON file for each file of tests. What a fixture of a module runs belongs to every test of the module. Loaded by
+``tests.mutation.run``; needs coverage.
 """
 
 from __future__ import annotations
