@@ -21,13 +21,33 @@ WORDS = {"complaint", "warn", "warning", "info", "debug", "TypeVar", "NewType", 
 TEXT = (ast.JoinedStr, ast.List, ast.Tuple, ast.ListComp)
 
 
+EVERYWHERE = range(1, 10**6)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Name of the function or class around an expression; the lines that reach what is computed at import."""
+
+    name: str = "module"
+    reach: range | None = EVERYWHERE
+
+    def inside(self, node: ast.FunctionDef | ast.ClassDef) -> Place:
+        name = node.name if self.name == "module" else f"{self.name}.{node.name}"
+        return Place(name, None if isinstance(node, ast.FunctionDef) else EVERYWHERE)
+
+
 @dataclass(frozen=True)
 class Mutation:
-    """One expression of a file and what replaces it: bytes ``start`` to ``stop`` of the source become ``text``."""
+    """One expression of a file and what replaces it: bytes ``start`` to ``stop`` of the source become ``text``.
+
+    A test reaches it that runs one of the lines ``reach``: those of the expression; of a default value those of its
+    function, and of what is computed at import all of the file.
+    """
 
     file: str
     lines: range
     place: str
+    reach: range
     kind: str
     old: str
     new: str
@@ -65,12 +85,13 @@ def mutations_of(source: bytes, file: str) -> list[Mutation]:
         starts.append(starts[-1] + len(line))
     found: list[Mutation] = []
     seen: dict[str, int] = {}
-    for place, node, kind, changed in _changes(ast.parse(source), "module", None):
+    for place, node, kind, changed in _changes(ast.parse(source), Place(), None):
         text = ast.unparse(changed)
         mutation = Mutation(
             file=file,
             lines=range(node.lineno, node.end_lineno + 1),
-            place=place,
+            place=place.name,
+            reach=place.reach or range(node.lineno, node.end_lineno + 1),
             kind=kind,
             old=ast.unparse(node),
             new=text,
@@ -98,20 +119,23 @@ def sample(candidates: list[Mutation], n: int, seed: int) -> list[Mutation]:
     return sorted(chosen, key=lambda mutation: (mutation.file, mutation.start, mutation.new))
 
 
-def _changes(node: ast.AST, place: str, parent: ast.AST | None) -> Iterator[tuple[str, ast.AST, str, ast.AST]]:
+def _changes(node: ast.AST, place: Place, parent: ast.AST | None) -> Iterator[tuple[Place, ast.AST, str, ast.AST]]:
     """(place, node, kind, what replaces the node), outer nodes first."""
     if _is_words(node):
         return
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        place = node.name if place == "module" else f"{place}.{node.name}"
+        place = place.inside(node)
     for kind, changed in _changes_here(node, parent):
         yield place, node, kind, changed
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list"):
             continue
+        here = place
+        if isinstance(node, ast.FunctionDef) and field == "args":
+            here = replace(place, reach=range(node.body[0].lineno, node.end_lineno + 1))
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST):
-                yield from _changes(child, place, node)
+                yield from _changes(child, here, node)
 
 
 def _is_words(node: ast.AST) -> bool:

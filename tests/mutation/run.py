@@ -62,10 +62,9 @@ class Reached:
                 tests.update(passing if whole else passing.keys() & set(contexts))
 
     def tests(self, mutation: Mutation) -> list[str]:
-        """That reach the mutated lines, the quickest first; of a line run at import all that reach the file."""
+        """That reach the mutation, the quickest first."""
         of_source = self.lines.get(mutation.file, {})
-        lines = of_source if mutation.place == "module" else mutation.lines
-        found = set().union(*(of_source.get(line, set()) for line in lines))
+        found = set().union(*(tests for line, tests in of_source.items() if line in mutation.reach))
         return sorted(found, key=lambda test: (self.seconds[test], test))
 
 

@@ -75,6 +75,8 @@ def test_tests_are_those_that_reach_the_line_and_a_module_fixture_belongs_to_all
     assert within(["t.py::slow"], reach.seconds, 1.0) == ["t.py::slow"]
     (at_9, *_) = [m for m in mutations_of(SOURCE, "f.py") if m.lines.start == 9]
     assert reach.tests(at_9) == ["u.py::other", "t.py::quick", "t.py::slow"]
+    (of_default, *_) = [m for m in mutations_of(SOURCE, "f.py") if m.lines.start == 3]
+    assert reach.tests(of_default) == reach.tests(at_9), "what is computed at import is reached through its function"
 
 
 def test_a_mutation_that_breaks_a_claim_is_noticed_and_taken_back(tmp_path: Path):
