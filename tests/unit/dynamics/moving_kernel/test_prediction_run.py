@@ -1,4 +1,4 @@
-"""A prediction with a moving kernel: the noise reaches the mean outputs, intervals follow the drift, warnings the margin."""
+"""A prediction with a moving kernel: the noise reaches the mean outputs, intervals follow the drift."""
 
 from __future__ import annotations
 
