@@ -8,7 +8,8 @@ from torch import nn
 
 import sgdsde
 from sgdsde import SVAG
-from sgdsde.ensemble.real import RealLearner
+from sgdsde.ensemble.linearized import LinearizedLearner
+from sgdsde.ensemble.real import RealLearner, _plain_gradient
 from tests.problems import BY_NAME, linear_problem
 
 
@@ -49,3 +50,21 @@ def test_runs_at_once_fall_with_the_batch_and_the_sets_that_are_evaluated():
     assert wide.runs_at_once(sgd, 1, memory, 10**6) == pytest.approx(memory / (2 * 20_000 * 8), rel=0.05)
     one, ten = (narrow.runs_at_once(sgd, batch, memory, 10**6) for batch in (1000, 10_000))
     assert one == pytest.approx(10 * ten, rel=0.05)
+
+
+def test_linearized_runs_hold_a_few_copies_of_all_outputs():
+    """Outputs, residuals, moves and what is between them: bytes go with the outputs of both sets."""
+    problem = BY_NAME["two outputs"].problem()
+    learner, outputs = LinearizedLearner(sgdsde.linearize(problem)), (problem.n_train + problem.n_test) * 2
+    found = learner.runs_at_once(sgdsde.SGD(0.1, 2), 2, 400 * outputs * 8, 1000)
+    assert 4 <= 400 / found <= 16
+    with pytest.raises(MemoryError, match="one run of the linearized model"):
+        learner.runs_at_once(sgdsde.SGD(0.1, 2), 2, 4 * outputs * 8 - 1, 1000)
+
+
+def test_a_parameter_without_influence_has_a_gradient_of_zero():
+    params = {"used": torch.tensor([3.0]), "idle": torch.ones(2)}
+    gradient, value = _plain_gradient(lambda params, x: (x * params["used"] ** 2).sum(), params, torch.tensor([2.0]))
+    assert gradient["used"].tolist() == [12.0]
+    assert gradient["idle"].tolist() == [0.0, 0.0]
+    assert float(value) == 18.0

@@ -1,4 +1,4 @@
-"""Losses are tried around the outputs that the network gives, and an output is right by the sign of its label."""
+"""Losses are tried around the outputs that a network gives; signs of labels; the rule of many outputs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sgdsde.losses.base import is_right
+from sgdsde.losses.expectations import PAIRS, gaussian_rule
 from sgdsde.losses.validation import _around
 
 
@@ -23,3 +24,11 @@ def test_a_real_label_is_a_sign_and_zero_has_none(size):
     outputs = torch.tensor([[2.0], [-2.0], [2.0], [-2.0], [5.0], [-5.0], [float("inf")]])
     labels = torch.tensor([size, size, -size, -size, 0.0, 0.0, size])
     assert is_right(outputs, labels).tolist() == [True, False, False, True, False, False, False]
+
+
+def test_the_rule_of_many_outputs_still_has_the_covariance_of_the_normal_law():
+    """More outputs than the usual number of pairs of points."""
+    points, weights = gaussian_rule(PAIRS + 36)
+    identity = torch.eye(PAIRS + 36, dtype=torch.float64)
+    torch.testing.assert_close(points.mT @ (points * weights[:, None]), identity, rtol=0, atol=1e-10)
+    assert float((weights @ points).abs().max()) < 1e-12
