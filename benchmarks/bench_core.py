@@ -4,7 +4,10 @@ Each case is a pair of functions with equal results (checked). They run alternat
 the smallest and largest, their ratio, and where matrix products are the floor, the fraction of the machine's measured
 matrix-product rate that the library reaches. Results with their environment go to benchmarks/results/core.json.
 
-    .venv/bin/python benchmarks/bench_core.py            # one thread, as the committed numbers
+    .venv/bin/python -m benchmarks.bench_core            # one thread, as the committed numbers
+
+A case of another kind: what ``Problem`` costs, with all its checks, in training steps of six models of the tests'
+catalogue. One step is a forward pass, a backward pass and an update of a batch of 32, both in processor time.
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ from torch.func import functional_call, jacrev, vmap
 
 import sgdsde
 from sgdsde import provenance
+from tests.catalogue import CASES
 
 RESULT = Path(__file__).parent / "results" / "core.json"
 REPEATS = 5
+MODELS = ("conv2d", "residual block", "multihead attention", "transformer encoder", "lstm", "tied weights")
+BATCH = 32
 
 
 def interleaved(ours: Callable[[], Tensor], plain: Callable[[], Tensor], tolerance: float) -> dict[str, object]:
@@ -128,6 +134,38 @@ def ensemble(case: sgdsde.Problem, n_runs: int, n_steps: int) -> dict[str, objec
     return interleaved(ours, plain, 1e-3)
 
 
+def pressed(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss of somebody's own."""
+    return (outputs - targets).abs().pow(1.5).mean()
+
+
+def construction(name: str, loss: Callable[[Tensor, Tensor], Tensor]) -> dict[str, object]:
+    """``Problem(...)`` in training steps of the same model, in turns."""
+    model, x = CASES[name].model(torch.float32), CASES[name].inputs(BATCH, torch.float32)
+    with torch.no_grad():
+        y = torch.tanh(model(x).roll(1, 0))
+    trained = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(trained(x), y).backward()
+        optimizer.step()
+
+    seconds: dict[str, list[float]] = {"problem": [], "step": []}
+    for _ in range(4 * REPEATS + 1):
+        for key, function, times in (
+            ("problem", lambda: sgdsde.Problem(model, x, y, loss=loss), 1),
+            ("step", step, 10),
+        ):
+            start = time.process_time()
+            for _ in range(times):
+                function()
+            seconds[key].append((time.process_time() - start) / times)
+    medians = {key: statistics.median(values[1:]) for key, values in seconds.items()}  # without the first, warm-up
+    return {**medians, "steps": medians["problem"] / medians["step"]}
+
+
 def environment() -> dict[str, object]:
     return {
         **provenance.machine(),
@@ -146,11 +184,17 @@ def main() -> None:
         "ensemble, MLP 64-1024-1, 16 runs, 100 steps": ensemble(problem(512, 1024), 16, 100),
         "ensemble, MLP 64-64-1, 64 runs, 100 steps": ensemble(problem(256, 64), 64, 100),
     }
+    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"nn.MSELoss()": nn.MSELoss(), "own function": pressed}
+    checks = {name: {key: construction(name, loss) for key, loss in losses.items()} for name in MODELS}
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({"environment": environment(), "cases": cases}, indent=1) + "\n")
+    RESULT.write_text(json.dumps({"environment": environment(), "cases": cases, "problem": checks}, indent=1) + "\n")
     for name, case in cases.items():
         ours, plain = case["ours"], case["plain"]
         print(f"{name}: {ours[0]:.3f} s against {plain[0]:.3f} s, ratio {case['ratio']:.2f}")  # type: ignore[index]
+    for name, found in checks.items():
+        print(
+            f"Problem, {name}: " + ", ".join(f"{each['steps']:.0f} steps under {loss}" for loss, each in found.items())
+        )
 
 
 if __name__ == "__main__":

@@ -24,16 +24,18 @@ from typing import TYPE_CHECKING
 from sgdsde._version import __version__
 
 if TYPE_CHECKING:
-    from sgdsde import datasets, dynamics, meanfield, networks, sampling, stability
+    from sgdsde import cleaning, datasets, dynamics, meanfield, networks, pruning, regimes, sampling, stability
     from sgdsde.bands import AccuracyBand, LossBand, OutputBand
     from sgdsde.budget import ErrorBudget, error_budget
     from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
+    from sgdsde.cost import ExpectedCost, expected_cost
     from sgdsde.diagnosis import Diagnosis, diagnose
     from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble
     from sgdsde.frozen_kernel import FrozenKernelWarning
     from sgdsde.kernel import empirical_ntk
     from sgdsde.linearization import Linearization, linearize
     from sgdsde.prediction import predict
+    from sgdsde.prediction_sweep import predict_many
     from sgdsde.problem import Problem
     from sgdsde.sgd import SGD
     from sgdsde.stability import UnstableWarning
@@ -48,6 +50,7 @@ __all__ = [
     "CurveComparison",
     "Diagnosis",
     "ErrorBudget",
+    "ExpectedCost",
     "FrozenKernelWarning",
     "LimitFraction",
     "Linearization",
@@ -60,16 +63,21 @@ __all__ = [
     "UnstableWarning",
     "Verdict",
     "__version__",
+    "cleaning",
     "compare",
     "datasets",
     "diagnose",
     "dynamics",
     "empirical_ntk",
     "error_budget",
+    "expected_cost",
     "linearize",
     "meanfield",
     "networks",
     "predict",
+    "predict_many",
+    "pruning",
+    "regimes",
     "run_ensemble",
     "sampling",
     "stability",
@@ -84,6 +92,7 @@ _HOMES = {
     "CurveComparison": "comparison",
     "Diagnosis": "diagnosis",
     "ErrorBudget": "budget",
+    "ExpectedCost": "cost",
     "FrozenKernelWarning": "frozen_kernel",
     "LimitFraction": "sweeps",
     "Linearization": "linearization",
@@ -101,8 +110,10 @@ _HOMES = {
     "diagnose": "diagnosis",
     "empirical_ntk": "kernel",
     "error_budget": "budget",
+    "expected_cost": "cost",
     "linearize": "linearization",
     "predict": "prediction",
+    "predict_many": "prediction_sweep",
     "run_ensemble": "ensemble",
     "sweep": "sweeps",
 }

@@ -94,6 +94,23 @@ def real_floating(name: str, value: Any, remedy: str = "") -> Tensor:
     return value
 
 
+def dense_tensor(name: str, value: Any) -> Tensor:
+    """A tensor that holds each of its numbers; several tensors, sparse, quantized and nested ones are refused."""
+    if not isinstance(value, Tensor):
+        several = list(value.values()) if isinstance(value, dict) else value
+        remedy = "use torch.as_tensor(...)"
+        if isinstance(several, tuple | list) and any(isinstance(part, Tensor) for part in several):
+            remedy = "join its tensors in one and split that in the forward of a module around the model"
+        raise TypeError(complaint(name, "a torch.Tensor", type(value).__name__, remedy))
+    if value.is_nested:
+        raise TypeError(complaint(name, "a dense tensor", "a nested tensor", f"use {name}.to_padded_tensor(0.0)"))
+    if value.is_quantized:
+        raise TypeError(complaint(name, "a dense tensor", "a quantized tensor", f"use {name}.dequantize()"))
+    if value.layout != torch.strided:
+        raise TypeError(complaint(name, "a dense tensor", f"one of layout {value.layout}", f"use {name}.to_dense()"))
+    return value
+
+
 def nonempty(name: str, value: Tensor) -> Tensor:
     """A tensor with at least one entry."""
     if value.numel() == 0:

@@ -119,7 +119,12 @@ class Comparison:
         return f"Disagrees beyond {100 * TOLERANCE:.0f} % and beyond noise: {where}. {what}."
 
     def __str__(self) -> str:
-        lines = [self.sentence, f"{'step':>8} {'predicted':>12} {'measured':>12} {'error':>9} {'z':>7}   (train loss)"]
+        assumed = [f"Assumed: {'; '.join(self.predicted.assumptions)}."] if self.predicted.assumptions else []
+        lines = [
+            self.sentence,
+            *assumed,
+            f"{'step':>8} {'predicted':>12} {'measured':>12} {'error':>9} {'z':>7}   (train loss)",
+        ]
         rows = torch.unique(torch.linspace(0, len(self.train.steps) - 1, 12).round().long())
         for name, curve in self.curves.items():
             if name == "test":

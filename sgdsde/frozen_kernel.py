@@ -1,4 +1,4 @@
-"""What the frozen kernel of a prediction is likely to cost, from a short full-batch path of the network itself.
+"""The likely error of a frozen kernel, from a short full-batch path of the network itself.
 
 The path is gradient descent by a few large steps over the time of the training, sum lr / (1 - momentum), or as much of
 it as they reach. Along it the loss of the network is compared with that of the linearized model on the same steps, and
@@ -62,14 +62,18 @@ class KernelMotion:
 
     @property
     def sentence(self) -> str:
-        """What was seen."""
-        part = "this training" if self.share == 1 else f"the first {100 * self.share:.2g} % of this training"
+        """The motion in words, with its numbers."""
+        part = "this training" if self.share == 1 else f"the first {_percent(self.share)} of this training"
         if not math.isfinite(self.gap):
             return f"full batches drive the network itself to infinity within {part}, unlike its linearization"
         return (
-            f"the kernel moves by {100 * self.drift:.2g} % along a full-batch path over {part}, where the loss becomes "
-            f"{100 * self.gap:.2g} % different from that of the frozen kernel"
+            f"the kernel moves by {_percent(self.drift)} along a full-batch path over {part}, where the loss becomes "
+            f"{_percent(self.gap)} different from that of the frozen kernel"
         )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def kernel_motion(linearization: Linearization, sgd: SGD, predicted: Trajectory) -> KernelMotion | None:

@@ -10,13 +10,15 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import jacrev, jvp
-from torch.overrides import BaseTorchFunctionMode
+from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 
-from sgdsde._functional import FunctionalModel, jacobian_row, vectorize
+from sgdsde._fidelity import tensors
+from sgdsde._functional import FunctionalModel, jacobian_row, pulled, vectorize
 from sgdsde._types import Params
 
 logger = logging.getLogger(__name__)
@@ -86,11 +88,8 @@ def _has_forward_mode(functional: FunctionalModel, x: Tensor, direction: Params)
         logger.info("no forward-mode derivatives: %s", error)
         return False
     weights = torch.cos(torch.arange(1.0, forward.numel() + 1, dtype=functional.dtype, device=functional.device))
-    leaves = {name: value.detach().requires_grad_() for name, value in functional.params.items()}
-    with torch.enable_grad():
-        value = (functional.forward(leaves, x).flatten() * weights).sum()
-    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    parts = [(gradient.to_dense() * vector).double() for gradient, vector in zip(gradients, direction.values())]
+    _, (gradient,) = pulled(functional, functional.params, x, weights.view(1, *forward.shape))
+    parts = [(gradient[name] * vector).double() for name, vector in direction.items()]
     difference = forward.flatten() @ weights.double() - sum(part.sum() for part in parts)
     tolerance = 1e-2 if functional.device.type == "cuda" else torch.finfo(functional.dtype).eps ** 0.5
     agrees = float(difference.abs()) <= tolerance * float(sum(part.abs().sum() for part in parts))
@@ -140,7 +139,10 @@ class ExampleBytes:
 
 
 def activation_bytes(functional: FunctionalModel, x: Tensor) -> tuple[int, int]:
-    """Bytes of the largest and of all tensors that the backward pass at x needs, parameters aside."""
+    """Bytes of the largest and of all tensors that the backward pass at x needs, parameters aside.
+
+    A forward pass that uses torch.func itself cannot be asked what it saves; there the results of all calls count.
+    """
     saved = {x.data_ptr(): x.nbytes}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -148,12 +150,31 @@ def activation_bytes(functional: FunctionalModel, x: Tensor) -> tuple[int, int]:
         return tensor
 
     leaves = {name: value.detach().requires_grad_() for name, value in functional.params.items()}
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = functional.forward(leaves, x)
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            outputs = functional.forward(leaves, x)
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        with torch.no_grad(), _Results() as results:
+            functional.forward(functional.params, x)
+        return results.largest, results.total + x.nbytes
     saved[outputs.data_ptr()] = outputs.nbytes
     for value in [*leaves.values(), *functional.constants.values()]:
         saved.pop(value.data_ptr(), None)
     return max(saved.values()), sum(saved.values())
+
+
+class _Results(TorchFunctionMode):
+    """Counts the bytes of the results of all calls."""
+
+    largest, total = 1, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [value.numel() * value.element_size() for value in tensors(result)]
+        self.largest, self.total = max([self.largest, *sizes]), self.total + sum(sizes)
+        return result
 
 
 def _single_output(functional: FunctionalModel, others: Params) -> Callable[[Params, Tensor], Tensor]:

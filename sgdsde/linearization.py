@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sgdsde import meanfield
-from sgdsde._checks import complaint, finite_entries
+from sgdsde._checks import complaint
+from sgdsde._linear_parts import check_parts, check_problem, check_spectrum_fits, initial_outputs
 from sgdsde._types import Progress
 from sgdsde.jacobian import jacobian_product
 from sgdsde.kernel import (
@@ -23,8 +24,9 @@ from sgdsde.kernel import (
     gram,
 )
 from sgdsde.kernel.eigenbasis import Eigenbasis
-from sgdsde.losses import SquaredError
-from sgdsde.problem import Problem
+from sgdsde.losses import SquaredError, in_dtype
+from sgdsde.problem import Problem, check_training
+from sgdsde.sgd import SGD
 
 if TYPE_CHECKING:
     from sgdsde.networks import Network
@@ -74,6 +76,7 @@ class Linearization:
         Exactness: K_0 (x) I_c with the deterministic limit K_0; the empirical kernel differs by O(width^-1/2).
         Cost: see ``meanfield.analytic_kernels``.
         """
+        check_problem(problem)
         network = problem.model if network is None else network
         x, x_test, c = problem.x_train, problem.x_test, problem.n_outputs
         kernel = meanfield.per_output(meanfield.analytic_ntk(x, None, network, memory=memory), c)
@@ -85,24 +88,12 @@ class Linearization:
         return cls(problem, kernel, cross_kernel=cross, outputs=outputs, test_outputs=test_outputs)
 
     def __post_init__(self) -> None:
-        d, m = self.problem.n_train * self.problem.n_outputs, self.problem.n_test * self.problem.n_outputs
-        if list(self.kernel.shape) != [d, d]:
-            is_trace = list(self.kernel.shape) == [self.problem.n_train] * 2
-            remedy = "wrap it: KroneckerKernel(kernel, n_outputs, scale=1 / n_outputs)" if is_trace else ""
-            raise ValueError(complaint("kernel", f"[{d}, {d}], n_train * n_outputs", list(self.kernel.shape), remedy))
-        if isinstance(self.kernel, Tensor):
-            finite_entries("kernel", self.kernel)
-        if self.cross_kernel is not None and list(self.cross_kernel.shape) != [m, d]:
-            raise ValueError(complaint("cross_kernel", f"[{m}, {d}]", list(self.cross_kernel.shape)))
-        if (self.cross_kernel is None) != (m == 0) or (self.test_outputs is None) != (m == 0):
-            received = f"n_test={self.problem.n_test}"
-            raise ValueError(complaint("cross_kernel and test_outputs", "given exactly with a test set", received))
+        check_parts(self)
 
     @property
     def targets(self) -> Tensor:
         """y in the outputs' dtype where it is an array of numbers: [n, c]."""
-        y = self.problem.y_train
-        return y.to(self.outputs.dtype) if y.is_floating_point() else y
+        return in_dtype(self.problem.y_train, self.outputs.dtype)
 
     @property
     def residual(self) -> Tensor:
@@ -181,6 +172,10 @@ def linearize(
         ValueError: a kernel that was made of other weights or inputs, as far as it knows what it was made of.
     Cost: the kernels of ``empirical_ntk``, one more Jacobian pass for J theta_0; with a rank also the eigenpairs.
     """
+    check_problem(problem)
+    if kernel is not None and not isinstance(kernel, KernelOperator):
+        remedy = "wrap a matrix: sgdsde.kernel.DenseKernel(kernel)"
+        raise TypeError(complaint("kernel", "a KernelOperator or None", type(kernel).__name__, remedy))
     if kernel is None:
         kernel = _implicit_where_needed(problem, rank, memory, dtype)
     else:
@@ -255,22 +250,41 @@ def _linearize_dense(
     return Linearization(problem, kernel, outputs=outputs, weight_outputs=_weight_outputs(problem, x, plan), **test)
 
 
-def initial_outputs(problem: Problem, x: Tensor, rows: int) -> Tensor:
-    """f_0 at x, [len(x), c], in blocks of ``rows`` examples; refuses outputs that are not finite."""
-    with torch.no_grad():
-        blocks = [problem.forward(problem.params, x[i : i + rows]) for i in range(0, len(x), rows)]
-    return finite_entries("model output", torch.cat(blocks))
-
-
 def _weight_outputs(problem: Problem, x: Tensor, plan: KernelPlan) -> Tensor:
     return jacobian_product(problem.functional, x, problem.params, rows=plan.rows).to(plan.dtype)
 
 
-def as_linearization(problem_or_linearization: Problem | Linearization, *, progress: Progress = None) -> Linearization:
-    """The linearization itself, or that of a problem."""
+def problem_of(problem_or_linearization: Problem | Linearization) -> Problem:
+    """The problem itself, or the one that was linearized."""
     if isinstance(problem_or_linearization, Linearization):
-        return problem_or_linearization
+        return problem_or_linearization.problem
     if isinstance(problem_or_linearization, Problem):
-        return linearize(problem_or_linearization, progress=progress)
+        return problem_or_linearization
     received = type(problem_or_linearization).__name__
     raise TypeError(complaint("problem", "a Problem or a Linearization", received, "use sgdsde.Problem(model, ...)"))
+
+
+def as_linearization(
+    problem_or_linearization: Problem | Linearization,
+    *,
+    sgd: SGD | None = None,
+    spectrum: bool = True,
+    progress: Progress = None,
+) -> Linearization:
+    """The linearization itself, or that of a problem.
+
+    Args:
+        sgd: what it is to be predicted under, if known: it must train what the problem says.
+        spectrum: whether the kernel will be decomposed.
+    Raises:
+        MemoryError: of a problem, where the kernel (and its spectrum) takes more than a quarter of the free memory;
+            names the bytes, before anything is computed.
+    """
+    problem = problem_of(problem_or_linearization)
+    if sgd is not None:
+        check_training(problem, sgd)
+    if isinstance(problem_or_linearization, Linearization):
+        return problem_or_linearization
+    if spectrum:
+        check_spectrum_fits(problem)
+    return linearize(problem, progress=progress)

@@ -9,9 +9,17 @@ import torch
 
 from sgdsde._checks import complaint, whole_number
 from sgdsde._types import Observable, Progress
-from sgdsde.dynamics import Dynamics, LinearizedSGD, MomentRecursion, SDEPaths, truncation_error
+from sgdsde.dynamics import (
+    Dynamics,
+    LinearizedSGD,
+    MomentRecursion,
+    ReducedLaws,
+    ReducedMoments,
+    SDEPaths,
+    truncation_error,
+)
 from sgdsde.frozen_kernel import warn_if_kernel_moves
-from sgdsde.linearization import Linearization, as_linearization
+from sgdsde.linearization import Linearization, as_linearization, problem_of
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
 from sgdsde.recording import check_observables, recorded_steps
@@ -36,10 +44,11 @@ def predict(
     Args:
         problem_or_linearization: a ``Problem`` is linearized first; a ``Linearization`` is used as it is.
         sgd: how it is trained. n_steps: number of updates.
-        dynamics: the theory; default ``MomentRecursion()``, the exact second moments of the linearized model, under
-            squared error. Under any other loss ``SDEPaths()``, 1000 sample paths of SGD with Gaussian noise, or, for
-            shuffled epochs, ``LinearizedSGD()``, 256 sampled runs of the linearized model (``GaussianClosure()`` has no
-            sampling error and needs a second derivative).
+        dynamics: the theory; default under squared error ``MomentRecursion()``, the exact second moments of the
+            linearized model, or, where it is cheaper and only losses are observed, ``ReducedMoments()``, the same to
+            1e-4 (``Trajectory.dynamics`` says which). Under any other loss ``SDEPaths()``, 1000 sample paths of SGD
+            with Gaussian noise, or, for shuffled epochs, ``LinearizedSGD()``, 256 sampled runs of the linearized model
+            (``GaussianClosure()`` has no sampling error and needs a second derivative).
         record: steps to report; default about 50, geometric, with 0, 1 and n_steps.
         observe: ``"loss"``; ``"accuracy"`` for the fraction of examples whose output is right (its sign, or the
             largest of several; the loss says what the targets mean);
@@ -58,13 +67,17 @@ def predict(
     steps = recorded_steps(n_steps, record)
     check_sgd(sgd)
     check_observables(observe)
-    linearization = as_linearization(problem_or_linearization, progress=progress)
-    problem = linearization.problem
-    if dynamics is None:
-        dynamics = default_dynamics(problem, sgd)
-    if not isinstance(dynamics, Dynamics):
+    if dynamics is not None and not isinstance(dynamics, Dynamics):
         remedy = "use dynamics.MomentRecursion() or another of sgdsde.dynamics"
         raise TypeError(complaint("dynamics", "an instance of sgdsde.dynamics.Dynamics", repr(dynamics), remedy))
+    problem = problem_of(problem_or_linearization)
+    is_default = dynamics is None
+    if dynamics is None:
+        dynamics = default_dynamics(problem, sgd)
+    spectrum = dynamics.needs_spectrum or isinstance(problem.criterion, SquaredError)  # the limit's, for the warning
+    linearization = as_linearization(problem_or_linearization, sgd=sgd, spectrum=spectrum, progress=progress)
+    if is_default and tuple(observe) == ("loss",) and ReducedMoments.is_cheaper(linearization, sgd, n_steps):
+        dynamics = ReducedMoments()
     limit = warn_if_unstable(linearization, sgd, n_steps)
     record = steps.tolist()
     predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)
@@ -94,9 +107,13 @@ def evolve(
         n_steps: number of updates; default the last of ``record``.
     """
     reducer = Reducer(linearization.problem, observe)
-    for law in dynamics.evolve(linearization, sgd, record, progress=progress):
+    laws = dynamics.evolve(linearization, sgd, record, progress=progress)
+    for law in laws:
         reducer.add(law)
-    return reducer.trajectory(torch.tensor(record), repr(dynamics), record[-1] if n_steps is None else n_steps, None)
+    n_steps = record[-1] if n_steps is None else n_steps
+    name, error = (laws.used, laws.estimated_error) if isinstance(laws, ReducedLaws) else (repr(dynamics), None)
+    reduced = reducer.trajectory(torch.tensor(record), name, n_steps, None)
+    return replace(reduced, assumptions=dynamics.assumptions(sgd), estimated_error=error)
 
 
 def default_dynamics(problem: Problem, sgd: SGD) -> Dynamics:

@@ -8,15 +8,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sgdsde._checks import complaint, finite_entries, nonempty
+from sgdsde._checks import complaint, dense_tensor, finite_entries, nonempty
+from sgdsde._fidelity import check_derivative
 from sgdsde._functional import FunctionalModel, as_functional
 from sgdsde._probe import probe
 from sgdsde._types import Params
 from sgdsde.adapters import examples_of_loaders
-from sgdsde.losses import Loss, TorchLoss, as_loss, examine
+from sgdsde.losses import Loss, TorchLoss, as_loss, examine, on_the_simplex, refuse_unbounded
+from sgdsde.sgd import SGD
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,7 +32,8 @@ class Problem:
             what the loss takes for others.
         loss: a torch loss module, or a function loss(outputs, targets), that is a mean over examples; every loss
             reported is what it returns on the whole set. ``nn.MSELoss`` and ``nn.CrossEntropyLoss`` are handled in
-            closed form, others by automatic differentiation.
+            closed form, others by automatic differentiation. Behind a log_softmax ``nn.NLLLoss``, ``nn.KLDivLoss`` and
+            others are taken as the losses of logits that they are, with the same values.
         x_test, y_test: the same for m test examples; both or neither.
 
     Attributes:
@@ -39,9 +42,10 @@ class Problem:
 
     Raises:
         ValueError, TypeError: data that are not finite, empty, complex, or of shapes, dtypes or devices that do not
-            fit; a model that is random, couples examples, changes its buffers or branches on data (named by layer);
-            a loss that is no mean over examples.
-    Cost: one pass over the data, and a few forward and backward passes on two examples.
+            fit; a model that is random, couples examples, changes its buffers or parameters, branches on data, reads
+            its weights past the module, or whose backward pass is no derivative (named by layer); a loss that is no
+            mean over examples, constant, or without a lower bound.
+    Cost: one pass over the data, and fewer than fifty training steps on a few examples (docs/benchmarks.md).
     """
 
     model: Any
@@ -65,6 +69,7 @@ class Problem:
             given, missing = ("x_test", "y_test") if self.y_test is None else ("y_test", "x_test")
             raise ValueError(complaint(missing, f"given together with {given}", "None", "pass both or neither"))
         functional, outputs = probe(functional, self.x_train, "x_train")
+        near = check_derivative(functional, self.x_train)
         criterion = as_loss(self.loss, outputs.shape[1])
         derived: dict[str, Any] = {"functional": functional, "criterion": criterion, "n_outputs": outputs.shape[1]}
         derived["y_train"] = criterion.check_targets("y_train", self.y_train, outputs)
@@ -75,7 +80,9 @@ class Problem:
                 raise ValueError(complaint("x_test", expected, list(self.x_test.shape[1:])))
             derived["y_test"] = criterion.check_targets("y_test", self.y_test, outputs)
         if isinstance(criterion, TorchLoss):
+            criterion = on_the_simplex(criterion, outputs, near)
             derived["criterion"] = examine(criterion, outputs, derived["y_train"], derived.get("y_test"))
+            refuse_unbounded(derived["criterion"])
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 
@@ -97,9 +104,12 @@ class Problem:
         return cls(model, **examples_of_loaders(model, train_loader, test_loader), loss=loss)
 
     def __repr__(self) -> str:
+        loss = type(self.loss).__name__
+        if isinstance(self.criterion, TorchLoss) and self.criterion.axes is not None:
+            loss += " of log-probabilities, as the loss of logits that it is"
         return (
             f"Problem(n_train={self.n_train}, n_test={self.n_test}, n_outputs={self.n_outputs}, "
-            f"n_params={self.functional.n_params}, loss={type(self.loss).__name__}, {self.dtype}, {self.device})"
+            f"n_params={self.functional.n_params}, loss={loss}, {self.dtype}, {self.device})"
         )
 
     @property
@@ -143,11 +153,30 @@ class Problem:
         return hasher.hexdigest()[:32]
 
 
+def check_training(problem: Problem, sgd: SGD) -> None:
+    """Raises ``ValueError`` where torch's loop with this SGD would not train what the problem says.
+
+    The optimizer that the SGD was read from must hold the problem's trainable parameters, and no others. Memory that
+    two parameters share is decayed once for each of them by torch, and once here.
+    """
+    shared = problem.functional.shared
+    if sgd.weight_decay and shared:
+        name = next(iter(shared))
+        received = (
+            f"{sgd.weight_decay:g} with {name!r} and {shared[name].source!r} in one memory, decayed twice by torch"
+        )
+        remedy = "tie the layers by one and the same parameter (b.weight = a.weight), or use weight_decay=0"
+        raise ValueError(complaint("weight_decay", "0 where parameters share memory", received, remedy))
+    if sgd.trained is None:
+        return
+    model, names = problem.model, {*problem.params, *shared}
+    named = dict(model.named_parameters()) if isinstance(model, nn.Module) else model[1]
+    sgd.trained.check({name: value for name, value in named.items() if name in names})
+
+
 def _check_pair(x_name: str, x: Any, y_name: str, y: Any, functional: FunctionalModel) -> None:
     for name, value in ((x_name, x), (y_name, y)):
-        if not isinstance(value, Tensor):
-            remedy = "use torch.as_tensor(...)"
-            raise TypeError(complaint(name, "a torch.Tensor", type(value).__name__, remedy))
+        dense_tensor(name, value)
         if value.is_complex():
             raise TypeError(complaint(name, "real", value.dtype, "complex numbers are not supported"))
         if value.ndim == 0:

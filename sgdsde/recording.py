@@ -14,9 +14,14 @@ from sgdsde._types import Observable
 
 N_RECORDED = 50
 
+MOST_STEPS = 2**53
+"""Steps that float64, in which powers of steps are taken, can tell apart."""
+
 
 def recorded_steps(n_steps: int, record: Sequence[int] | None = None) -> Tensor:
     """The steps to record, sorted and without repetition, int64; by default about 50, geometric, with 0, 1, n_steps."""
+    if n_steps > MOST_STEPS:
+        raise ValueError(complaint("n_steps", "at most 2**53", f"{n_steps:,}", "no training is that long"))
     if record is None:
         spaced = np.geomspace(1, max(n_steps, 1), num=min(N_RECORDED, max(n_steps, 1)))
         return torch.from_numpy(np.unique(np.concatenate([[0], np.rint(spaced)])).astype(np.int64)[: n_steps + 1])

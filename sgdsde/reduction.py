@@ -10,7 +10,7 @@ from torch import Tensor
 from sgdsde._types import Observable
 from sgdsde.bands import AccuracyBand, LossBand, OutputBand
 from sgdsde.dynamics import Covariance, OutputLaw
-from sgdsde.losses import SquaredError
+from sgdsde.losses import SquaredError, in_dtype
 from sgdsde.observables import Estimate, accuracy_of_law, gaussian_draws, loss_of_law
 from sgdsde.problem import Problem
 from sgdsde.trajectory import Trajectory
@@ -49,11 +49,11 @@ class Reducer:
         targets: Tensor,
         draws: Tensor | None,
     ) -> None:
-        targets = targets.to(mean.dtype) if targets.is_floating_point() else targets
+        targets = in_dtype(targets, mean.dtype)
         loss = loss_of_law(self._problem.criterion, mean, targets, covariance=covariance, samples=samples, draws=draws)
         self._parts.setdefault(f"{side}_loss", []).append(loss)
         if side in self._labels:
-            labels = self._labels[side].to(mean.dtype) if self._labels[side].is_floating_point() else self._labels[side]
+            labels = in_dtype(self._labels[side], mean.dtype)
             accuracy = accuracy_of_law(mean, labels, covariance=covariance, samples=samples, draws=draws)
             self._parts.setdefault(f"{side}_accuracy", []).append(accuracy)
         if "outputs" in self._observe:

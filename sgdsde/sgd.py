@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import get_args
 
 import numpy as np
@@ -22,7 +23,10 @@ from sgdsde._checks import (
     word,
 )
 from sgdsde._types import Sampling, Schedule
-from sgdsde.adapters import SchedulerInterval, words_of_optimizer
+from sgdsde.adapters import ScheduledRate, SchedulerInterval, TrainedTensors, words_of_optimizer
+
+MOST = 2**40
+"""Examples of a batch: more are a mistake, and no integers of the machine's."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class SGD:
             ``"shuffled"``: epochs of a reshuffled data set, as ``DataLoader(shuffle=True)``, with a smaller last batch.
         drop_last: shuffled only: skip an epoch's smaller last batch.
         label_noise_std: fresh Gaussian noise on every drawn target, in the targets' units; squared error only.
+        trained: set by ``from_optimizer``: what the optimizer holds, which must be what a problem trains.
     """
 
     lr: Schedule
@@ -49,17 +54,26 @@ class SGD:
     sampling: Sampling = "with_replacement"
     drop_last: bool = False
     label_noise_std: float = 0.0
+    trained: TrainedTensors | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not callable(self.lr):
             positive_number("lr", self.lr)
         if not callable(self.batch_size):
             object.__setattr__(self, "batch_size", whole_number("batch_size", self.batch_size, minimum=1))
+            if int(self.batch_size) > MOST:
+                raise ValueError(complaint("batch_size", f"at most {MOST:,}", self.batch_size))
         fraction_below_one("momentum", self.momentum)
         finite_number("dampening", self.dampening)
         nonnegative_number("weight_decay", self.weight_decay)
         nonnegative_number("label_noise_std", self.label_noise_std)
         word("sampling", self.sampling, get_args(Sampling))
+        for name, value in (("nesterov", self.nesterov), ("drop_last", self.drop_last)):
+            if not isinstance(value, bool):
+                raise TypeError(complaint(name, "True or False", repr(value)))
+        if self.trained is not None and not isinstance(self.trained, TrainedTensors):
+            remedy = "leave it to SGD.from_optimizer"
+            raise TypeError(complaint("trained", "what an optimizer holds", type(self.trained).__name__, remedy))
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             received = f"momentum={self.momentum}, dampening={self.dampening}"
             remedy = "use momentum > 0 and dampening=0, or nesterov=False"
@@ -88,7 +102,8 @@ class SGD:
                 optimizer has now, so a scheduler that has moved goes on from where it is.
             scheduler_interval: ``"step"`` if the loop calls ``scheduler.step()`` after every update, ``"epoch"`` if
                 after every pass over the loader.
-            model: if given, the optimizer must hold exactly its trainable parameters.
+            model: if given, the optimizer must hold exactly its trainable parameters; a problem of another model, or
+                one that trains others, is refused in any case when it is predicted or trained.
         Raises:
             TypeError: another optimizer. ValueError: what ``SGD`` cannot represent, by name: other samplers,
                 ``ReduceLROnPlateau``, a scheduler that cycles momentum, ``maximize``, step hooks, unequal groups.
@@ -98,18 +113,23 @@ class SGD:
         return cls(**words_of_optimizer(optimizer, loader, scheduler, interval=scheduler_interval, model=model))
 
     @property
+    def is_constant(self) -> bool:
+        """Learning rate and batch size are numbers, not functions of the step."""
+        return not callable(self.lr) and not callable(self.batch_size)
+
+    @property
     def is_plain(self) -> bool:
         """No momentum, no decay, no label noise (sampling and schedules may be anything)."""
         return self.momentum == 0 and self.weight_decay == 0 and self.label_noise_std == 0
 
     def lr_at(self, step: int) -> float:
         """The learning rate of the update step -> step + 1."""
-        return nonnegative_number(f"lr({step})", self.lr(step)) if callable(self.lr) else float(self.lr)
+        return nonnegative_number(f"lr({step})", _value("lr", self.lr, step)) if callable(self.lr) else float(self.lr)
 
     def batch_size_at(self, step: int) -> int:
         """The batch size asked for at a step; an epoch's last batch may be smaller (see ``plan``)."""
         if callable(self.batch_size):
-            return whole_number(f"batch_size({step})", self.batch_size(step), minimum=1)
+            return whole_number(f"batch_size({step})", _value("batch_size", self.batch_size, step), minimum=1)
         return int(self.batch_size)
 
     def plan(self, n_train: int, n_steps: int) -> StepPlan:
@@ -129,6 +149,18 @@ class SGD:
         if self.sampling == "shuffled":
             used, asked = _epochs(asked, n_train, self.drop_last)
         return StepPlan(n_train, self.sampling, lr, asked, used)
+
+
+def _value(name: str, schedule: Callable[[int], float], step: int) -> float:
+    """What a schedule says at a step; one that fails there is refused with the step."""
+    if isinstance(schedule, ScheduledRate):
+        return schedule(step)
+    try:
+        return schedule(step)
+    except Exception as error:
+        received = f"{type(error).__name__}: {error}"
+        remedy = "ask for fewer steps, or let the function answer for every step of the run"
+        raise ValueError(complaint(f"{name}({step})", "a number", received, remedy)) from error
 
 
 def check_sgd(sgd: object) -> None:

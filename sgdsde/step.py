@@ -58,7 +58,7 @@ class Step:
 
     @property
     def parts(self) -> int:
-        """What moves: 1, the weights, or 2, weights and buffer."""
+        """Number of moving parts: 1, the weights, or 2, weights and buffer."""
         return 2 if self.momentum else 1
 
     @cached_property

@@ -73,7 +73,7 @@ class Sweep:
             expected = f"finite for one {kind} setting at least"
             raise ValueError(complaint(loss, expected, "none", "use smaller learning rates, or another loss or kind"))
         row = min(finite, key=lambda row: row[loss])
-        return SGD(**{field.name: row[field.name] for field in fields(SGD)})
+        return SGD(**{field.name: row[field.name] for field in fields(SGD) if field.compare})
 
     def to_dataframe(self) -> pandas.DataFrame:
         """The rows as a data frame (needs pandas)."""
@@ -185,7 +185,7 @@ class _Cells:
     def rows(self, sgd: SGD, limit: float, found: Trajectory | None, kind: Kind) -> list[dict[str, Any]]:
         """One row a recorded step."""
         plan = sgd.plan(self.linearization.problem.n_train, self.n_steps)
-        setting = {field.name: getattr(sgd, field.name) for field in fields(SGD)}
+        setting = {field.name: getattr(sgd, field.name) for field in fields(SGD) if field.compare}
         setting |= {"mean_square_limit": limit, "past_mean_square_limit": self.is_past(sgd, limit), "kind": kind}
         rows = []
         for i, step in enumerate(self.steps.tolist()):

@@ -14,6 +14,7 @@ from torch import Tensor
 from sgdsde import plots
 from sgdsde._checks import complaint
 from sgdsde._files import replacing
+from sgdsde._result_file import check_contents, check_sizes
 from sgdsde.bands import AccuracyBand, LossBand, OutputBand, draw_loss, label_bands
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class Trajectory:
         train_accuracy, test_accuracy: ``AccuracyBand`` if observed, else None.
         truncation_error: [T], a bound on |expected train loss on the whole kernel - train_loss.mean| of a prediction
             on its leading eigenpairs; None where nothing was left out. Test losses have no such bound.
+        estimated_error: [T], estimated relative error of train_loss.mean against the theory that ``dynamics`` stands
+            for, where it was not computed exactly (``ReducedMoments``); else None.
+        assumptions: what a prediction takes for granted of kernel, noise and closure, in words; empty where measured.
     """
 
     steps: Tensor
@@ -57,6 +61,8 @@ class Trajectory:
     train_accuracy: AccuracyBand | None = None
     test_accuracy: AccuracyBand | None = None
     truncation_error: Tensor | None = None
+    estimated_error: Tensor | None = None
+    assumptions: tuple[str, ...] = ()
 
     @property
     def losses(self) -> dict[str, LossBand]:
@@ -96,8 +102,8 @@ class Trajectory:
         for name, band in self._bands().items():
             for part in ("mean", "std", "standard_error"):
                 columns[f"{name}_{part}"] = getattr(band, part).numpy()
-        if self.truncation_error is not None:
-            columns["truncation_error"] = self.truncation_error.numpy()
+        for name, values in self._errors().items():
+            columns[name] = values.numpy()
         return pandas.DataFrame(columns)
 
     def to_xarray(self) -> xarray.Dataset:
@@ -108,7 +114,7 @@ class Trajectory:
         for name, array in self._arrays().items():
             if name in ("steps", "times", "diverged_at"):
                 continue
-            if name == "truncation_error":
+            if name in _ERRORS:
                 data[name] = ("step", array)
                 continue
             side, what, part = name.split(".")
@@ -133,14 +139,18 @@ class Trajectory:
         Raises:
             FileNotFoundError: no such file. ValueError: a file that is cut, damaged, foreign, or of a newer format.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(complaint("path", "a path", repr(path)))
         try:
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+                check_sizes(file)
                 header = json.loads(file["header"].tobytes())
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "header"}
             version = header.pop("format_version", None) if isinstance(header, dict) else None
             if version == FORMAT_VERSION:
                 if header.pop("arrays") != sorted(arrays):
                     raise KeyError("an array is missing, or one too many")
+                check_contents(arrays, header)
                 return cls._from_arrays(arrays, header)
         except (FileNotFoundError, IsADirectoryError, PermissionError):
             raise
@@ -157,7 +167,11 @@ class Trajectory:
             "dynamics": self.dynamics,
             "problem_digest": self.problem_digest,
             "mean_square_limit": self.mean_square_limit,
+            "assumptions": list(self.assumptions),
         }
+
+    def _errors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in _ERRORS if getattr(self, name) is not None}
 
     def _bands(self) -> dict[str, LossBand | AccuracyBand]:
         names = [f"{side}_{what}" for what in ("loss", "accuracy") for side in ("train", "test")]
@@ -166,8 +180,7 @@ class Trajectory:
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {"steps": self.steps, "times": self.times, "diverged_at": self.diverged_at}
-        if self.truncation_error is not None:
-            arrays["truncation_error"] = self.truncation_error
+        arrays |= self._errors()
         for side in ("train", "test"):
             for what, parts in _PARTS.items():
                 band = getattr(self, f"{side}_{what}")
@@ -184,9 +197,11 @@ class Trajectory:
             for what, parts in _PARTS.items():
                 found = {part: arrays.get(f"{side}.{what}.{part}") for part in parts}
                 bands[f"{side}_{what}"] = None if found["mean"] is None else kinds[what](**found)
-        bands["truncation_error"] = arrays.get("truncation_error")
+        bands |= {name: arrays.get(name) for name in _ERRORS}
+        header["assumptions"] = tuple(header.get("assumptions", ()))
         return cls(steps=arrays["steps"], times=arrays["times"], diverged_at=arrays["diverged_at"], **bands, **header)
 
 
+_ERRORS = ("truncation_error", "estimated_error")
 _BAND_PARTS = ("mean", "std", "standard_error", "samples")
 _PARTS = {"loss": _BAND_PARTS, "accuracy": _BAND_PARTS, "outputs": ("mean", "std", "samples")}

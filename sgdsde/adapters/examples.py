@@ -89,7 +89,7 @@ class _Source:
         batch = self.collate_fn(raw)
         fits = isinstance(batch, tuple | list) and len(batch) == 2
         if not fits or not all(isinstance(part, Tensor) and part.ndim and len(part) == len(raw) for part in batch):
-            remedy = "return (x, y) from the data set, or pass tensors to Problem(model, x_train, y_train)"
+            remedy = "return pairs (x, y) from the data set, several inputs joined in x and split again in forward"
             raise TypeError(complaint(f"{self.name}'s batches", "pairs of tensors (x, y)", _described(batch), remedy))
         return batch[0], batch[1]
 

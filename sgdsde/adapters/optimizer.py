@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sgdsde._checks import complaint
+from sgdsde._types import Params
 from sgdsde.adapters.sampler import sampling_of_loader
 from sgdsde.adapters.scheduler import SchedulerInterval, common_value, lr_of_scheduler
 
@@ -38,7 +40,51 @@ def words_of_optimizer(
         "nesterov": bool(common_value(optimizer, "nesterov")),
         "sampling": sampled.sampling,
         "drop_last": sampled.drop_last,
+        "trained": TrainedTensors.of(optimizer),
     }
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedTensors:
+    """The tensors that an optimizer moves, themselves: a copy of them would be another model's."""
+
+    tensors: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, optimizer: torch.optim.Optimizer) -> TrainedTensors:
+        return cls(tuple(value for group in optimizer.param_groups for value in group["params"]))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainedTensors:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrainedTensors, ((),)
+
+    def check(self, trained: Params) -> None:
+        """Raises ``ValueError`` unless these are the tensors that a problem trains, or those of a copy of its model.
+
+        Args:
+            trained: the user's own tensors by name.
+        """
+        held, own = {id(value) for value in self.tensors}, {id(value) for value in trained.values()}
+        name, expected = "the optimizer of this SGD", "over exactly the trainable parameters of the problem's model"
+        if not self.tensors or held == own:
+            return
+        if not held & own:
+            shapes = [sorted(tuple(value.shape) for value in some) for some in (self.tensors, trained.values())]
+            if shapes[0] == shapes[1]:  # a copy of the model
+                return
+            received = "one of another model"
+            raise ValueError(complaint(name, expected, received, "make it with the parameters of the problem's model"))
+        missing = [repr(key) for key, value in trained.items() if id(value) not in held]
+        if missing:
+            received = f"one without {', '.join(missing)}"
+            remedy = "freeze these with requires_grad_(False) before the Problem is made, or give them to the optimizer"
+            raise ValueError(complaint(name, expected, received, remedy))
+        if any(value.requires_grad for value in self.tensors if id(value) not in own):
+            received = f"one that also holds {len(held - own)} tensors of something else"
+            remedy = "make one optimizer of the model's parameters alone"
+            raise ValueError(complaint(name, expected, received, remedy))
 
 
 def _refuse_unfit(optimizer: torch.optim.SGD) -> None:

@@ -46,7 +46,13 @@ class ScheduledRate:
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             # Chained schedulers call each other in a form that torch itself calls deprecated.
             warnings.filterwarnings("ignore", message="The epoch parameter in `scheduler.step")
-            self._scheduler.step()
+            try:
+                self._scheduler.step()
+            except Exception as error:
+                ends = len(self._rates) * self._stride
+                remedy = f"ask for at most {ends} steps, or make the scheduler longer ({error})"
+                expected = f"at most {ends}, where {self._name} ends"
+                raise ValueError(complaint("n_steps", expected, "more", remedy)) from error
         for name, before in self._fixed.items():
             now = common_value(self._optimizer, name)
             if now != before:

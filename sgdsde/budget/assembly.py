@@ -87,7 +87,7 @@ def error_budget(
     n_reference = max(whole_number("n_reference", n_reference, minimum=2), MORE_RUNS * n_runs)
     steps = recorded_steps(n_steps, record)
     check_sgd(sgd)
-    linearization = as_linearization(problem_or_linearization, progress=progress)
+    linearization = as_linearization(problem_or_linearization, sgd=sgd, progress=progress)
     dynamics = default_dynamics(linearization.problem, sgd) if dynamics is None else dynamics
     predicted = predict(linearization, sgd, n_steps, dynamics=dynamics, record=steps.tolist(), progress=progress)
     curves = Curves(linearization, sgd, n_steps, steps.tolist(), seed, n_runs, n_reference, memory, progress)
@@ -178,7 +178,7 @@ class Curves:
         return sde, frozen, used, reasons
 
     def _at_frozen_kernel(self, gaussian: Curve) -> Curve:
-        """What a moving kernel predicts where the kernel does not move."""
+        """The prediction of a moving kernel whose kernel does not move."""
         if self._is_certain or self._is_squared != (self.sgd.sampling == "shuffled"):
             return gaussian  # exact already, or without a closure of its own
         return self._evolved(MomentRecursion(epoch_starts=0) if self._is_squared else GaussianClosure())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Ntk, Predict, Sweep
+from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Ntk, Predict, Prune, Sweep
 
 
 def run(command: Command, argv: Sequence[str]) -> None:
@@ -29,6 +29,10 @@ def run(command: Command, argv: Sequence[str]) -> None:
             from sgdsde.cli import kernels
 
             kernels.ntk(command, words)
+        case Prune():
+            from sgdsde.cli import masks
+
+            masks.prune(command, words)
         case Eoc():
             from sgdsde.cli import edge
 

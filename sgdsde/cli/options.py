@@ -183,6 +183,30 @@ class Ntk:
     """Eigenvalues to print."""
 
 
+CriterionWord = Literal["random", "magnitude", "snip", "grasp", "synflow", "synflow2", "pathkernel"]
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Prune at initialization, and rank the masks by the loss that they are predicted to reach."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    criteria: tuple[CriterionWord, ...] = ("random", "snip", "synflow")
+    """Criteria; synflow2 sums squares over paths, pathkernel keeps the trace of the path kernel."""
+    sparsities: Annotated[tuple[float, ...], arg(metavar="S [S ...]")] = (0.9,)
+    """Shares of the weights to remove."""
+    rounds: int = 0
+    """Rounds of scoring and removing; 0 is what each criterion prefers (100 for synflow, 1 for most)."""
+    scope: Literal["global", "layer"] = "global"
+    """Whether scores compete over the whole network or within each layer."""
+    rescale: Literal["none", "neuron", "layer", "data"] = "none"
+    """Bring the pruned networks back to the edge of chaos first."""
+
+
 @dataclass(frozen=True)
 class Eoc:
     """Print the initialization on the edge of chaos, where signals reach the deepest layers."""
@@ -193,4 +217,4 @@ class Eoc:
     """Standard deviation of the biases."""
 
 
-Command = Predict | Compare | Diagnose | Sweep | Ntk | Eoc
+Command = Predict | Compare | Diagnose | Sweep | Ntk | Prune | Eoc

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
-from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Ntk, Predict, Sweep
+from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Ntk, Predict, Prune, Sweep
 
 WRONG_KINDS = {
     r"invalid literal for int\(\) with base 10:": "a whole number",
@@ -27,6 +27,7 @@ COMMANDS = {
     "diagnose": Diagnose,
     "sweep": Sweep,
     "ntk": Ntk,
+    "prune": Prune,
     "eoc": Eoc,
 }
 DESCRIPTION = (

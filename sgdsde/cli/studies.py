@@ -13,6 +13,7 @@ from sgdsde.cli.builders import build_dynamics, build_problem, build_sgd, parse_
 from sgdsde.cli.options import Diagnose, Sweep
 from sgdsde.cli.results import ResultFolder, write_manifest, write_rows
 from sgdsde.cli.work import Work, default_name, facts_of, say_written
+from sgdsde.linearization import as_linearization
 
 
 def diagnose(command: Diagnose, argv: list[str]) -> None:
@@ -25,7 +26,7 @@ def diagnose(command: Diagnose, argv: list[str]) -> None:
     rate = parse_lr(training)
     build_sgd(training)
     problem = build_problem(command.data, command.network, command.compute, training.loss)
-    linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
+    linearization = work.stage("kernel", lambda bar: as_linearization(problem, progress=bar))
     lr, words = resolve_lr(rate, training, linearization)
     print(problem)
     print(f"{words}, batch size {training.batch_size}, {n_steps} steps\n", flush=True)
@@ -66,10 +67,11 @@ def sweep(command: Sweep, argv: list[str]) -> None:
     folder = ResultFolder.prepared(command.output, default_name("sweep", command), names)
     build_sgd(training)
     problem = build_problem(command.data, command.network, command.compute, training.loss)
-    linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
+    linearization = work.stage("kernel", lambda bar: as_linearization(problem, progress=bar))
     print(problem)
     print(f"{n_steps} steps", flush=True)
     words = dataclasses.asdict(build_sgd(training)) | {"lr": rates, "batch_size": sizes}
+    del words["trained"]  # what an optimizer would hold
     found = work.stage(
         "sweep", lambda bar: sweeps.sweep(linearization, n_steps=n_steps, dynamics=theory, progress=bar, **words)
     )

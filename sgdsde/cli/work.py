@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sgdsde._types import Progress
-from sgdsde.cli.options import Command, Compare, Diagnose, Ntk, Predict, Sweep
+from sgdsde.cli.options import Command, Compare, Diagnose, Ntk, Predict, Prune, Sweep
 
 
 class Work:
@@ -51,7 +51,7 @@ def facts_of(name: str, command: Command, argv: list[str]) -> dict[str, Any]:
     return {"command": name, "argv": argv, "arguments": arguments, "seeds": seeds}
 
 
-def default_name(name: str, command: Compare | Predict | Diagnose | Sweep | Ntk) -> str:
+def default_name(name: str, command: Compare | Predict | Diagnose | Sweep | Ntk | Prune) -> str:
     batch = command.batch_size if isinstance(command, Ntk) else command.training.batch_size
     network = f"{command.network.network}{command.network.width}"
     return f"sgdsde-{name}-{command.data.data}-{network}-batch{batch}-seed{command.compute.seed}"

@@ -34,8 +34,9 @@ def diagnose(
         tolerance: relative error of the training loss that is asked for, at every recorded step.
         record: as in ``predict``.
     Returns:
-        A ``Diagnosis`` with checks ``stability``, ``kernel_drift``, ``laziness``, ``noise_scale``, ``feedback``,
-        ``linearization``, ``sde``; each has its number, threshold, source of the threshold, grade and sentence.
+        A ``Diagnosis`` with checks ``stability``, ``kernel_drift``, ``laziness``, ``noise_scale``, ``confusion``,
+        ``feedback``, ``linearization``, ``sde``; each has its number, threshold, source of the threshold, grade and
+        sentence.
     Exactness: calibrated, not derived: the errors to expect are those that nine of ten settings stayed below, on small
         networks and digits (docs/diagnosis.md, where it is checked on other settings).
     Cost: the predictions of the frozen and of the moving kernel and of the SDE, a full-batch gradient a step, and three
@@ -47,7 +48,7 @@ def diagnose(
     if steps[-1] == 0:
         raise ValueError(complaint("record", "with a step after 0", steps, "omit it for about 50 geometric steps"))
     check_sgd(sgd)
-    linearization = as_linearization(problem_or_linearization, progress=progress)
+    linearization = as_linearization(problem_or_linearization, sgd=sgd, progress=progress)
     found = Evidence(linearization, sgd, steps, progress)
     made = checks(found, tolerance)
     advice = _advice(found, tolerance)

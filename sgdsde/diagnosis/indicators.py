@@ -50,8 +50,7 @@ def laziness(linearization: Linearization) -> float:
     """
     problem, functional = linearization.problem, linearization.problem.functional
     outputs = linearization.outputs.to(functional.dtype)
-    targets = problem.y_train.to(outputs) if problem.y_train.is_floating_point() else problem.y_train
-    residual = problem.criterion.gradient(outputs, targets)
+    residual = problem.criterion.gradient(outputs, problem.y_train)
     if isinstance(problem.criterion, SquaredError):
         residual = residual / problem.criterion.curvature
     direction = weight_direction(functional, problem.x_train, residual)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -13,6 +13,13 @@ from sgdsde.dynamics import Dynamics
 
 if TYPE_CHECKING:
     import pandas
+
+
+Regime: TypeAlias = Literal["kernel", "between", "rich"]
+"""How far training is from that of the linearized model."""
+
+RICH_DRIFT = 0.5
+"""Relative change of the kernel from which training is called rich: a name, not a calibrated threshold."""
 
 
 class Grade(Enum):
@@ -75,6 +82,17 @@ class Diagnosis:
     moving_losses: Tensor | None
 
     @property
+    def regime(self) -> Regime:
+        """The kernel's motion along full-batch descent in a word.
+
+        "kernel" up to the threshold of the check, "rich" beyond half of itself, where features are learned.
+        """
+        drift = self.checks["kernel_drift"]
+        if drift.value <= drift.threshold:
+            return "kernel"
+        return "rich" if drift.value > RICH_DRIFT else "between"
+
+    @property
     def expected_error(self) -> float:
         """Error to expect of the advised predictor, or of the better one where none is advised."""
         errors = {Advice.FROZEN_KERNEL: self.frozen_error, Advice.MOVING_KERNEL: self.moving_error}
@@ -88,7 +106,7 @@ class Diagnosis:
         return pandas.DataFrame(rows, columns=["name", "value", "threshold", "grade", "source", "sentence"])
 
     def __str__(self) -> str:
-        lines = [self.sentence, "", f"{'check':>18} {'value':>9} {'threshold':>9}  {'':8}"]
+        lines = [self.sentence, f"Regime: {self.regime}.", "", f"{'check':>18} {'value':>9} {'threshold':>9}  {'':8}"]
         for check in self.checks.values():
             lines.append(f"{check.name:>18} {check.value:>9.3g} {check.threshold:>9.3g}  {check.grade.value:8}")
             lines.append(f"{'':>20}{check.sentence}")

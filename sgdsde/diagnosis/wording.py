@@ -8,12 +8,13 @@ from sgdsde.comparison import TOLERANCE as SDE_TOLERANCE
 from sgdsde.diagnosis import calibration, indicators
 from sgdsde.diagnosis.evidence import Evidence
 from sgdsde.diagnosis.result import Advice, Check, Grade
+from sgdsde.regimes import gradient_confusion
 
 
 def checks(found: Evidence, tolerance: float) -> dict[str, Check]:
     """Every check by name; ``tolerance`` is the relative error of the training loss that is asked for."""
     made = [_stability(found), _kernel_drift(found), _laziness(found), _noise_scale(found)]
-    made += [_feedback(found, tolerance), _linearization(found, tolerance), _sde(found)]
+    made += [_confusion(found), _feedback(found, tolerance), _linearization(found, tolerance), _sde(found)]
     return {check.name: check for check in made}
 
 
@@ -67,6 +68,16 @@ def _noise_scale(found: Evidence) -> Check:
     source = "at 1 noise and mean of the first gradient are equally large (McCandlish et al.)"
     sentence = f"the first gradient's variance is {value:.2g} of its squared mean"
     return _graded("noise_scale", value, 1.0, source, sentence, beyond="gradient descent says little of this SGD")
+
+
+def _confusion(found: Evidence) -> Check:
+    source = "at 1 a step on one example raises another's loss by as much as an average step lowers its own"
+    if found.linearization.problem.n_train < 2:
+        return Check("confusion", math.nan, 1.0, source, Grade.GOOD, "a single example confuses none")
+    confusion = gradient_confusion(found.linearization)
+    value = confusion.bound / confusion.mean_square if confusion.mean_square > 0 else 0.0
+    beyond = "small batches undo each other's steps"
+    return _graded("confusion", value, 1.0, source, confusion.sentence, beyond=beyond)
 
 
 def _feedback(found: Evidence, tolerance: float) -> Check:

@@ -1,4 +1,4 @@
-"""What a dynamics is: the evolution of the law of the outputs."""
+"""The interface of a dynamics: the evolution of the law of the outputs."""
 
 from __future__ import annotations
 
@@ -31,9 +31,24 @@ class Dynamics(ABC):
     independent_batches_only: ClassVar[bool] = False
 
     @property
+    def needs_spectrum(self) -> bool:
+        """Whether the kernel is decomposed, which takes five times its memory, or only multiplied with."""
+        return True
+
+    @property
     def noise_source(self) -> NoiseSource | None:
         """Where the noise is taken, of a dynamics that follows the kernel's eigenpairs; None where it does not."""
         return None
+
+    def assumptions(self, sgd: SGD) -> tuple[str, ...]:
+        """Assumptions of this theory about this SGD, in words: kernel first, then noise and closure."""
+        kernel = ("the kernel stays that of the initial weights",) if self.freezes_kernel else ()
+        noise = self.noise_assumption(sgd)
+        return (*kernel, noise) if noise else kernel
+
+    def noise_assumption(self, sgd: SGD) -> str:
+        """The idealization of the noise of minibatches, in words; empty where nothing is said."""
+        return ""
 
     @abstractmethod
     def evolve(
@@ -49,10 +64,9 @@ class Dynamics(ABC):
                 without) that represents this very problem.
         """
         loss, own = type(linearization.problem.loss).__name__, []
-        kink = linearization.problem.criterion.kink
         if self.squared_error_only and not _is_squared(linearization):
             own.append(f"the loss {loss}")
-        if self.smooth_loss_only and kink:
+        if self.smooth_loss_only and (kink := linearization.problem.criterion.kink):  # looked for when it matters
             own.append(f"a loss without second derivative ({loss}, {kink})")
         if self.independent_batches_only and sgd.sampling == "shuffled":
             own.append("shuffled epochs")
@@ -81,7 +95,7 @@ def with_remedies(alternative: str, linearization: Linearization, sgd: SGD) -> s
 
 
 def _unknown_to_all(linearization: Linearization, sgd: SGD) -> dict[str, str]:
-    """What no theory on this linearization represents, and the remedy."""
+    """Settings that no theory on this linearization represents, each with its remedy."""
     remedies = {}
     if sgd.label_noise_std and not _is_squared(linearization):
         remedies["label noise without squared error"] = "label_noise_std=0"

@@ -63,6 +63,9 @@ class GaussianClosure(Dynamics):
 
     smooth_loss_only: ClassVar[bool] = True
 
+    def noise_assumption(self, sgd: SGD) -> str:
+        return "the outputs are Gaussian at every step"
+
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:

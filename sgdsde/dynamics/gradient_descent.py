@@ -33,6 +33,9 @@ class GradientDescent(Dynamics):
     def noise_source(self) -> NoiseSource | None:
         return "none"
 
+    def noise_assumption(self, sgd: SGD) -> str:
+        return "no minibatch noise"
+
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:

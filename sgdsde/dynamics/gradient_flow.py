@@ -30,6 +30,9 @@ class GradientFlow(Dynamics):
     def noise_source(self) -> NoiseSource | None:
         return "none"
 
+    def noise_assumption(self, sgd: SGD) -> str:
+        return "no minibatch noise, steps of length zero"
+
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:

@@ -47,6 +47,10 @@ class LinearizedSGD(Dynamics):
         object.__setattr__(self, "n_runs", whole_number("n_runs", self.n_runs, minimum=2))
         object.__setattr__(self, "seed", whole_number("seed", self.seed))
 
+    @property
+    def needs_spectrum(self) -> bool:
+        return False
+
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:

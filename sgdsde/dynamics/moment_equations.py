@@ -58,6 +58,9 @@ class MomentEquations(Dynamics):
     def noise_source(self) -> NoiseSource | None:
         return "state"
 
+    def noise_assumption(self, sgd: SGD) -> str:
+        return f"a diffusion that matches SGD to order {self.order} in the learning rate"
+
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:

@@ -56,6 +56,9 @@ class MomentRecursion(Dynamics):
     def noise_source(self) -> NoiseSource | None:
         return "state"
 
+    def noise_assumption(self, sgd: SGD) -> str:
+        return "shuffled epochs closed by a regression on what is still to come" if sgd.sampling == "shuffled" else ""
+
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:

@@ -64,6 +64,11 @@ class OrnsteinUhlenbeck(Dynamics):
     def noise_source(self) -> NoiseSource:
         return "start" if self.freeze == "init" else "mean"
 
+    def noise_assumption(self, sgd: SGD) -> str:
+        return (
+            f"a Gaussian process, its noise frozen {'along the mean' if self.freeze == 'mean_path' else 'at the start'}"
+        )
+
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
@@ -96,7 +101,8 @@ class OrnsteinUhlenbeck(Dynamics):
         flow = Flow(modes, sgd, sgd.plan(modes.n_train, 1), order=1, noise=self.noise_source)
         (segment,) = flow.segments()
         diffusion = segment.lr * flow.step_noise(segment, _no_spread(modes), flow.level)
-        covariance = diffusion / (segment.rate[:, None] + segment.rate)
+        rates = segment.rate[:, None] + segment.rate
+        covariance = torch.where(rates > 0, diffusion / rates, 0.0)
         factor = 0.0 if sgd.weight_decay else 1.0
         return modes.law(STATIONARY_STEP, math.inf, flow.level, covariance, weight_factor=factor)
 
@@ -122,4 +128,5 @@ def _no_spread(modes: Modes) -> Tensor:
 def _relaxed(covariance: Tensor, diffusion: Tensor, rate: Tensor, duration: float) -> Tensor:
     """S after a time under constant drift and diffusion."""
     rates = rate[:, None] + rate
-    return covariance * torch.exp(-rates * duration) - diffusion * torch.expm1(-rates * duration) / rates
+    gained = torch.where(rates > 0, -torch.expm1(-rates * duration) / rates, duration)
+    return covariance * torch.exp(-rates * duration) + diffusion * gained

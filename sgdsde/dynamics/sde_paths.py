@@ -71,8 +71,15 @@ class SDEPaths(Dynamics):
             raise TypeError(complaint("ito_term", "an ItoTerm or None", repr(self.ito_term), "use dynamics.ItoTerm()"))
 
     @property
+    def needs_spectrum(self) -> bool:
+        return not isinstance(self.integrator, EulerMaruyama)
+
+    @property
     def noise_source(self) -> NoiseSource | None:
         return "state" if isinstance(self.integrator, ExponentialEuler) else None
+
+    def noise_assumption(self, sgd: SGD) -> str:
+        return "Gaussian noise with the covariance of a minibatch"
 
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None

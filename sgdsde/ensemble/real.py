@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
 from sgdsde import _memory
-from sgdsde._functional import FunctionalModel, vectorize
+from sgdsde._functional import FunctionalModel, value_and_gradient, vectorize
 from sgdsde._types import Params
 from sgdsde.ensemble.variants import Draw
+from sgdsde.jacobian import activation_bytes
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
 
@@ -34,7 +36,7 @@ class RealLearner:
         self.problem = problem
         self.functional: FunctionalModel = problem.functional
         self.device, self.dtype = problem.device, problem.dtype
-        self._activations = _activation_numbers(problem.functional, problem.x_train[:1])
+        self._activations = -(-activation_bytes(problem.functional, problem.x_train[:1])[1] // self.dtype.itemsize)
         self._gradient = grad_and_value(self._batch_loss)
         if self.functional.vectorizes:
             self._gradient = vectorize(self._gradient)
@@ -53,13 +55,14 @@ class RealLearner:
         if self.functional.vectorizes:
             return self._gradient(state, *data)
         runs = [
-            _plain_gradient(
-                self._batch_loss, {name: value[i] for name, value in state.items()}, *(part[i] for part in data)
+            value_and_gradient(
+                partial(_called_with, self._batch_loss, [part[i] for part in data]),
+                {name: value[i] for name, value in state.items()},
             )
             for i in range(len(draw.indices))
         ]
-        gradients = {name: torch.stack([gradient[name] for gradient, _ in runs]) for name in state}
-        return gradients, torch.stack([loss for _, loss in runs])
+        gradients = {name: torch.stack([gradient[name] for _, gradient in runs]) for name in state}
+        return gradients, torch.stack([loss for loss, _ in runs])
 
     def outputs(self, state: Params, x: Tensor) -> Tensor:
         """[runs, n, c], in pieces whose activations stay in the cache: several runs, or part of one run's examples."""
@@ -98,24 +101,5 @@ class RealLearner:
         return self.problem.criterion.per_example(outputs, y) @ weights
 
 
-def _plain_gradient(loss: Callable[..., Tensor], params: Params, *data: Tensor) -> tuple[Params, Tensor]:
-    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    with torch.enable_grad():
-        value = loss(leaves, *data)
-    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return {name: gradient.to_dense() for name, gradient in zip(leaves, gradients)}, value.detach()
-
-
-def _activation_numbers(functional: FunctionalModel, x: Tensor) -> int:
-    """Numbers stored by the autograd graph of one example: every tensor saved for the backward pass, once."""
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved[tensor.data_ptr()] = tensor.numel()
-        return tensor
-
-    leaves = {name: value.detach().requires_grad_() for name, value in functional.params.items()}
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        functional.forward(leaves, x)
-    known = {value.data_ptr() for value in leaves.values()}
-    return sum(size for pointer, size in saved.items() if pointer not in known) + x.numel()
+def _called_with(loss: Callable[..., Tensor], data: list[Tensor], params: Params) -> Tensor:
+    return loss(params, *data)

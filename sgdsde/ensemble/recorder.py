@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sgdsde._types import Observable
 from sgdsde.bands import AccuracyBand, LossBand, OutputBand
-from sgdsde.losses import is_right
+from sgdsde.losses import in_dtype, is_right
 from sgdsde.problem import Problem
 from sgdsde.sgd import StepPlan
 from sgdsde.trajectory import Trajectory
@@ -55,8 +55,7 @@ class Recorder:
                 continue
             targets = self._problem.y_train if side == "train" else self._problem.y_test
             assert targets is not None
-            targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
-            loss = self._problem.criterion.mean(outputs, targets).double()
+            loss = self._problem.criterion.mean(outputs, in_dtype(targets, outputs.dtype)).double()
             if side == "train":
                 self.watch(step, runs, loss)
             self._losses[side][runs.start : runs.stop, row] = loss.cpu()

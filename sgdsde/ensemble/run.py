@@ -15,7 +15,7 @@ from sgdsde.ensemble.streams import RunStreams
 from sgdsde.ensemble.variants import Minibatches, Variant
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
-from sgdsde.problem import Problem
+from sgdsde.problem import Problem, check_training
 from sgdsde.recording import check_observables, recorded_steps
 from sgdsde.sgd import SGD, check_sgd
 from sgdsde.trajectory import Trajectory
@@ -59,6 +59,7 @@ def run_ensemble(
     variant = _checked_variant(variant, sgd)
     learner = _learner(problem_or_linearization)
     problem = learner.problem
+    check_training(problem, sgd)
     plan = sgd.plan(problem.n_train, n_steps)
     refined = variant.refined(plan)
     check_label_noise(sgd, problem)

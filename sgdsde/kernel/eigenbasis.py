@@ -7,10 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sgdsde import _memory
 from sgdsde._checks import complaint
 from sgdsde._types import Progress
 from sgdsde.kernel.operator import KernelOperator, KroneckerKernel, LowRankKernel, as_operator
 from sgdsde.kernel.spectrum import leading_eigenpairs
+
+WORKING_MATRICES = 4
+"""Of the kernel's size beside it while it is decomposed: its symmetric part, eigenvectors, twice LAPACK's workspace."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +49,7 @@ class Eigenbasis:
         """The whole range. Cost: one symmetric eigendecomposition, about 9 d^3 operations.
 
         Raises:
-            MemoryError: an operator too large to be written out; names the bytes.
+            MemoryError: an operator too large to be written out, or a matrix to be decomposed; names the bytes.
         """
         if isinstance(kernel, LowRankKernel):
             order = kernel.values.argsort()
@@ -53,6 +57,7 @@ class Eigenbasis:
         if isinstance(kernel, KroneckerKernel):
             return cls.of(kernel.base).scaled(kernel.scale).per_output(kernel.n_outputs)
         dense = as_operator(kernel).to_dense()
+        _check_fits(dense)
         values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
         return cls._above_rounding(values, vectors, len(dense))
 
@@ -63,8 +68,8 @@ class Eigenbasis:
             received = f"eigenvalues down to {values.min():.3e} beside {values.max():.3e}"
             raise ValueError(complaint("kernel", "positive semidefinite", received))
         kept = values > floor
-        if not kept.any():
-            raise ValueError(complaint("kernel", "different from zero", "no positive eigenvalue"))
+        if not kept.any():  # a kernel of zero is one null mode
+            return cls(torch.zeros_like(values[:1]), vectors[:, :1].contiguous())
         return cls(values[kept].contiguous(), vectors[:, kept].contiguous())
 
     def scaled(self, factor: float) -> Eigenbasis:
@@ -113,6 +118,15 @@ class Eigenbasis:
         if len(kernel) == rank or trace <= rounding:
             return basis
         return replace(basis, tail=Tail(largest, trace, example))
+
+
+def _check_fits(kernel: Tensor) -> None:
+    """Raises MemoryError, before it is begun, where the decomposition takes more than a quarter of the free memory."""
+    needed, allowed = WORKING_MATRICES * kernel.nbytes, _memory.budget(None, kernel.device)
+    if needed > allowed:
+        remedy = "follow the leading eigenpairs instead: linearize(problem, rank=500), or linearization.truncate(500)"
+        what = f"the memory for all eigenpairs of {len(kernel):,} rows, a quarter of what is free,"
+        raise MemoryError(complaint(what, f"at least {needed:,} bytes", f"{allowed:,}", remedy))
 
 
 def _inverse_root(gram: Tensor) -> Tensor:

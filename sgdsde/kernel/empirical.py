@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgdsde._checks import complaint
 from sgdsde._functional import FunctionalModel, as_functional
-from sgdsde._probe import probe
+from sgdsde._probe import probe, probe_vectorization
 from sgdsde._types import Params, Progress
 from sgdsde.kernel.assembly import gram
 from sgdsde.kernel.flop_model import Outputs
@@ -93,6 +93,9 @@ def empirical_ntk(
     """
     functional = as_functional(model)
     functional = _with_params(functional, params)
+    if where is not None and not callable(where):
+        remedy = 'use where=lambda name: "weight" in name, say'
+        raise TypeError(complaint("where", "a predicate on parameter names or None", type(where).__name__, remedy))
     chosen = {name: value for name, value in functional.params.items() if where is None or where(name)}
     if not chosen:
         names = ", ".join(functional.params)
@@ -102,7 +105,7 @@ def empirical_ntk(
     plan = KernelPlan.make(functional, chosen, x1, x2, at_two.shape[1], memory=memory, dtype=dtype, outputs=outputs)
     if plan.structure is None or not plan.structure.terms:
         # Plain Jacobians are vectorized only where that is right, and a model must depend on some of its parameters.
-        functional, _ = probe(functional, x1, "x1")
+        functional = probe_vectorization(functional, x1)
     if explain:
         return plan.timed(functional)
     return gram(functional, x1, x2, plan=plan, params=chosen, progress=progress)
@@ -111,6 +114,8 @@ def empirical_ntk(
 def _with_params(functional: FunctionalModel, params: Params | None) -> FunctionalModel:
     if params is None:
         return functional
+    if not isinstance(params, dict) or not all(isinstance(value, Tensor) for value in params.values()):
+        raise TypeError(complaint("params", "a dict of tensors by parameter name, or None", type(params).__name__))
     unknown = sorted(set(params) - set(functional.params))
     if unknown:
         known = ", ".join(functional.params)

@@ -46,9 +46,10 @@ class ImplicitKernel(KernelOperator):
     def __init__(self, model: Any, x1: Tensor, x2: Tensor | None = None, *, memory: int | None = None) -> None:
         functional = model if isinstance(model, FunctionalModel) else as_functional(model)
         check_inputs(functional, x1, x2)
-        functional, outputs = probe(functional, x1, "x1")
+        if not functional.n_outputs:
+            functional, _ = probe(functional, x1, "x1")
         self._functional, self._x1, self._x2 = functional, x1, x1 if x2 is None else x2
-        self.n_outputs = outputs.shape[1]
+        self.n_outputs = functional.n_outputs
         self.shape = (len(x1) * self.n_outputs, len(self._x2) * self.n_outputs)
         self.dtype, self.device, self.is_symmetric = functional.dtype, functional.device, x2 is None
         self._memory = memory

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from sgdsde._checks import complaint, finite_entries, nonempty
+from sgdsde._checks import complaint, dense_tensor, finite_entries, nonempty
 from sgdsde._functional import FunctionalModel
 
 
@@ -24,9 +22,7 @@ def check_inputs(functional: FunctionalModel, x1: Any, x2: Any = None) -> None:
 
 
 def _check(functional: FunctionalModel, name: str, x: Any) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(complaint(name, "a torch.Tensor", type(x).__name__, "use torch.as_tensor(...)"))
-    nonempty(name, x)
+    nonempty(name, dense_tensor(name, x))
     if x.is_complex() or (x.is_floating_point() and x.dtype != functional.dtype):
         raise TypeError(complaint(name, f"of the model's dtype {functional.dtype}", x.dtype))
     if x.device != functional.device:

@@ -47,7 +47,7 @@ class Loss(ABC):
 
     @property
     def kink(self) -> str:
-        """What was seen of a gradient that jumps, empty where the loss has a second derivative."""
+        """The jump that was seen in the gradient, in words; empty where the loss has a second derivative."""
         return ""
 
     @property
@@ -66,6 +66,20 @@ def is_right(outputs: Tensor, labels: Tensor) -> Tensor:
     """
     right = (outputs[..., 0] * labels > 0) if labels.is_floating_point() else outputs.argmax(-1) == labels
     return right & torch.isfinite(outputs).all(-1)
+
+
+def in_dtype(targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Targets that are numbers in this dtype; classes as they are."""
+    return targets.to(dtype) if targets.is_floating_point() else targets
+
+
+def reshaping(name: str, targets: Tensor, n_outputs: int) -> str:
+    """What to do about targets that are not [n, c]."""
+    if targets.ndim > 2 and targets[0].numel() == n_outputs:
+        return f"use {name}.flatten(1), the order of nn.Flatten() at the model's end"
+    if targets.ndim == 1 and n_outputs == 1:
+        return f"use {name}[:, None]"
+    return f"let the model's last layer give {targets[0].numel()} outputs, or pass {n_outputs} targets an example"
 
 
 def largest_entries(name: str, targets: Tensor) -> Tensor:

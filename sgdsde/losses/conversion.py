@@ -35,6 +35,9 @@ def as_loss(loss: object, n_outputs: int) -> Loss:
             remedy = "remove these examples from the data"
             raise ValueError(complaint("loss.ignore_index", "unused", loss.ignore_index, remedy))
     if type(loss) is nn.CrossEntropyLoss or loss is nn.functional.cross_entropy:
+        if n_outputs == 1:
+            received, remedy = "one output, whose softmax is always 1", "use nn.BCEWithLogitsLoss() with targets [n, 1]"
+            raise ValueError(complaint("nn.CrossEntropyLoss", "used with two outputs or more", received, remedy))
         return CrossEntropy(getattr(loss, "label_smoothing", 0.0))
     if isinstance(loss, nn.Module):
         trained = [name for name, value in loss.named_parameters() if value.requires_grad]
@@ -49,5 +52,7 @@ def _check_reduction(loss: object) -> None:
     reduction = getattr(loss, "reduction", "mean")
     if reduction == "mean" or (isinstance(loss, nn.KLDivLoss) and reduction == "batchmean"):
         return
-    remedy = "use reduction='mean' and multiply lr by the batch size"
+    remedy = "use reduction='mean'"
+    if reduction == "sum":
+        remedy += " and multiply lr by the batch size"
     raise ValueError(complaint("loss.reduction", "'mean'", repr(reduction), remedy))

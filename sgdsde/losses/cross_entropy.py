@@ -11,6 +11,21 @@ from sgdsde._checks import complaint, finite_entries
 from sgdsde.losses.base import Loss, largest_entries
 
 
+def _several(targets: Tensor, n_outputs: int) -> str:
+    """What to do about several class indices an example."""
+    count = targets[0].numel()
+    if count == 1:
+        return "use .flatten()"
+    classes = n_outputs // count
+    if classes < 2 or n_outputs % count:
+        return f"for {count} indices an example the model needs as many outputs for each of them, flattened"
+    return (
+        f"for {count} of {classes} classes an example use loss=lambda f, y: F.cross_entropy(f.view(-1, {classes}), "
+        f"y.flatten()) on flattened outputs [n, {count}, {classes}], or loss=lambda f, y: "
+        f"F.cross_entropy(f.view(len(f), {classes}, -1), y.flatten(1)) where they are [n, {classes}, ...]"
+    )
+
+
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
     """-sum_a q_a log softmax(f)_a, q the smoothed one-hot target or the given probabilities."""
@@ -50,7 +65,7 @@ class CrossEntropy(Loss):
                 raise ValueError(complaint(name, "probabilities that add up to 1", "other numbers"))
             return targets.to(outputs.dtype)
         if targets.ndim != 1:
-            raise ValueError(complaint(name, "class indices [n]", list(targets.shape), "use .squeeze(1)"))
+            raise ValueError(complaint(name, "class indices [n]", list(targets.shape), _several(targets, c)))
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= c:
             raise ValueError(complaint(name, f"class indices in [0, {c})", f"values in [{low}, {high}]"))

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
 from sgdsde._checks import complaint, finite_entries
-from sgdsde.losses.base import Loss, largest_entries
+from sgdsde.losses.base import Loss, largest_entries, reshaping
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 PROBABILITIES = (nn.KLDivLoss,)
@@ -21,6 +22,26 @@ ZERO_ONE = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 SIGNS = (nn.SoftMarginLoss,)
 ELEMENTWISE = (nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss, nn.KLDivLoss, nn.SoftMarginLoss)
 """Losses that would broadcast targets of another shape, or warn and do it."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Outputs [..., c] as groups of log-probabilities, [..., groups, size] or with the group last."""
+
+    groups: int
+    size: int
+    last: bool
+
+    @property
+    def axis(self) -> int:
+        return -1 if self.last else -2
+
+    def of(self, outputs: Tensor) -> Tensor:
+        return outputs.unflatten(-1, (self.groups, self.size) if self.last else (self.size, self.groups))
+
+    def normalized(self, outputs: Tensor) -> Tensor:
+        """log_softmax of every group."""
+        return self.of(outputs).log_softmax(self.axis).flatten(-2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,16 +52,23 @@ class TorchLoss(Loss):
         loss: a loss module or a function, ``loss(outputs [n, c], targets [n, ...])`` to one number, the mean over the
             examples (``losses.examine`` makes sure of that on the targets themselves).
         name: what messages call it.
-        kink: why it has no second derivative, or "".
-        values: what it returns on fixed outputs and the problem's targets: distinguishes two losses of one name.
+        find_kink: says why it has no second derivative, or "" (asked for once, when a Hessian is).
+        find_values: says what it returns on fixed outputs and the problem's targets: distinguishes two losses of one
+            name.
+        is_linear: whether it was found to be linear in the outputs. has_domain: or undefined for some of them.
+        axes: where the model's outputs are log-probabilities, along which they are; log_softmax then comes before the
+            loss (``losses.normalization``).
     Exactness: to rounding. Where a loss has one-sided derivatives only, torch's choice.
     Cost: value and gradient one pass each, the Hessian c further backward passes, of all examples and runs at once.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
     name: str
-    kink: str = ""
-    values: str = ""
+    find_kink: Callable[[TorchLoss], str] = field(default=lambda loss: "", repr=False)
+    find_values: Callable[[TorchLoss], str] = field(default=lambda loss: "", repr=False)
+    is_linear: bool = False
+    has_domain: bool = False
+    axes: Axes | None = None
     _in: dict[torch.dtype, Callable[[Tensor, Tensor], Tensor]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +77,11 @@ class TorchLoss(Loss):
         if isinstance(own, nn.Module) and any(value.is_floating_point() for value in own.state_dict().values()):
             copies = {dtype: copy.deepcopy(own).to(dtype) for dtype in DTYPES}
         object.__setattr__(self, "_in", copies)
+
+    @cached_property
+    def kink(self) -> str:
+        """Why the loss has no second derivative, or "". Cost: under a second."""
+        return self.find_kink(self)
 
     def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
         flat, rows = _flat(outputs, targets)
@@ -80,11 +113,10 @@ class TorchLoss(Loss):
         return self._quietly(product, flat).view(outputs.shape)
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        loss = self._in[outputs.dtype]
         if outputs.ndim == 2:
-            return self._quietly(loss, outputs, targets)
+            return self._quietly(self._value, outputs, targets)
         runs = outputs.reshape(-1, *outputs.shape[-2:])
-        return self._quietly(vmap(loss, in_dims=(0, None)), runs, targets).view(outputs.shape[:-2])
+        return self._quietly(vmap(self._value, in_dims=(0, None)), runs, targets).view(outputs.shape[:-2])
 
     def check_targets(self, name: str, targets: Tensor, outputs: Tensor) -> Tensor:
         if targets.is_complex():
@@ -96,8 +128,7 @@ class TorchLoss(Loss):
             return targets
         if isinstance(self.loss, ELEMENTWISE + ZERO_ONE) and targets.shape[1:] != outputs.shape[1:]:
             expected = f"[{len(targets)}, {outputs.shape[1]}], the shape of the model's outputs"
-            remedy = f"use {name}[:, None]" if targets.ndim == 1 else "match the model's last layer"
-            raise ValueError(complaint(name, expected, list(targets.shape), remedy))
+            raise ValueError(complaint(name, expected, list(targets.shape), reshaping(name, targets, outputs.shape[1])))
         if targets.dtype != outputs.dtype:
             raise TypeError(complaint(name, f"of the model's dtype {outputs.dtype}", targets.dtype))
         return finite_entries(name, targets)
@@ -116,16 +147,20 @@ class TorchLoss(Loss):
 
     @property
     def fingerprint(self) -> str:
-        return f"TorchLoss({self.name}, {self.values})"
+        return f"TorchLoss({self.name}, {self.find_values(self)}{'' if self.axes is None else f', {self.axes}'})"
 
     def _single(self, output: Tensor, target: Tensor) -> Tensor:
-        return self._in[output.dtype](output[None], target[None])
+        return self._value(output[None], target[None])
+
+    def _value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        normalized = outputs if self.axes is None else self.axes.normalized(outputs)
+        return self._in[outputs.dtype](normalized, targets)
 
     def _all_gradients(self, targets: Tensor) -> Callable[[Tensor], Tensor]:
         """d l_i / d f_i of all rows in one backward pass: each row moves its own term of the mean only."""
 
         def value(outputs: Tensor) -> Tensor:
-            return self._in[outputs.dtype](outputs, targets)
+            return self._value(outputs, targets)
 
         return lambda outputs: len(outputs) * grad(value)(outputs)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint, finite_entries
-from sgdsde.losses.base import Loss, largest_entries
+from sgdsde.losses.base import Loss, largest_entries, reshaping
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class SquaredError(Loss):
                 remedy = "for class labels use nn.CrossEntropyLoss(), or one-hot targets in floating point"
             raise TypeError(complaint(name, "floating-point under nn.MSELoss()", targets.dtype, remedy))
         if targets.ndim != 2 or targets.shape[1] != outputs.shape[1]:
-            remedy = f"use {name}[:, None]" if targets.ndim == 1 else "match the model's last layer"
-            raise ValueError(complaint(name, expected, list(targets.shape), remedy))
+            raise ValueError(complaint(name, expected, list(targets.shape), reshaping(name, targets, outputs.shape[1])))
         if targets.dtype != outputs.dtype:
             raise TypeError(complaint(name, f"of the model's dtype {outputs.dtype}", targets.dtype))
         return finite_entries(name, targets)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from sgdsde._checks import complaint
+from sgdsde.losses.base import in_dtype
 from sgdsde.losses.general import TorchLoss
 from sgdsde.losses.smoothness import find_kink
 
@@ -42,23 +44,39 @@ def examine(loss: TorchLoss, outputs: Tensor, y_train: Tensor, y_test: Tensor | 
     Raises:
         ValueError: it fails, is no single finite number, is random, no mean over examples, cannot be vectorized, has
             no finite gradient, or none at all. TypeError: what it returns is no tensor.
-    Cost: some passes over outputs of the size of the targets; kinks of losses that are not known, under a second.
+    Cost: some passes over outputs of the size of the targets. Kinks are looked for when a Hessian is asked for.
     """
     for name, targets in (("y_train", y_train), ("y_test", y_test)):
         if targets is not None:
             targets = _double(targets)
             near = _between(outputs, len(targets))
-            _check_mean(loss, name, near, targets)
+            gradients = [_check_mean(loss, name, near, targets)]
             around = _around(near)
             if _is_defined(loss, around, targets):
-                _check_mean(loss, name, around, targets)
-    kink = ""
+                gradients.append(_check_mean(loss, name, around, targets))
+            if len(gradients) == 1 or not _is_defined(loss, 2 * near - around, targets):
+                loss = replace(loss, has_domain=True)
+            if not any(bool(gradient.abs().max() > 1e-14) for gradient in gradients):
+                raise ValueError(_constant(loss, outputs.shape[1]))
+            if name == "y_train" and len(gradients) == 2 and _same(*gradients):
+                loss = replace(loss, is_linear=True)
     if type(loss.loss) not in SMOOTH or getattr(loss.loss, "beta", 1.0) == 0:
-        kink = find_kink(loss, _distinct(_double(y_train)), n_outputs=outputs.shape[1])
-    return replace(loss, kink=kink, values=_values(loss, outputs, y_train))
+        search = partial(find_kink, targets=_distinct(_double(y_train)), n_outputs=outputs.shape[1])
+        loss = replace(loss, find_kink=search)
+    return replace(loss, find_values=partial(_values, outputs=outputs, targets=y_train))
 
 
-def _check_mean(loss: TorchLoss, name: str, outputs: Tensor, targets: Tensor) -> None:
+def _same(first: Tensor, second: Tensor) -> bool:
+    return float((first - second).abs().max()) <= 1e-12 * float(first.abs().max())
+
+
+def _constant(loss: TorchLoss, n_outputs: int) -> str:
+    remedy = "for two classes and one output use nn.BCEWithLogitsLoss()" if n_outputs == 1 else "check its arguments"
+    return complaint("loss", "one that depends on the outputs", f"{loss.name}, of zero gradient everywhere", remedy)
+
+
+def _check_mean(loss: TorchLoss, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The gradient [n, c] at these outputs; raises ``ValueError`` where the loss is no mean over examples."""
     value = _value(loss, name, outputs, targets)
     if float(_value(loss, name, outputs, targets)) != float(value):
         raise ValueError(complaint("loss", "deterministic", f"{loss.name} with two values on the same outputs"))
@@ -72,11 +90,13 @@ def _check_mean(loss: TorchLoss, name: str, outputs: Tensor, targets: Tensor) ->
         raise ValueError(
             complaint("loss", "computable for one example at a time by torch.func.vmap", received, remedy)
         ) from error
-    scale = max(float(each.abs().mean()), 1e-300)
-    if not abs(float(each.mean()) - float(value)) <= 1e-9 * scale:
-        received = (
-            f"{loss.name}, {float(value):.6g} on {name} where its examples alone average {float(each.mean()):.6g}"
-        )
+    _check_place(loss, name, float(value), each, gradient)
+    return gradient
+
+
+def _check_place(loss: TorchLoss, name: str, value: float, each: Tensor, gradient: Tensor) -> None:
+    if not abs(float(each.mean()) - value) <= 1e-9 * max(float(each.abs().mean()), 1e-300):
+        received = f"{loss.name}, {value:.6g} on {name} where its examples alone average {float(each.mean()):.6g}"
         remedy = "weights of classes or batches, ignored targets and terms that couple examples are no such mean"
         raise ValueError(complaint("loss", "the mean of its values on the single examples", received, remedy))
     if not torch.isfinite(gradient).all():
@@ -156,7 +176,7 @@ def _distinct(targets: Tensor) -> Tensor:
 
 
 def _double(targets: Tensor) -> Tensor:
-    return targets.double() if targets.is_floating_point() else targets
+    return in_dtype(targets, torch.float64)
 
 
 def _first_line(error: object) -> str:

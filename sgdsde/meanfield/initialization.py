@@ -9,6 +9,7 @@ Source: Hayou, Doucet, Rousseau, arXiv:1902.06853.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdsde._checks import complaint
+from sgdsde._sharing import overlap
 from sgdsde.meanfield.activation import ActivationLike, as_activation
 from sgdsde.meanfield.edge import edge_of_chaos
 
@@ -71,7 +73,8 @@ def init_edge_of_chaos_(
         generator: draws the weights; torch's default generator if None.
     Raises:
         ValueError: no edge of chaos at this sigma_b, an activation that the modules do not determine, a layer of
-            another type (its name is given), a layer without bias although sigma_b > 0.
+            another type (its name is given) or one that makes its weight anew in each forward pass (weight norm,
+            spectral norm, pruning, hooks), layers that share a weight, a layer without bias although sigma_b > 0.
     Exactness: the theory is of infinite width; convolutions with zero padding lose variance near the border.
     """
     layers = _affine_layers(model)
@@ -96,6 +99,7 @@ def _affine_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     layers = []
     for name, module in model.named_modules():
         if isinstance(module, AFFINE):
+            _refuse_overwritten(name or "the model", module)
             if isinstance(module.weight, nn.parameter.UninitializedParameter):
                 raise ValueError(
                     complaint(f"layer {name}", "initialized", type(module).__name__, "run one input first")
@@ -108,7 +112,31 @@ def _affine_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
             raise ValueError(complaint("every layer with parameters", f"one of {kinds}", received, remedy))
     if not layers:
         raise ValueError(complaint("model", "a model with linear or convolutional layers", type(model).__name__))
+    for (first, one), (second, other) in itertools.combinations(layers, 2):
+        if overlap(one.weight, other.weight):
+            received = f"{first} and {second} with one weight"
+            raise ValueError(complaint("layers", "of weights that are independent draws", received, "untie them first"))
     return layers  # type: ignore[return-value]
+
+
+def _refuse_overwritten(name: str, layer: nn.Module) -> None:
+    """Raises ``ValueError`` for a layer that makes the weight or the bias that it uses from other tensors."""
+    label, kind = f"layer {name} ({type(layer).__name__})", next(kind for kind in AFFINE if isinstance(layer, kind))
+    made = [key for key in ("weight", "bias") if layer._parameters.get(key) is None and getattr(layer, key) is not None]
+    if made:
+        sources = ", ".join(key for key in layer._parameters if key.startswith(made[0])) or "a parametrization"
+        received = f"a {made[0]} that each forward pass makes anew from {sources}"
+        remedy = "initialize first, then apply weight norm (spectral norm and pruning leave the edge of chaos)"
+        raise ValueError(complaint(label, "one that uses its own parameters", received, remedy))
+    if layer._forward_pre_hooks:
+        remedy = "initialize first, then register the hook"
+        raise ValueError(complaint(label, "without hooks that may change its weights", "a forward pre-hook", remedy))
+    own = [
+        key for key in ("forward", "_conv_forward") if getattr(type(layer), key, None) is not getattr(kind, key, None)
+    ]
+    if own or "forward" in vars(layer):
+        received = "a forward of its own, which may use other weights"
+        raise ValueError(complaint(label, f"a plain nn.{kind.__name__}", received, "initialize it by hand"))
 
 
 def _only_activation(model: nn.Module) -> ActivationLike:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint, whole_number
-from sgdsde._functional import FunctionalModel
+from sgdsde._functional import FunctionalModel, pulled
 from sgdsde._types import Params
 from sgdsde.linearization import Linearization
 
@@ -65,15 +65,12 @@ def _cotangents(linearization: Linearization, output_gradient: Tensor, count: in
 
 def weight_direction(functional: FunctionalModel, x: Tensor, cotangent: Tensor) -> Params:
     """J^T v for v [n, c], by parameter name."""
-    leaves = {name: value.detach().requires_grad_() for name, value in functional.params.items()}
     total = {name: torch.zeros_like(value) for name, value in functional.params.items()}
     for start in range(0, len(x), ROWS):
         rows = slice(start, start + ROWS)
-        with torch.enable_grad():
-            value = (functional.forward(leaves, x[rows]) * cotangent[rows]).sum()
-        parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        for name, part in zip(leaves, parts):
-            total[name] += part
+        (part,) = pulled(functional, functional.params, x[rows], cotangent[None, rows])[1]
+        for name in total:
+            total[name] += part[name]
     return total
 
 

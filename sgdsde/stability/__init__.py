@@ -8,14 +8,17 @@ from sgdsde.stability.limits import (
     sufficient_lr,
 )
 from sgdsde.stability.scales import critical_batch_size, fastest_lr, gradient_noise_scale
+from sgdsde.stability.subsample import SubsampledLimit, max_lr_from_subsample
 from sgdsde.stability.warning import UnstableWarning, warn_if_unstable
 
 __all__ = [
+    "SubsampledLimit",
     "UnstableWarning",
     "critical_batch_size",
     "fastest_lr",
     "gradient_noise_scale",
     "max_lr",
+    "max_lr_from_subsample",
     "max_lr_full_batch",
     "max_lr_of",
     "mean_square_radius",

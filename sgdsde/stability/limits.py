@@ -43,10 +43,12 @@ def mean_square_radius(problem_or_linearization: Problem | Linearization, sgd: S
         15 times r^2 systems of four unknowns.
     Source: derived in docs/derivations.md.
     """
-    linearization = as_linearization(problem_or_linearization)
+    linearization = as_linearization(problem_or_linearization, sgd=sgd)
     _refuse_unsupported(sgd)
     lr, noise = sgd.lr_at(0), sgd.plan(linearization.problem.n_train, 1).noise_factor(0)
     moments = local_map(linearization)
+    if not moments.drift.any():
+        return 0.0  # of an empty range
     floor = moments.mean_radius(sgd, lr) ** 2
     if noise == 0:
         return floor
@@ -83,7 +85,8 @@ def max_lr(
             batches without replacement.
     Returns:
         lr in the units of ``torch.optim.SGD``; at B = n without replacement the full-batch limit. With momentum,
-        dampening d divides it by 1 - d: infinite at d = 1, and 0 beyond, where the buffer points uphill.
+        dampening d divides it by 1 - d: infinite at d = 1, and 0 beyond, where the buffer points uphill. Infinite where
+        the kernel is zero.
     Exactness: to 1e-8, for the model linearized at initialization, under squared error. With momentum or decay the
         limit is the smallest learning rate at which the radius is 1; above it the radius has been above 1 in every case
         tried. Another loss stands for the quadratic with its Hessian at the initial outputs: the limit of small
@@ -135,7 +138,7 @@ def limit_of_map(moments: SecondMomentMap, noise: float, *, sgd: SGD, precision:
     if sgd.momentum == 0 and sgd.weight_decay == 0:
         return _plain_limit(moments, noise)
     full_batch = _full_batch_limit(moments, sgd)
-    if noise == 0 or not 0 < full_batch < math.inf:
+    if noise == 0 or not 0 < full_batch < math.inf or not moments.drift.any():
         return full_batch
 
     def excess(log_lr: float) -> float:
@@ -150,6 +153,8 @@ def limit_of_map(moments: SecondMomentMap, noise: float, *, sgd: SGD, precision:
 
 def _plain_limit(moments: SecondMomentMap, noise: float) -> float:
     h = moments.drift
+    if not h.any():
+        return math.inf
     if noise == 0:
         return 2 / float(h.max())
     weights = (h[:, None] + h).rsqrt()
@@ -184,6 +189,8 @@ def _full_batch_limit(moments: SecondMomentMap, sgd: SGD) -> float:
     damped = 1 - sgd.dampening if beta else 1.0  # torch dampens the buffer only, and has none without momentum
     if damped <= 0:
         return math.inf if damped == 0 else 0.0
+    if sharpest == 0:
+        return math.inf
     return 2 * (1 + beta) / (sharpest * damped * (1 + 2 * beta if sgd.nesterov else 1))
 
 
@@ -197,6 +204,8 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
     kernel, curvature = local_kernel(linearization)
     c, n = linearization.problem.n_outputs, linearization.problem.n_train
     blocks = diagonal_blocks(kernel.contiguous(), c).contiguous()
+    if not blocks.any():
+        return math.inf
 
     def product(vector: torch.Tensor) -> torch.Tensor:
         return (1 - noise) / n * (kernel @ vector) + noise * times_blocks(blocks, vector)
@@ -207,9 +216,13 @@ def sufficient_lr(linearization: Linearization, batch_size: int, *, sampling: Sa
 
 def noise_factor(linearization: Linearization, batch_size: int, sampling: Sampling) -> float:
     """phi/B of i.i.d. batches; of shuffled epochs that of fresh batches without replacement."""
+    return noise_among(linearization.problem.n_train, batch_size, sampling)
+
+
+def noise_among(n: int, batch_size: int, sampling: Sampling) -> float:
+    """The same for batches from n examples."""
     batch_size = whole_number("batch_size", batch_size, minimum=1)
     word("sampling", sampling, get_args(Sampling))
-    n = linearization.problem.n_train
     if sampling == "shuffled":
         sampling, batch_size = "without_replacement", min(batch_size, n)
     if sampling == "without_replacement" and batch_size > n:

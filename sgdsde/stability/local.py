@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from sgdsde._checks import complaint
+from sgdsde.curvature import curved_kernel
 from sgdsde.kernel import KroneckerKernel
 from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.linearization import Linearization
@@ -39,15 +38,5 @@ def local_map(linearization: Linearization) -> SecondMomentMap:
 
 def local_kernel(linearization: Linearization) -> tuple[Tensor, float]:
     """K [n*c, n*c] and s under squared error, G^{1/2} K G^{1/2} and 1 under another loss, at the initial outputs."""
-    problem, kernel = linearization.problem, linearization.dense_kernel
-    if isinstance(problem.criterion, SquaredError):
-        return kernel, problem.criterion.curvature
-    n, c = problem.n_train, problem.n_outputs
-    values, vectors = torch.linalg.eigh(problem.criterion.hessian(linearization.outputs, linearization.targets))
-    if values.min() < -1e-9 * values.abs().max() or not values.max() > 0:
-        received = f"one with eigenvalues from {float(values.min()):.3g} to {float(values.max()):.3g}"
-        raise ValueError(complaint("loss", "of positive curvature at the initial outputs", received))
-    roots = (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
-    half = (roots @ kernel.view(n, c, -1)).view(n * c, -1)
-    kernel = (roots @ half.mT.reshape(n, c, -1)).view(n * c, -1)
-    return (kernel + kernel.mT) / 2, 1.0
+    problem = linearization.problem
+    return curved_kernel(linearization.dense_kernel, problem.criterion, linearization.outputs, linearization.targets)

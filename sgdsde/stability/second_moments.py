@@ -98,6 +98,8 @@ def largest_eigenvalue(
         return float(np.linalg.eigvalsh(np.stack(columns)).max())
     if start is None:
         start = np.broadcast_to(np.eye(shape[-1]), shape).ravel()
+    if not matvec(start.copy()).any():
+        return 0.0  # the start lies in the range of any map but zero
     operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)
     tolerance = 1e-10 if like.dtype == torch.float64 else 1e-6
     return float(eigsh(operator, k=1, which="LA", v0=start, ncv=min(12, size), tol=tolerance)[0][0])

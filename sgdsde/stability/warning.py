@@ -31,7 +31,9 @@ def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> fl
     n = linearization.problem.n_train
     iid = dataclasses.replace(sgd, sampling="without_replacement", drop_last=False)
     stationary = iid if sgd.sampling == "shuffled" else sgd
-    plan = stationary.plan(n, n_steps)
+    if sgd.momentum and sgd.dampening >= 1:
+        return _warn_of_dampening(sgd)
+    plan = stationary.plan(n, 1 if sgd.is_constant else n_steps)
     lr, batch_size = float(plan.lr.max()), int(plan.batch_size.min())
     noise = plan.noise_factor(int(plan.batch_size.argmin()))
     if _is_stable(linearization, stationary, lr, noise, batch_size):
@@ -50,6 +52,19 @@ def warn_if_unstable(linearization: Linearization, sgd: SGD, n_steps: int) -> fl
     return limit
 
 
+def _warn_of_dampening(sgd: SGD) -> float | None:
+    """Past 1 the steps climb; at 1 there are none after the first."""
+    if sgd.dampening == 1:
+        return None
+    warnings.warn(
+        f"dampening={sgd.dampening:g} is above 1: momentum SGD then moves against the gradient, and the expected loss "
+        "of the linearized model grows at any learning rate",
+        UnstableWarning,
+        stacklevel=4,
+    )
+    return 0.0
+
+
 def _is_stable(linearization: Linearization, sgd: SGD, lr: float, noise: float, batch_size: int) -> bool:
     plain = sgd.momentum == 0 and sgd.weight_decay == 0
     is_dense = isinstance(linearization.kernel, Tensor)
@@ -58,4 +73,6 @@ def _is_stable(linearization: Linearization, sgd: SGD, lr: float, noise: float, 
     if plain:
         return lr <= limit_at_noise(linearization, noise)
     moments = local_map(linearization)
+    if not moments.drift.any():
+        return True
     return moments.mean_radius(sgd, lr) < 1 and (noise == 0 or moments.amplification(sgd, lr, noise) < 1)

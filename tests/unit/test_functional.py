@@ -97,7 +97,7 @@ LSTM_IN_TRAIN_MODE = Wrapped(lambda m, x: m.lstm(x[:, None])[0][:, 0], lstm=nn.L
         (then(lambda m, x: x.detach()), "model must be differentiable in its parameters"),
         (
             then(lambda m, x: checkpoint.checkpoint(m.last, x, use_reentrant=False), last=nn.Linear(4, 2)),
-            "model must be differentiable in its parameters, got an error of the backward pass",
+            "got activation checkpoints, whose second forward pass cannot be followed; remove torch.utils.",
         ),
         (nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)), "a function that leaves its input as it is"),
         (then(lambda m, x: x[:, 0]), "model output must be [2, c] for 2 examples, got [2]; end the model with"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,8 +78,35 @@ def test_kernels_that_are_none_are_refused():
             sgdsde.Linearization(made, **(parts | change))
     with pytest.raises(ValueError, match="kernel must be positive semidefinite, got eigenvalues down to"):
         _ = sgdsde.Linearization(made, **(parts | {"kernel": -good.kernel})).eigenbasis
-    with pytest.raises(ValueError, match="kernel must be different from zero"):
-        _ = sgdsde.Linearization(made, **(parts | {"kernel": 0 * good.kernel})).eigenbasis
+    with pytest.warns(UserWarning, match="the kernel is zero"):
+        zero = sgdsde.Linearization(made, **(parts | {"kernel": 0 * good.kernel}))
+    assert zero.eigenbasis.values.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("wrong", [None, 0, "a", [], {}, object(), nn.Linear(2, 2), torch.zeros(12, 12).long()])
+def test_parts_of_another_kind_are_refused_by_name(wrong):
+    made = problem("linear")
+    good = sgdsde.linearize(made)
+    parts = {part: getattr(good, part) for part in ("kernel", "cross_kernel", "outputs", "test_outputs")}
+    for name in ("kernel", "cross_kernel", "outputs", "test_outputs", "weight_outputs", "test_weight_outputs"):
+        if wrong is None and name != "outputs" and name != "kernel":
+            continue
+        with pytest.raises(TypeError, match=rf"^{name} must be"):
+            sgdsde.Linearization(made, **(parts | {name: wrong}))
+    for ask in (sgdsde.linearize, lambda p: sgdsde.Linearization(p, **parts), sgdsde.Linearization.from_analytic):
+        with pytest.raises(TypeError, match=r"problem must be a Problem, got"):
+            ask(wrong)
+    if wrong is not None:
+        with pytest.raises(TypeError, match=r"kernel must be a KernelOperator or None.*DenseKernel"):
+            sgdsde.linearize(made, kernel=wrong)
+
+
+def test_outputs_of_another_shape_are_refused_by_name():
+    made = problem("linear")
+    good = sgdsde.linearize(made)
+    for name in ("outputs", "test_outputs", "weight_outputs", "test_weight_outputs"):
+        with pytest.raises(ValueError, match=rf"^{name} must be \["):
+            replace(good, **{name: getattr(good, name)[:-1]})
 
 
 def test_the_residual_belongs_to_squared_error():

@@ -61,7 +61,12 @@ def with_entry(tensor: torch.Tensor, value: float) -> torch.Tensor:
         ({"x": X[0]}, ValueError, "as long as x_train, 4 rows"),
         ({"x": torch.tensor(1.0)}, ValueError, "x_train must be a tensor with one row an example, got a single number"),
         ({"y": Y[:, :1]}, ValueError, "y_train must be [6, 2], the shape of the model's outputs, got [6, 1]"),
-        ({"y": Y[:, 0]}, ValueError, "got [6]; use y_train[:, None]"),
+        (
+            {"y": Y[:, 0]},
+            ValueError,
+            "got [6]; let the model's last layer give 1 outputs, or pass 2 targets an example",
+        ),
+        ({"model": nn.Linear(4, 1), "y": Y[:, 0]}, ValueError, "got [6]; use y_train[:, None]"),
         ({"y": LABELS}, TypeError, "got torch.int64; for class labels use nn.CrossEntropyLoss()"),
         ({"y": Y.round().int()}, TypeError, "y_train must be floating-point under nn.MSELoss(), got torch.int32"),
         ({"y": Y.round().int()}, TypeError, "convert it with y_train.to(torch.float32)"),
@@ -78,7 +83,7 @@ def with_entry(tensor: torch.Tensor, value: float) -> torch.Tensor:
         ({"x_test": X[:0], "y_test": Y[:0]}, ValueError, "x_test must be non-empty"),
         ({"x_test": X[:, :3], "y_test": Y}, ValueError, "x_test must be examples of shape [4] like x_train, got [3]"),
         ({"x_test": X, "y_test": with_entry(Y, float("nan"))}, ValueError, "y_test must be finite everywhere"),
-        ({"x_test": X, "y_test": Y[:, 0]}, ValueError, "use y_test[:, None]"),
+        ({"x_test": X, "y_test": Y[:, 0]}, ValueError, "y_test must be [6, 2], the shape of the model's outputs"),
     ],
 )
 def test_bad_data_are_refused_by_name(words, error, message):

@@ -96,7 +96,7 @@ class Flow:
             solver = Collocation(rates, forcing, feedback=feedback, rtol=rtol, n_nodes=nodes)
             steps = [k for k in range(segment.start + 1, segment.stop + 1) if k in wanted or k == segment.stop]
             durations = [segment.lr * (k - segment.start) for k in steps]
-            first = 1 / float(rates.max())
+            first = 1 / max(float(rates.max()), torch.finfo(rates.dtype).tiny)  # a kernel of zero has no rate
             for step, reached in zip(steps, solver.run(covariance, durations, first)):
                 if step in wanted:
                     yield self.law(segment, step, reached)

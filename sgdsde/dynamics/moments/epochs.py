@@ -195,7 +195,7 @@ class EpochFluctuation(Fluctuation):
 
 
 class DrawnGradients:
-    """What a batch draws of the output gradients, from the starts' means [v, n*c] and usage covariances [v, n*c, n]."""
+    """The drawn part of the output gradients, from the starts' means [v, n*c] and usage covariances [v, n*c, n]."""
 
     def __init__(self, draw: EpochDraw, means: Tensor, usage: Tensor, example: Tensor) -> None:
         self.draw, self.means, self._usage, self._example = draw, means, usage, example
@@ -217,7 +217,7 @@ class DrawnGradients:
         return pairs
 
     def usage_source(self) -> Tensor:
-        """What the drawn batch adds to P before the response, [v, n*c, n]."""
+        """The source of P from the drawn batch, before the response, [v, n*c, n]."""
         draw, (q, _, _) = self.draw, pair_factors(self.draw)
         both = draw.both_remain * (self.means[:, :, None] - q * (self.own[:, :, None] + self._usage))
         others = self._example[:, None] != torch.arange(self._n, device=self._usage.device)
@@ -236,7 +236,7 @@ class DrawnGradients:
         return total.transpose(1, 2).reshape(n * c, n * c)
 
     def _pairs_of(self, starts: slice) -> Tensor:
-        """Of some starts, [n, n, c, c]: examples i and j, outputs of i and of j."""
+        """``_pairs`` of some starts, [n, n, c, c]: examples i and j, outputs of i and of j."""
         (q, ia, ib), n, c = pair_factors(self.draw), self._n, self._c
         other = self._usage[starts].view(-1, n, c, n).permute(1, 3, 2, 0)  # [i, j, a, v]: output (i, a), usage of j
         own, mean = (part[starts].view(-1, n, c).permute(1, 2, 0)[:, None] for part in (self.own, self.means))
@@ -248,7 +248,7 @@ class DrawnGradients:
 
 
 def pair_factors(draw: EpochDraw) -> tuple[float, float, float]:
-    """What stands before P in the regression on two examples at once: of the mean, and twice of the covariance."""
+    """The factors of P in the regression on two examples at once: of the mean, and twice of the covariance."""
     n, rho = draw.n, draw.share
     if n <= 2:
         return 0.0, 0.0, 0.0

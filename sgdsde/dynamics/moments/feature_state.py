@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgdsde.dynamics.output_law import Covariance
-from sgdsde.losses import SquaredError
+from sgdsde.losses import SquaredError, in_dtype
 from sgdsde.losses.expectations import GaussianMoments, gaussian_moments
 from sgdsde.noise.covariance import diagonal_blocks
 from sgdsde.noise.example_blocks import ExampleBlocks, times_blocks
@@ -103,7 +103,7 @@ class Fluctuation(ABC):
         self.covariance = torch.zeros(self._parts * size, self._parts * size, dtype=dtype, device=problem.device)
         self.is_certain = True
         targets = problem.y_train
-        self._targets = targets.to(dtype) if targets.is_floating_point() else targets
+        self._targets = in_dtype(targets, dtype)
 
     @abstractmethod
     def expectations(self, features: Features, outputs: Tensor) -> Expectations:
@@ -111,7 +111,7 @@ class Fluctuation(ABC):
 
     @abstractmethod
     def output_gradient(self, k: int, seen: Expectations) -> Tensor:
-        """What the mean follows in the step k -> k + 1 in place of r(f), [n, c]."""
+        """The output gradient that the mean follows in the step k -> k + 1, in place of r(f), [n, c]."""
 
     @abstractmethod
     def advance(self, k: int, seen: Expectations) -> None:
@@ -134,7 +134,7 @@ class Fluctuation(ABC):
         return 0.0 if self.is_certain else float((features.gram * self.weights).sum())
 
     def covariances(self, features: Features) -> tuple[Covariance | None, Covariance | None]:
-        """Of train and test outputs; None before the first noise, or without a test set."""
+        """Covariances of train and test outputs; None before the first noise, or without a test set."""
         if self.is_certain:
             return None, None
         train = Covariance(features.train, self.weights, features.gram)

@@ -44,7 +44,7 @@ class StepNoise:
         self._label_variance = modes.n_columns * sgd.label_noise_std**2
 
     def __call__(self, k: int, covariance: Tensor | None, mean: Tensor) -> Tensor | None:
-        """Of the step k -> k + 1 at mean [r, k] and covariance [r, r]; None where there is none."""
+        """The covariance of the step k -> k + 1 at mean [r, k] and covariance [r, r]; None where there is none."""
         if self._source == "none":
             return None
         modes, factor, noise = self._modes, self._plan.noise_factor(k), None

@@ -85,6 +85,11 @@ class Modes:
         """Eigenvalues h = s l / n of the drift matrix H, [r]."""
         return self.loss_curvature * self.values / self.n_train
 
+    @property
+    def inverse_values(self) -> Tensor:
+        """1 / l, [r]; 0 for the null mode that stands for a kernel of zero."""
+        return torch.where(self.values > 0, 1 / self.values, 0.0)
+
     @cached_property
     def examples(self) -> ExampleBlocks:
         """U by example: [r, r] to the covariance of every example's residual and back."""
@@ -134,9 +139,9 @@ class Modes:
             return None
         if self.n_columns > 1:
             assert isinstance(cross, KroneckerKernel)
-            factor = cross.scale * (cross.base @ self.vectors) / self.values
+            factor = cross.scale * (cross.base @ self.vectors) * self.inverse_values
         else:
-            factor = (cross @ self.vectors) / self.values
+            factor = (cross @ self.vectors) * self.inverse_values
         return factor, factor.mT @ factor
 
     def law(

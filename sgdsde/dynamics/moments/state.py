@@ -19,7 +19,7 @@ class Advances(Protocol):
 
 
 class MomentState(ABC):
-    """What a theory knows at one step of SGD: enough for the law of the outputs and for the next step."""
+    """The state of a theory at one step of SGD: enough for the law of the outputs and for the next step."""
 
     @abstractmethod
     def law(self, step: int, time: float) -> OutputLaw:

@@ -242,15 +242,15 @@ class _TailMoments:
         return max(still**2 * float((1 - kept.square()).max()), self._trace())
 
     def _trace(self) -> float:
-        """Of the covariance."""
+        """Bound on the trace of the covariance of z."""
         return self._tail.largest * (min(self._direct, self.weights) + self._tail.trace * self._labels)
 
     def _length(self) -> float:
-        """Of the mean of z."""
+        """Bound on the length of the mean of z."""
         sizes = [float(deviation.abs().max()) for deviation in self._deviations()]
         return sum(size * float(start.norm()) for size, start in zip(sizes, self._starts))
 
     def _deviations(self) -> list[Tensor]:
-        """What every start has become less what it was, by eigenvalue."""
+        """The change of every start, by eigenvalue."""
         first, *others = self._response.unbind(1)
         return [first - 1, *others]

@@ -1,4 +1,4 @@
-"""What happens where the kernel is made anew, and when to tell the caller about it."""
+"""Refreshes of the kernel: their report, the margin to the stability limit, the warnings."""
 
 from __future__ import annotations
 

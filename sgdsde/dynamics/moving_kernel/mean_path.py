@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgdsde._checks import whole_number
+from sgdsde._functional import value_and_gradient
 from sgdsde._types import Params, Progress
 from sgdsde.dynamics.moments.state import march
 from sgdsde.kernel import KernelPlan, gram
@@ -61,15 +62,15 @@ class MeanPath:
     def gradient(self, output_gradient: Tensor | None = None) -> Params:
         """(1/n) J^T r by parameter, decay aside."""
         problem = self.problem
-        leaves = {name: value.detach().requires_grad_() for name, value in self.params.items()}
-        with torch.enable_grad():
-            outputs = problem.forward(leaves, problem.x_train)
-        seen = outputs.detach()
-        r = problem.criterion.gradient(seen, problem.y_train) if output_gradient is None else output_gradient
-        parts = torch.autograd.grad(
-            outputs, list(leaves.values()), r.to(seen) / problem.n_train, allow_unused=True, materialize_grads=True
-        )
-        return {name: part.to_dense() for name, part in zip(leaves, parts)}
+
+        def along(params: Params) -> Tensor:
+            outputs = problem.forward(params, problem.x_train)
+            r = output_gradient
+            if r is None:
+                r = problem.criterion.gradient(outputs.detach(), problem.y_train)
+            return (outputs * (r.to(outputs) / problem.n_train)).sum()
+
+        return value_and_gradient(along, self.params)[1]
 
     def train_outputs(self, step: int) -> Tensor:
         """f at all training examples, [n, c].

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import grad
 
 from sgdsde._checks import whole_number
-from sgdsde._functional import vectorize
+from sgdsde._functional import value_and_gradient, vectorize
 from sgdsde._streams import torch_stream
 from sgdsde._types import Params
 from sgdsde.dynamics.moments.feature_state import Features
@@ -28,7 +28,7 @@ KERNEL_DIRECTIONS = 32
 
 @dataclass(frozen=True)
 class NoiseFeedback:
-    """What the noise changes in the mean, from pairs of networks at both sides of the mean weights.
+    """The effect of the noise on the mean, from pairs of networks at both sides of the mean weights.
 
     With delta ~ N(0, Cov) the fluctuation of the weights, E h = (1/2P) sum_p [h(mean + delta_p) + h(mean - delta_p)]
     replaces h(mean), with P draws whose second moments are exact in the P leading directions.
@@ -55,7 +55,7 @@ class NoiseFeedback:
 
 @dataclass(frozen=True, eq=False)
 class NoiseCorrection:
-    """What the noise added at one refresh, where the outputs had variance ``size``; in between it goes with that.
+    """The contribution of the noise at one refresh, scaled in between with the variance ``size`` of the outputs.
 
     Attributes:
         gradient: of the weights, by name, or None. outputs: [n + m, c], or None. features: change of Phi, or None.
@@ -151,7 +151,7 @@ def _evaluations(problem: Problem) -> tuple[Callable[[Params], Params], Callable
 
     if problem.functional.vectorizes:
         return vectorize(one_output), vectorize(grad(one_loss))
-    return _looped(one_output), _looped(lambda params: _plain_gradient(one_loss, params))
+    return _looped(one_output), _looped(lambda params: value_and_gradient(one_loss, params)[1])
 
 
 def _looped(function: Callable[[Params], Params]) -> Callable[[Params], Params]:
@@ -161,14 +161,6 @@ def _looped(function: Callable[[Params], Params]) -> Callable[[Params], Params]:
         return {name: torch.stack([result[name] for result in results]) for name in results[0]}
 
     return call
-
-
-def _plain_gradient(loss: Callable[[Params], Tensor], params: Params) -> Params:
-    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    with torch.enable_grad():
-        value = loss(leaves)
-    parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return {name: part.to_dense() for name, part in zip(leaves, parts)}
 
 
 def _linear_part(path: MeanPath, features: Features, coordinates: Tensor, outputs: Tensor) -> Params:

@@ -33,7 +33,7 @@ FLICKER = 0.7
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller decides: see ``MovingKernel``."""
+    """The options of a prediction, see ``MovingKernel``."""
 
     tolerance: float
     first_interval: int

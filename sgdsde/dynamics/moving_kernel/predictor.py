@@ -44,7 +44,8 @@ class MovingKernel(Dynamics):
         parameters, up to ``neglected``; that of full-batch training at B = n. Beyond: weights are taken as Gaussian
         around their mean, their fluctuation as linear in J. The curvature of the network in the fluctuation is left
         out. Errors on real networks: docs/choosing_a_predictor.md.
-    Cost: one full-batch gradient a step, 6 d r^2 + 6 r^3 operations a step for r directions of d = n c outputs; at each
+    Cost: at least two full-batch gradients a step (every interval is walked ahead once or more to find its length),
+        6 d r^2 + 4 r^3 operations a step for r directions of d = n c outputs; at each
         refresh about three products of r directions with the Jacobian and 2 ``feedback.n_draws`` full-batch gradients.
         Memory: four times r p numbers, p parameters.
     Warns:
@@ -72,6 +73,9 @@ class MovingKernel(Dynamics):
         if not isinstance(self.feedback, NoiseFeedback | None):
             remedy = "use dynamics.NoiseFeedback(...)"
             raise TypeError(complaint("feedback", "a NoiseFeedback or None", repr(self.feedback), remedy))
+
+    def noise_assumption(self, sgd: SGD) -> str:
+        return "the weights are Gaussian around their mean path, their fluctuation linear in the Jacobian there"
 
     def evolve(
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None

@@ -72,6 +72,10 @@ class WeightSubspace:
         """
         problem, basis = linearization.problem, linearization.eigenbasis
         _refuse_truncation(basis, neglected)
+        if not basis.values.any():
+            received = "zero: the outputs do not depend on the weights at initialization (dead units?)"
+            remedy = "initialize the network anew; under the frozen kernel the loss is constant"
+            raise ValueError(complaint("the kernel that moves", "different from zero", received, remedy))
         values, vectors = basis.values.flip(0), basis.vectors.flip(1)
         rest = 1 - values.cumsum(0) / values.sum()
         count = min(len(values), max(FEW, int((rest > neglected).sum()) + 1))

@@ -39,7 +39,7 @@ class ItoTerm:
         whole_number("n_refreshes", self.n_refreshes, minimum=2)
 
     def displacement(self, linearization: Linearization, sgd: SGD, plan: StepPlan) -> Displacement:
-        """What the term adds to the outputs up to each step."""
+        """The displacement of the outputs by the term, up to each step."""
         if sgd.momentum or sgd.weight_decay or sgd.label_noise_std:
             received = "momentum, weight decay or label noise"
             raise ValueError(complaint("ito_term", "used with plain SGD", received, "use ito_term=None"))

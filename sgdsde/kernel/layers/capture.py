@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import vjp
 from torch.overrides import TorchFunctionMode
 
+from sgdsde._fidelity import tensors
 from sgdsde._functional import FunctionalModel, vectorize
 from sgdsde._types import Params
 from sgdsde.kernel.layers.parameter_uses import Alias, Use
@@ -45,10 +46,10 @@ class Observation:
     gradients: Params
 
     def weighted(self, weights: Tensor) -> Observation:
-        """Observation with the cotangents of each example multiplied by its number, [b]."""
+        """Observation with each cotangent of each example multiplied by its number, [b, c]."""
 
         def times(value: Tensor) -> Tensor:
-            return value * weights.view(-1, *(1 for _ in value.shape[1:]))
+            return value * weights.view(*weights.shape, *(1 for _ in value.shape[2:]))
 
         gradients = {name: times(value) for name, value in self.gradients.items()}
         return Observation(self.sources, tuple(times(delta) for delta in self.deltas), gradients)
@@ -113,7 +114,7 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        found = [alias for value in _tensors((args, kwargs)) if (alias := self._alias(value)) is not None]
+        found = [alias for value in tensors((args, kwargs)) if (alias := self._alias(value)) is not None]
         if not found:
             return func(*args, **kwargs)
         call = read(func, args, kwargs, self._alias)
@@ -127,7 +128,7 @@ class Recorder(TorchFunctionMode):
         alias = None if kwargs else derived(func, args, result, self._alias)
         if alias is not None:
             self._remember(result, alias)
-        elif any(True for _ in _tensors(result)):
+        elif any(True for _ in tensors(result)):
             self._reject(found, func)
         return result
 
@@ -183,17 +184,6 @@ def _view(call: Call, parameter: Tensor) -> tuple[int, ...] | None:
     if call.kind != "scale":
         return None
     return tuple(parameter.shape) if call.view is None else call.view
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
 
 
 def _opened(func: Callable[..., Any]) -> Callable[..., Any] | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sgdsde._fidelity import draws
 from sgdsde._functional import FunctionalModel
 from sgdsde._types import Params
 from sgdsde.kernel.layers.capture import Observation, Watched, discover, observe
@@ -38,10 +39,10 @@ class Structure:
 def structure_of(functional: FunctionalModel, params: Params, x: Tensor, n_outputs: int) -> Structure | None:
     """The structure of the kernel of these parameters, or None where only plain Jacobians are right.
 
-    It is compared with one plain backward pass at four examples: a parameter whose gradient differs by more than
-    rounding, or that no call was seen to use although the gradient knows it, acts where nothing can watch and is given
-    to torch.func; a model that cannot be watched at all to plain Jacobians. Both are logged as warnings, because they
-    cost time.
+    It is compared with a plain backward pass at four examples, for two cotangents at once: a parameter whose gradient
+    differs by more than rounding, or that no call was seen to use although the gradient knows it, acts where nothing
+    can watch and is given to torch.func; a model that cannot be watched at all to plain Jacobians. Both are logged as
+    warnings, because they cost time.
     """
     if not functional.vectorizes:
         return None
@@ -60,12 +61,13 @@ def _spread(n: int) -> list[int]:
 
 
 def _checked(functional: FunctionalModel, params: Params, x: Tensor, n_outputs: int) -> Structure | None:
-    weights, factors = _numbers(n_outputs, functional), _numbers(len(x), functional)
-    expected, idle = _gradient(functional, params, x, torch.outer(factors, weights))
+    like = next(iter(params.values()))
+    cotangents, factors = draws(2, n_outputs, like=like), draws(len(x), 2, like=like)
+    expected, idle = _gradient(functional, params, x, factors @ cotangents)
     acting = {name: value for name, value in params.items() if name not in idle}
     structure = _watched(functional, acting, (), x[:1])
     for _ in range(2):
-        seen = structure.observe(functional, x, weights[None])
+        seen = structure.observe(functional, x, cotangents)
         unseen = set(acting) - {name for term in structure.terms for name in (term.name, term.bias)}
         wrong = _wrong(_structured_gradient(structure, acting, seen.weighted(factors)), expected)
         wrong += [name for name in acting if name in unseen and name not in wrong]
@@ -75,11 +77,6 @@ def _checked(functional: FunctionalModel, params: Params, x: Tensor, n_outputs: 
         structure = _watched(functional, acting, {*structure.others, *wrong}, x[:1])
     logger.warning("the kernel is made from plain Jacobians, slowly: its structure disagrees with a backward pass")
     return None
-
-
-def _numbers(n: int, functional: FunctionalModel) -> Tensor:
-    """Any numbers, but always the same."""
-    return torch.cos(torch.arange(1.0, n + 1, dtype=functional.dtype, device=functional.device))
 
 
 def _watched(functional: FunctionalModel, params: Params, others: Iterable[str], example: Tensor) -> Structure:
@@ -119,7 +116,7 @@ def _part_gradient(part: Term, watched: Watched, seen: Observation, dtype: torch
     if not part.has_gram or part.lookup:
         return jacobian_of(part, watched, seen, dtype).sum((0, 1))
     x = inputs_of(part, watched, seen, dtype).flatten(0, 1)
-    gradient = deltas_of(part, watched, seen, dtype).flatten(0, 2).mT @ x
+    gradient = deltas_of(part, watched, seen, dtype).sum(1).flatten(0, 1).mT @ x
     use = watched.uses[part.uses[0]]
     assert use.weight is not None
     return (gradient.mT if use.flipped != use.weight.flipped else gradient).reshape(part.shape)

@@ -26,6 +26,9 @@ MANIFEST = "manifest.json"
 ROUNDING = 1e-4
 """Relative difference of fingerprints that rounding in float32 and another number of threads may make."""
 
+MANIFEST_BYTES = 2**20
+"""A manifest is a few hundred bytes."""
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 Place: TypeAlias = tuple[int, int]
@@ -60,6 +63,20 @@ class Manifest:
         content = {key: value for key, value in asdict(self).items() if key != "fingerprint"}
         text = json.dumps(content | {"format_version": FORMAT_VERSION}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def fault(self) -> str:
+        """What no manifest says, in words; "" where nothing is wrong."""
+        numbers = {"rows": self.rows, "n_outputs": self.n_outputs, "tile": self.tile, "memory": self.memory}
+        if self.columns is not None:
+            numbers["columns"] = self.columns
+        for name, value in numbers.items():
+            if type(value) is not int or value < 1:
+                return f"{name}={value!r}"
+        if self.outputs not in ("full", "trace", "per_class"):
+            return f"outputs={self.outputs!r}"
+        words = isinstance(self.sources, dict) and all(isinstance(value, str) for value in self.sources.values())
+        marks = isinstance(self.fingerprint, list) and all(isinstance(v, float | int) for v in self.fingerprint)
+        return "" if words and marks else "sources or a fingerprint of another kind"
 
     @property
     def is_symmetric(self) -> bool:
@@ -108,6 +125,8 @@ class Manifest:
             raise FileNotFoundError(complaint(str(folder), "the folder of a tiled kernel", f"no {MANIFEST}", remedy))
         remedy = f"delete {folder} and make the kernel again"
         try:
+            if path.stat().st_size > MANIFEST_BYTES:
+                raise StoredKernelError(complaint(str(path), "a manifest", f"{path.stat().st_size:,} bytes", remedy))
             content = json.loads(path.read_text())
             kind, version, digest = content.pop("kind"), content.pop("format_version"), content.pop("digest")
             if kind != KIND or version != FORMAT_VERSION:
@@ -116,9 +135,11 @@ class Manifest:
             found = cls(**content)
             if found.digest != digest or found.dtype not in DTYPES:
                 raise StoredKernelError(complaint(str(path), "what its digest says", "a changed manifest", remedy))
+            if fault := found.fault():
+                raise StoredKernelError(complaint(str(path), "a complete manifest", fault, remedy))
         except StoredKernelError:
             raise
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
             received = f"{type(error).__name__}: {error}"
             raise StoredKernelError(complaint(str(path), "a complete manifest", received, remedy)) from error
         return found

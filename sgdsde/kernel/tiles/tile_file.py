@@ -88,7 +88,15 @@ def check_tile(path: Path, described: dict[str, Any]) -> None:
             while chunk := file.read(1 << 22):
                 hasher.update(chunk)
                 size += len(chunk)
-    except (OSError, KeyError, UnicodeDecodeError, AttributeError, json.JSONDecodeError) as error:
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        UnicodeDecodeError,
+        AttributeError,
+        RecursionError,
+        json.JSONDecodeError,
+    ) as error:
         received = f"{type(error).__name__}: {error}"
         raise StoredKernelError(complaint(f"tile {path}", "a readable tile", received, again)) from error
     needed = int(np.prod(described["shape"])) * np.dtype(described["dtype"]).itemsize

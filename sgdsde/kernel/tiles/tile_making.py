@@ -147,8 +147,9 @@ class _Held:
 def _checked(model: Any, x1: Tensor, x2: Tensor | None) -> tuple[FunctionalModel, int]:
     functional = model if isinstance(model, FunctionalModel) else as_functional(model)
     check_inputs(functional, x1, x2)
-    functional, outputs = probe(functional, x1, "x1")
-    return functional, outputs.shape[1]
+    if not functional.n_outputs:
+        functional, _ = probe(functional, x1, "x1")
+    return functional, functional.n_outputs
 
 
 def _check_new(folder: Path) -> None:

@@ -167,7 +167,7 @@ def test_eoc(capsys):
 def test_help_names_every_command_and_option_with_its_default(capsys):
     assert call() == OK
     overview = capsys.readouterr().out
-    assert all(f"• {name} " in overview for name in ("compare", "predict", "diagnose", "sweep", "ntk", "eoc"))
+    assert all(f"• {name} " in overview for name in ("compare", "predict", "diagnose", "sweep", "ntk", "prune", "eoc"))
     assert call("compare --help") == OK
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     for option, default in {"runs": 64, "lr": "half", "batch-size": 8, "data": "digits", "out": "auto"}.items():
@@ -190,7 +190,7 @@ def test_help_names_every_command_and_option_with_its_default(capsys):
         (
             "compair",
             "Unrecognized options: compair Available subcommands: "
-            "compare, predict, diagnose, sweep, ntk, eoc; see sgdsde --help",
+            "compare, predict, diagnose, sweep, ntk, prune, eoc; see sgdsde --help",
         ),
         ("compare --runs 1", "--runs must be at least 2, got 1"),
         ("compare --steps 0", "--steps must be at least 1, got 0"),

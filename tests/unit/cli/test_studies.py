@@ -53,3 +53,20 @@ def test_sweep_predicts_every_cell_and_marks_what_is_unstable(tmp_path, capsys):
     assert said.count("unstable (lr ") == 4
     best = min(float(row["test_loss"]) for row in rows)
     assert f"smallest test loss: {best:.5g} with batch size " in said
+
+
+def test_prune_writes_the_masks_and_the_ranking_that_the_library_finds(tmp_path, capsys):
+    words = "--criteria snip random --sparsities 0.5 0.7 --rescale neuron --lr 0.01 --steps 5 --out p"
+    assert call("prune", SMALL, words) == OK
+    data = sgdsde.datasets.digits(16, 8)
+    model = sgdsde.networks.MLP(64, 16, 1, generator=torch.Generator().manual_seed(0))
+    problem = sgdsde.Problem(model, **data.tensors(), loss=torch.nn.MSELoss())
+    masks = sgdsde.pruning.prune(problem, sgdsde.pruning.SNIP(), 0.7)
+    assert sgdsde.pruning.Masks.load(tmp_path / "p" / "masks-snip-0.7.npz") == masks
+    with (tmp_path / "p" / "ranking.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"snip-0.5", "snip-0.7", "random-0.5", "random-0.7", "dense"}
+    pruned = sgdsde.pruning.rescale_to_edge_of_chaos(masks.apply(problem))
+    expected = sgdsde.predict(sgdsde.linearize(pruned), sgdsde.SGD(0.01, 4), 5)
+    assert float(rows["snip-0.7"]["train_loss"]) == pytest.approx(float(expected.train_loss.mean[-1]), rel=1e-9)
+    assert "smallest train loss first" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from sgdsde.diagnosis import Advice, Diagnosis, Grade, calibration, diagnose, in
 from sgdsde.dynamics.moving_kernel.mean_path import kernel_drift
 from tests.problems import LARGER, classification_problem, digits_problem, mlp_problem
 
-CHECKS = ["stability", "kernel_drift", "laziness", "noise_scale", "feedback", "linearization", "sde"]
+CHECKS = ["stability", "kernel_drift", "laziness", "noise_scale", "confusion", "feedback", "linearization", "sde"]
 
 
 @pytest.fixture(scope="module")

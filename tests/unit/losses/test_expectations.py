@@ -155,7 +155,7 @@ def test_ten_classes_are_as_close_as_the_docstring_says() -> None:
 
 
 def test_a_kinked_loss_has_an_expectation_and_no_hessian() -> None:
-    loss = TorchLoss(lambda f, y: (f - y).abs().mean(), "absolute", kink="whose gradient jumps by 2")
+    loss = TorchLoss(lambda f, y: (f - y).abs().mean(), "absolute", find_kink=lambda loss: "whose gradient jumps by 2")
     mean, blocks = law(1)
     targets = torch.zeros(N, 1, dtype=torch.float64)
     std = blocks[:, 0, 0].sqrt()

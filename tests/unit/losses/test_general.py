@@ -240,7 +240,8 @@ def test_integers_where_torch_wants_numbers_are_refused() -> None:
 
 
 def small_problem(loss: object, targets: torch.Tensor, *, dtype: torch.dtype = torch.float64) -> sgdsde.Problem:
-    model = seeded_module(lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, C)), 1).to(dtype)
+    last = [nn.LogSoftmax(1)] if isinstance(loss, nn.KLDivLoss | nn.NLLLoss) else []
+    model = seeded_module(lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, C), *last), 1).to(dtype)
     x = torch.randn(N, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
     y = targets.to(dtype) if targets.is_floating_point() else targets
     return sgdsde.Problem(model, x, y, loss=loss, x_test=x[:2], y_test=y[:2])
@@ -293,5 +294,5 @@ def test_probabilities_of_a_network_are_trained_but_not_linearized() -> None:
     x = 8 * torch.randn(6, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     problem = sgdsde.Problem(model, x, BITS[:, :1], loss=nn.BCELoss())
     assert torch.isfinite(sgdsde.run_ensemble(problem, sgdsde.SGD(1.0, 2), 5, 2).train_loss.mean).all()
-    with pytest.raises(ValueError, match=r"outputs must be between 0 and 1 under BCELoss.*BCEWithLogitsLoss"):
-        sgdsde.predict(problem, sgdsde.SGD(50.0, 2), 5)
+    with pytest.raises(ValueError, match=r"defined for all outputs.*got BCELoss, which holds.*BCEWithLogitsLoss"):
+        sgdsde.predict(problem, sgdsde.SGD(0.1, 2), 5)

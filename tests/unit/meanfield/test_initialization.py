@@ -1,8 +1,11 @@
 """The initializer on the edge of chaos and the report of what propagates: statistics with a stated error, messages."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from sgdsde import meanfield
 from sgdsde.networks import CNN, MLP, ResNet
@@ -84,3 +87,59 @@ def test_a_zero_input_cannot_be_scaled():
     start = meanfield.init_edge_of_chaos_(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), 0.2)
     with pytest.raises(ValueError, match="zeros in example 1"):
         start.scale_inputs(torch.tensor([[1.0, 0, 0], [0, 0, 0]]))
+
+
+class Standardized(nn.Linear):
+    """A layer whose forward uses other weights than the ones it holds."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight / self.weight.std(), self.bias)
+
+
+def hooked(layer: nn.Linear) -> nn.Linear:
+    layer.register_forward_pre_hook(lambda module, inputs: module.weight.data.mul_(0.5))
+    return layer
+
+
+def wrapped(layer: nn.Linear) -> nn.Linear:
+    layer.forward = lambda x: nn.functional.linear(x, 2 * layer.weight)  # type: ignore[method-assign]
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (nn.utils.weight_norm, "got a weight that each forward pass makes anew from weight_g, weight_v"),
+        (nn.utils.spectral_norm, "makes anew from weight_orig; initialize first"),
+        (lambda layer: prune.random_unstructured(layer, "weight", amount=0.5), "makes anew from weight_orig"),
+        (lambda layer: prune.random_unstructured(layer, "bias", amount=0.5), "a bias that each forward pass makes"),
+        (parametrizations.weight_norm, "makes anew from a parametrization"),
+        (parametrizations.orthogonal, "makes anew from a parametrization"),
+        (hooked, "without hooks that may change its weights, got a forward pre-hook"),
+        (wrapped, "a plain nn.Linear, got a forward of its own"),
+    ],
+)
+def test_weights_that_a_forward_pass_overwrites_are_refused_by_name(wrap, message):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), wrap(nn.Linear(8, 4)))
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=re.escape("layer 2 (")) as caught:
+        meanfield.init_edge_of_chaos_(model, 0.2)
+    assert message in str(caught.value)
+    assert torch.equal(model[0].weight, before), "nothing is drawn before everything is checked"
+
+
+def test_a_layer_with_a_forward_of_its_own_and_shared_weights_are_refused():
+    with pytest.raises(ValueError, match=r"layer 0 \(Standardized\) must be a plain nn.Linear"):
+        meanfield.init_edge_of_chaos_(nn.Sequential(Standardized(4, 4), nn.Tanh()), 0.2)
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    tied[2].weight = nn.Parameter(tied[0].weight.t())
+    with pytest.raises(ValueError, match="got 0 and 2 with one weight; untie them first"):
+        meanfield.init_edge_of_chaos_(tied, 0.2)
+
+
+def test_weight_norm_after_the_initialization_keeps_it_as_told():
+    model = nn.Sequential(nn.Linear(64, 512), nn.Tanh(), nn.Linear(512, 1))
+    made = meanfield.init_edge_of_chaos_(model, 0.2, generator=torch.Generator().manual_seed(0))
+    parametrizations.weight_norm(model[0])
+    assert float(model[0].weight.detach().std()) == pytest.approx(made.sigma_w / 8, rel=0.02)

@@ -58,7 +58,7 @@ class _ModalPaths(PathGroup):
         self._modes = Modes.of(setup.linearization)
         self._coordinates = self._modes.start.mT.expand(n_paths, -1).clone()
         cross, modes = setup.linearization.cross_kernel, self._modes
-        self._test_factor = modes.vectors if cross is None else (cross @ modes.vectors) / modes.values
+        self._test_factor = modes.vectors if cross is None else (cross @ modes.vectors) * modes.inverse_values
         self._fixed = self._modes.residual(torch.zeros_like(self._modes.start))[:, 0]
 
     def advance(self, start: int, stop: int) -> None:

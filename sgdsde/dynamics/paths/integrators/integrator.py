@@ -1,4 +1,4 @@
-"""What an integrator of sample paths provides, and where its normal numbers come from."""
+"""The interface of an integrator of sample paths, and the source of its normal numbers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class BlockDraws:
 
 @dataclass(frozen=True, eq=False)
 class PathSetup:
-    """What all groups of paths share.
+    """The setting that all groups of paths share.
 
     Attributes:
         displacement: what the Ito term adds to all outputs; None without one.

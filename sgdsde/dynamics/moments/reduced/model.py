@@ -1,0 +1,115 @@
+"""Building of a reduced model: which resolvents, of what, how densely, and how far off the result is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from sgdsde.dynamics.moments.reduced.pairs import StepCoefficients
+from sgdsde.dynamics.moments.reduced.projection import project
+from sgdsde.dynamics.moments.reduced.resolvent import Resolvent, family
+from sgdsde.dynamics.moments.reduced.sources import Sources
+from sgdsde.dynamics.moments.reduced.system import ReducedSystem, Segment
+
+FASTEST = 0.5
+"""Largest t: faster modes are those of the first exact steps."""
+
+SLOWEST = 0.1
+"""Smallest distance of a pole to the slowest rate, in units of it: so far into the decay errors stay relative."""
+
+BELOW_SLOWEST = 0.98
+"""The slowest rate of T in units of the slowest uncoupled one, from above; where noise couples more, poles retreat."""
+
+
+@dataclass
+class ReducedModel:
+    """Families of resolvents of the start and of the loss at some settings, grown until they are dense enough."""
+
+    sources: Sources
+    settings: Sequence[Segment]
+    n_steps: int
+    functionals: Sequence[Tensor] = ()
+    snapshots: Sequence[int] = ()
+    applications: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        space = self.sources.space
+        self._functionals = [space.diagonal(space.drift), *self.functionals]
+        self._columns: list[Tensor] = []
+        self._always: list[int] = []
+        self._left_out: tuple[list[int], list[int]] = ([], [])
+        self.system: ReducedSystem
+
+    def build(self, per_decade: float, tolerance: float) -> ReducedSystem:
+        """The system on families with this many poles a decade, every solve to this relative tolerance."""
+        self._columns, self._always, self._left_out = [], [], ([], [])
+        for setting in self.settings:
+            self._add_setting(setting, per_decade, tolerance)
+        self.system = ReducedSystem.of(self.sources, project(self.sources.space, self._columns))
+        return self.system
+
+    def coarser(self) -> list[ReducedSystem]:
+        """The system without every fifth pole, in two ways: the error with four fifths of them."""
+        everything = range(len(self._columns))
+        return [self.system.restricted([i for i in everything if i not in set(out)]) for out in self._left_out if out]
+
+    def _add_setting(self, setting: Segment, per_decade: float, tolerance: float) -> None:
+        coefficients, sources = setting.coefficients, self.sources
+        resolvent = Resolvent(sources.space, coefficients, tolerance)
+        stationary: Tensor | None = None
+        if sources.is_constant:
+            packed, injected = sources.constant(coefficients, setting.batch_size)
+            if float(packed.norm()) > 0 or injected is not None:
+                stationary, _ = resolvent.solve(packed, 0.0, injected=injected)
+                self._keep(stationary, None)
+        for matrix in (sources.moment, *self._functionals):
+            self._keep(matrix, None)
+        ts, shift = self._poles(coefficients, per_decade)
+        found = family(resolvent, ts, lambda t: sources.transformed(coefficients, t, stationary), shift=shift)
+        for packed in self._functionals:
+            for i, matrix in enumerate(_family_of(resolvent, ts, packed, shift)):
+                self._keep(matrix, i)
+        for i, matrix in enumerate(found):
+            self._keep(matrix, i)
+        self._add_snapshots(resolvent, setting.batch_size)
+        self.applications += resolvent.applications
+
+    def _keep(self, matrix: Tensor, pole: int | None) -> None:
+        if pole is not None and pole % 5 in (1, 3):
+            self._left_out[pole % 5 // 2].append(len(self._columns))
+        self._columns.append(matrix)
+
+    def _poles(self, coefficients: StepCoefficients, per_decade: float) -> tuple[list[float], float]:
+        """t_j = t'_j - mu, t'_j equally spaced in the logarithm; and mu, a bound on the slowest rate of the system."""
+        space, sources = self.sources.space, self.sources
+        slowest = float(space.diagonal_of(space.elementwise(coefficients)).min())
+        if sources.follow_the_mean:
+            slowest = min(slowest, coefficients.lr * (float(space.drift.min()) + coefficients.decay))
+        shift = BELOW_SLOWEST * slowest
+        lowest = min(max(SLOWEST * shift, 0.3 / self.n_steps), FASTEST / 4)
+        count = math.ceil(per_decade * math.log10(FASTEST / lowest)) + 1
+        return [FASTEST * (lowest / FASTEST) ** (k / (count - 1)) - shift for k in range(count)], shift
+
+    def _add_snapshots(self, resolvent: Resolvent, batch_size: float) -> None:
+        """The second moments of the first steps themselves."""
+        sources, coefficients = self.sources, resolvent.coefficients
+        space, state, mean = sources.space, sources.moment, sources.mean
+        kept, rates = 1 - space.elementwise(coefficients), coefficients.lr * (space.drift + coefficients.decay)[:, None]
+        for k in range(1, max(self.snapshots, default=0) + 1):
+            packed, injected = sources.at(coefficients, batch_size, mean)
+            blocks = resolvent.coupling * space.to_blocks(state)
+            blocks = blocks if injected is None else blocks + injected
+            state = kept * state + packed + space.from_blocks(blocks)
+            resting = sources.resting_mean(coefficients)
+            mean = resting + (1 - rates) * (mean - resting)
+            self.applications += 1
+            if k in self.snapshots:
+                self._keep(state, None)
+
+
+def _family_of(resolvent: Resolvent, ts: Sequence[float], packed: Tensor, shift: float) -> list[Tensor]:
+    """Resolvents of one matrix."""
+    return family(resolvent, ts, lambda t: (packed, None), shift=shift)

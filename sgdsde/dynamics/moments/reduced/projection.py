@@ -1,0 +1,108 @@
+"""Orthonormal bases of symmetric matrices, and the second-moment map projected on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgdsde.dynamics.moments.reduced.pairs import PairSpace, StepCoefficients
+
+TILE = 4096
+"""Entries of every basis matrix that are worked on together: a tile of 64 fits into a processor's second cache."""
+
+DEPENDENT = 1e-11
+"""Singular value, relative to the largest, below which a direction of normalized columns is rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """T on the span of an orthonormal basis V: T = k0 - k1 A1 + k2 A2 + k3 A3 with three matrices [N, N].
+
+    Attributes:
+        a1, a2, a3: V^T A V, symmetric positive semidefinite.
+        basis: V, [N, size] packed. blocks: C^T V, [N, n c^2].
+        columns: V^T of the normalized matrices that were given, [N, given].
+    """
+
+    a1: Tensor
+    a2: Tensor
+    a3: Tensor
+    basis: Tensor
+    blocks: Tensor
+    columns: Tensor
+
+    def __len__(self) -> int:
+        return len(self.a1)
+
+    def step_loss(self, coefficients: StepCoefficients) -> Tensor:
+        """1 - T, [N, N], symmetric."""
+        _, k1, k2, k3 = coefficients.numbers
+        loss = k1 * self.a1 - k2 * self.a2 - k3 * self.a3
+        lr_decay = coefficients.lr * coefficients.decay
+        return loss + lr_decay * (2 - lr_decay) * torch.eye(len(self)).to(loss) if lr_decay else loss
+
+    def coordinates(self, packed: Tensor) -> Tensor:
+        """V^T Y of packed matrices [size] or [k, size]."""
+        return packed @ self.basis.mT
+
+    def subspace(self, kept: Sequence[int]) -> Tensor:
+        """Orthonormal basis Z [N, m] of the span of some of the columns: V Z spans what they alone would."""
+        vectors, values, _ = torch.linalg.svd(self.columns[:, list(kept)], full_matrices=False)
+        return vectors[:, values > DEPENDENT * values[0]]
+
+
+def project(space: PairSpace, matrices: Sequence[Tensor]) -> Projection:
+    """The projection on the span of packed matrices, which are overwritten.
+
+    The triangular factor comes from QR of tiles, so that nothing is squared; what rounding leaves of the orthogonality
+    is removed by one Gram matrix. Cost: 3 N^2 r^2 operations, N/2 applications.
+    """
+    stacked = torch.stack([matrix / matrix.norm() for matrix in matrices])
+    factor = _triangular_factor(stacked)
+    _, values, right = torch.linalg.svd(factor)
+    kept = int((values > DEPENDENT * values[0]).sum())
+    transform = right[:kept] / values[:kept, None]
+    basis, gram = stacked[:kept], stacked.new_zeros(kept, kept)
+    for a in range(0, space.size, TILE):
+        tile = transform @ stacked[:, a : a + TILE]
+        gram.addmm_(tile, tile.mT)
+        basis[:, a : a + TILE] = tile
+    lower = torch.linalg.cholesky(gram)
+    basis = basis.contiguous()
+    sums, products = _pair_weights(space)
+    a1, a2 = torch.zeros_like(gram), torch.zeros_like(gram)
+    for a in range(0, space.size, TILE):
+        tile = torch.linalg.solve_triangular(lower, basis[:, a : a + TILE], upper=False)
+        basis[:, a : a + TILE] = tile
+        a1.addmm_(tile * sums[a : a + TILE], tile.mT)
+        a2.addmm_(tile * products[a : a + TILE], tile.mT)
+    blocks = torch.stack([space.to_blocks(vector).flatten() for vector in basis])
+    columns = lower.mT @ (values[:kept, None] * right[:kept])
+    a3 = space.n_train * (blocks @ blocks.mT)
+    return Projection(_symmetric(a1), _symmetric(a2), _symmetric(a3), basis, blocks, columns)
+
+
+def _triangular_factor(stacked: Tensor) -> Tensor:
+    """R [N, N] with R^T R = V V^T for the rows of V [N, size], from QR of tiles."""
+    factors = []
+    for a in range(0, stacked.shape[1], TILE):
+        factors.append(torch.linalg.qr(stacked[:, a : a + TILE].mT, mode="r").R)
+        if len(factors) == 16:
+            factors = [torch.linalg.qr(torch.cat(factors), mode="r").R]
+    return torch.linalg.qr(torch.cat(factors), mode="r").R
+
+
+def _pair_weights(space: PairSpace) -> tuple[Tensor, Tensor]:
+    """h_i + h_j and h_i h_j, packed without sqrt 2."""
+    sums, products, h = space.empty(), space.empty(), space.drift
+    for (a, b, panel), (_, _, other) in zip(space.panels(sums), space.panels(products)):
+        torch.add(h[:b, None], h[a:b], out=panel)
+        torch.outer(h[:b], h[a:b], out=other)
+    return sums, products
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2

@@ -1,0 +1,135 @@
+"""What the closures of modal variances keep exactly, how far they are off, and where they warn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import sgdsde
+from sgdsde.dynamics import GradientDescent, ModalMoments, MomentRecursion, Volterra
+from sgdsde.dynamics.modal_moments import ClosureRangeWarning, DiagonalState
+from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics.volterra import lanczos, spectral_measure
+from tests.problems import BY_NAME, LARGER, digits_problem
+
+RECORD = [0, 1, 2, 5, 20, 100, 300]
+
+
+@pytest.fixture(scope="module")
+def digits() -> sgdsde.Linearization:
+    return sgdsde.linearize(digits_problem(48, n_test=8))
+
+
+@pytest.fixture(scope="module")
+def limit(digits) -> float:
+    return sgdsde.stability.max_lr(digits, 4)
+
+
+def predict(linearization, sgd, dynamics, record=RECORD):
+    return sgdsde.predict(linearization, sgd, record[-1], dynamics=dynamics, record=record)
+
+
+def largest_error(linearization, sgd, dynamics) -> float:
+    ours, theirs = (predict(linearization, sgd, one).train_loss.mean for one in (dynamics, MomentRecursion()))
+    relevant = theirs > 1e-3 * theirs[0]
+    return float((ours / theirs - 1).abs()[relevant].max())
+
+
+@pytest.mark.parametrize("case", [LARGER, BY_NAME["two outputs, constant part, null space"]], ids=lambda c: c.name)
+@pytest.mark.parametrize("words", [{}, {"momentum": 0.6, "weight_decay": 0.05, "label_noise_std": 0.3}])
+def test_one_step_of_the_modal_closure_is_exact(case, words):
+    """From a certain start the first step's variances do not depend on what the closure leaves out."""
+    linearization = sgdsde.linearize(case.problem())
+    sgd = sgdsde.SGD(0.02, 2, **words)
+    ours, theirs = (predict(linearization, sgd, one, [0, 1]) for one in (ModalMoments(), MomentRecursion()))
+    torch.testing.assert_close(ours.train_loss.mean, theirs.train_loss.mean, rtol=1e-12, atol=0)
+
+
+def test_of_one_mode_the_modal_closure_is_the_recursion():
+    """One weight: there is nothing off the diagonal, with every source of noise and with momentum."""
+    rng = np.random.default_rng(0)
+    from tests.problems import linear_problem
+
+    problem = linear_problem(rng.normal(size=(6, 1, 1)), rng.normal(size=(6, 1)), [0.7])
+    linearization = sgdsde.linearize(problem)
+    sgd = sgdsde.SGD(0.1, 2, momentum=0.4, weight_decay=0.1, label_noise_std=0.5)
+    ours, theirs = (predict(linearization, sgd, one) for one in (ModalMoments(), MomentRecursion()))
+    torch.testing.assert_close(ours.train_loss.mean, theirs.train_loss.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours.train_loss.std, theirs.train_loss.std, rtol=1e-10, atol=1e-14)
+
+
+def test_without_noise_the_modal_closure_is_gradient_descent(digits, limit):
+    sgd = sgdsde.SGD(limit, 48, sampling="without_replacement")
+    ours, theirs = (predict(digits, sgd, one) for one in (ModalMoments(), GradientDescent()))
+    torch.testing.assert_close(ours.train_loss.mean, theirs.train_loss.mean, rtol=1e-12, atol=0)
+    assert (ours.train_loss.std == 0).all()
+
+
+@pytest.mark.parametrize(("share", "modal", "volterra"), [(0.25, 0.02, 0.08), (0.5, 0.07, 0.2)])
+def test_closures_are_near_the_recursion_where_they_are_meant_to_be(digits, limit, share, modal, volterra):
+    """Errors on this problem; gradient descent, the control, is off by several times the larger one."""
+    sgd = sgdsde.SGD(share * limit, 4)
+    assert largest_error(digits, sgd, ModalMoments()) < modal
+    assert largest_error(digits, sgd, Volterra()) < volterra
+    assert largest_error(digits, sgd, GradientDescent()) > 2 * volterra
+
+
+def test_closures_warn_near_the_limit(digits, limit):
+    for dynamics in (ModalMoments(), Volterra()):
+        with pytest.warns(ClosureRangeWarning, match="of the mean-square limit as"):
+            predict(digits, sgdsde.SGD(0.85 * limit, 4), dynamics, [0, 5])
+
+
+def test_the_limit_of_the_modal_closure_is_where_its_variances_grow(digits):
+    modes, size = Modes.of(digits), 4
+    sgd = sgdsde.SGD(0.1, size)
+    top = DiagonalState(modes, sgd, sgd.plan(48, 1)).limit(1 / size)
+    for share, grows in ((0.98, False), (1.02, True)):
+        sgd = sgdsde.SGD(share * top, size)
+        state = DiagonalState(modes, sgd, sgd.plan(48, 2000))
+        for k in range(2000):
+            state.advance(k)
+            if k == 999:
+                middle = state.ee.sum()
+        assert bool(state.ee.sum() > middle) is grows
+
+
+def test_volterra_with_all_eigenpairs_is_the_printed_equation(digits, limit):
+    sgd = sgdsde.SGD(0.5 * limit, 4)
+    ours = predict(digits, sgd, Volterra(rank=48, n_lanczos=48), [0, 1, 2, 10, 60]).train_loss.mean
+    basis, q, n = digits.eigenbasis, 1 / 4, 48
+    x = sgd.lr * 2 * basis.values / n
+    kept, overlaps = (1 - x) ** 2 - q * x**2, (basis.vectors.mT @ digits.residual.flatten()) ** 2
+    psi: list[float] = []
+    for k in range(61):
+        memory = sum(q * float((x**2 * kept ** (k - 1 - j)).sum()) * psi[j] for j in range(k))
+        psi.append(float((kept**k * overlaps).sum()) / n + memory)
+    torch.testing.assert_close(
+        ours, torch.tensor([psi[k] for k in (0, 1, 2, 10, 60)], dtype=torch.float64), rtol=1e-9, atol=0
+    )
+
+
+def test_lanczos_gives_powers_of_the_kernel_and_the_measure_its_trace(digits):
+    start, kernel = digits.residual.flatten(), digits.operator
+    values, vectors, basis, length = lanczos(kernel, start, 12)
+    torch.testing.assert_close(basis.mT @ basis, torch.eye(12).double(), rtol=0, atol=1e-12)
+    for power in (0, 1, 2, 7):
+        exact = start @ torch.linalg.matrix_power(digits.dense_kernel, power) @ start
+        torch.testing.assert_close((values**power * (length * vectors[0]) ** 2).sum(), exact, rtol=1e-10, atol=0)
+    nodes, counts = spectral_measure(kernel, Volterra(rank=10, n_lanczos=30, n_probes=400), like=start)
+    # 400 draws of the trace of what is left: 5 standard errors of a Rademacher estimate are below 2 % of it
+    torch.testing.assert_close((nodes * counts).sum(), digits.dense_kernel.trace(), rtol=2e-2, atol=0)
+    torch.testing.assert_close(counts.sum(), torch.tensor(48.0).double(), rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("words", [{"momentum": 0.5}, {"weight_decay": 0.1}, {"label_noise_std": 0.1}])
+def test_volterra_refuses_by_name_what_it_leaves_out(digits, words):
+    with pytest.raises(ValueError, match="Volterra cannot represent"):
+        predict(digits, sgdsde.SGD(0.1, 4, **words), Volterra())
+
+
+def test_volterra_tells_nothing_of_single_outputs_or_the_test_set(digits):
+    assert predict(digits, sgdsde.SGD(0.01, 4), Volterra()).test_loss is None
+    with pytest.raises(ValueError, match="cannot represent the law of single outputs"):
+        sgdsde.predict(digits, sgdsde.SGD(0.01, 4), 5, dynamics=Volterra(), observe=("outputs",))
