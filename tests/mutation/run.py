@@ -173,7 +173,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes that run the tests under coverage")
     parser.add_argument("--seconds", type=float, default=60.0, help="processor time of tests for each mutation")
     args = parser.parse_args(arguments)
-    chosen = sample(mutations(ROOT, args.folder), args.n, args.seed)
+    candidates = mutations(ROOT, args.folder)
+    chosen = sample(candidates, args.n, args.seed)
     reach = reached(ROOT / "build" / "mutants" / "reach", args.tests, args.jobs)
     known, outcomes = equivalents(), Counter[str]()
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
@@ -191,6 +192,10 @@ def main(arguments: list[str] | None = None) -> None:
             outcomes[outcome] += 1
             count = f"{len(tests)} of {len(reaching)} tests that reach it" if outcome == "survived" else ""
             print(f"{outcome:10} line {mutation.lines.start:3} {mutation.kind:10} {mutation.name} {count}", flush=True)
+    files, names = {mutation.file for mutation in candidates}, {mutation.name for mutation in candidates}
+    for name in known:
+        if name.split("::")[0] in files and name not in names:
+            print(f"outdated in {EQUIVALENT.name}: {name}")
     counted = len(chosen) - outcomes["equivalent"]
     share = f" ({outcomes['noticed'] / counted:.0%})" if counted else ""
     also = f", {outcomes['equivalent']} equivalent" if outcomes["equivalent"] else ""

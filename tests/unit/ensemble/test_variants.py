@@ -9,7 +9,7 @@ from torch import nn
 import sgdsde
 from sgdsde import SVAG
 from sgdsde.ensemble.linearized import LinearizedLearner
-from sgdsde.ensemble.real import RealLearner, _plain_gradient
+from sgdsde.ensemble.real import RealLearner
 from tests.problems import BY_NAME, linear_problem
 
 
@@ -60,11 +60,3 @@ def test_linearized_runs_hold_a_few_copies_of_all_outputs():
     assert 4 <= 400 / found <= 16
     with pytest.raises(MemoryError, match="one run of the linearized model"):
         learner.runs_at_once(sgdsde.SGD(0.1, 2), 2, 4 * outputs * 8 - 1, 1000)
-
-
-def test_a_parameter_without_influence_has_a_gradient_of_zero():
-    params = {"used": torch.tensor([3.0]), "idle": torch.ones(2)}
-    gradient, value = _plain_gradient(lambda params, x: (x * params["used"] ** 2).sum(), params, torch.tensor([2.0]))
-    assert gradient["used"].tolist() == [12.0]
-    assert gradient["idle"].tolist() == [0.0, 0.0]
-    assert float(value) == 18.0

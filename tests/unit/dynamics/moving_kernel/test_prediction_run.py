@@ -66,6 +66,27 @@ def test_the_next_interval_is_that_over_which_the_kernel_moves_by_the_tolerance(
     assert run._wish == 14 // 3 == 4, "a third of the steps so far"
 
 
+@pytest.mark.parametrize(
+    ("drift", "length"),
+    [
+        (lambda length: 0.1 * length / 10, 10),
+        (lambda length: 0.4 * length / 16, 4),
+        (lambda length: 0.17, 16),
+        (lambda length: 0.4, 1),
+    ],
+    ids=["as long as the tolerance allows", "shrunk", "a flicker is left alone", "but not one far too large"],
+)
+def test_an_interval_keeps_to_the_tolerance_unless_the_kernel_flickers(drift, length):
+    run = SimpleNamespace(
+        _options=SimpleNamespace(tolerance=0.1),
+        _wish=16 if length != 10 else 10,
+        _n_steps=100,
+        _ahead=lambda step, length: Interval(step, length, first=None, last=None, drift=drift(length)),
+    )
+    found = PredictionRun._reach(run, 20)
+    assert (found.start, found.length) == (20, pytest.approx(length, abs=1))
+
+
 def test_a_kernel_that_stays_is_made_anew_ever_more_rarely():
     refreshes: list[Refresh] = []
     dynamics = MovingKernel(on_refresh=refreshes.append, feedback=None)
