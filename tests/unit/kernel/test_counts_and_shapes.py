@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sgdsde._functional import as_functional
 from sgdsde.kernel import DenseKernel, KernelOperator, leading_eigenpairs, spectrum
 from sgdsde.kernel.eigenbasis import Eigenbasis
-from sgdsde.kernel.layers.structure import _spread, structure_of
+from sgdsde.kernel.layers.structure import _spread, _wrong, structure_of
 from sgdsde.kernel.operator import COLUMNS
 
 
@@ -105,3 +105,12 @@ def test_weights_are_watched_whichever_way_they_lie(sizes, caplog):
     assert structure is not None
     assert structure.others == ()
     assert not caplog.records
+
+
+def test_rounding_is_no_fault_and_a_wrong_digit_is_one():
+    gradients = {"first": torch.tensor([1.0, -3.0]).double(), "second": torch.tensor([0.5]).double()}
+    for error, wrong in ((1e-11, []), (1e-6, ["first", "second"])):
+        assert _wrong({name: value * (1 + error) for name, value in gradients.items()}, gradients) == wrong
+    zero = gradients | {"second": torch.zeros(1).double()}
+    assert _wrong(zero | {"second": torch.full((1,), 1e-15).double()}, zero) == []
+    assert _wrong(zero | {"second": torch.full((1,), 1e-10).double()}, zero) == ["second"]
