@@ -121,15 +121,17 @@ class _Sweep:
         loudest = max(sgds, key=lambda sgd: sgd.label_noise_std)
         start = ReducedStart.of(modes, loudest, modes.start, None, time=time)
         settings = [s for plan in plans for s in plan if s.coefficients.lr > 0]
-        chosen = _far_apart(settings, _sharpness(start))
+        sharpness = _sharpness(start)
+        chosen = _far_apart(settings, sharpness)
         while chosen:
             model = ReducedModel(start.sources, chosen, last, snapshots=SNAPSHOTS)
             try:
                 system = model.build(POLES_PER_DECADE, 1e-4)
                 break
             except PastLimitError:  # the setting at the largest share of its limit goes first
-                settings = [s for s in settings if s.coefficients.lr < chosen[0].coefficients.lr]
-                chosen = _far_apart(settings, _sharpness(start))
+                largest = _share_of_limit(chosen[0], sharpness)
+                settings = [s for s in settings if _share_of_limit(s, sharpness) < largest]
+                chosen = _far_apart(settings, sharpness)
         else:
             return None
         forms = _forms(modes, start, system, chosen, last)
@@ -196,14 +198,18 @@ def _sharpness(start: ReducedStart) -> tuple[float, float]:
     return float(start.sources.space.drift.max()), start.sources.space.n_train * float(rows.max())
 
 
+def _share_of_limit(segment: Segment, sharpness: tuple[float, float]) -> float:
+    """The learning rate in units of a bound on its stability limit that costs nothing."""
+    (top, example), q = sharpness, segment.coefficients.noise
+    return segment.coefficients.lr * ((1 - q) * top + q * example) / 2
+
+
 def _far_apart(settings: Sequence[Segment], sharpness: tuple[float, float]) -> list[Segment]:
     """Four settings far from each other in the share of the stability limit and in log q; the largest share first."""
     distinct = list({(s.coefficients, s.batch_size): s for s in settings}.values())
-    top, example = sharpness
 
     def place(segment: Segment) -> tuple[float, float]:
-        lr, q = segment.coefficients.lr, segment.coefficients.noise
-        return 3 * lr * ((1 - q) * top + q * example) / 2, math.log10(max(q, 1e-4))
+        return 3 * _share_of_limit(segment, sharpness), math.log10(max(segment.coefficients.noise, 1e-4))
 
     chosen: list[Segment] = []
     while distinct and len(chosen) < BASIS_SETTINGS:

@@ -59,11 +59,20 @@ def examine(loss: TorchLoss, outputs: Tensor, y_train: Tensor, y_test: Tensor | 
             if not any(bool(gradient.abs().max() > 1e-14) for gradient in gradients):
                 raise ValueError(_constant(loss, outputs.shape[1]))
             if name == "y_train" and len(gradients) == 2 and _same(*gradients):
-                loss = replace(loss, is_linear=True)
+                loss = replace(loss, is_linear=_is_linear(loss, near, targets))
     if type(loss.loss) not in SMOOTH or getattr(loss.loss, "beta", 1.0) == 0:
         search = partial(find_kink, targets=_distinct(_double(y_train)), n_outputs=outputs.shape[1])
         loss = replace(loss, find_kink=search)
     return replace(loss, find_values=partial(_values, outputs=outputs, targets=y_train))
+
+
+def _is_linear(loss: TorchLoss, near: Tensor, targets: Tensor) -> bool:
+    """Whether the gradient is the same far beyond all targets on both sides; that of |f - y| only seems so near by."""
+    size = float(near.abs().max()) + (float(targets.abs().max()) if targets.is_floating_point() else 0.0)
+    far = near + 10 * (1 + size)
+    if not all(_is_defined(loss, at, targets) for at in (far, -far)):
+        return True
+    return _same(loss.gradient(far, targets), loss.gradient(-far, targets))
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

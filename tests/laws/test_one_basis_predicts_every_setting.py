@@ -90,6 +90,15 @@ def test_null_space_and_several_outputs():
         assert largest_error(ours, sgd, linearization)[0].max() < 1e-4
 
 
+def test_a_batch_of_the_whole_set_has_no_sources_even_beside_a_null_space():
+    linearization = sgdsde.linearize(LARGER.problem())
+    limit = sgdsde.stability.max_lr(linearization, 24, sampling="without_replacement")
+    sgds = [sgdsde.SGD(share * limit, 24, sampling="without_replacement") for share in (0.3, 0.6)]
+    sgds.append(sgdsde.SGD(0.1 * limit, lambda k: 24 if k < 50 else 12, sampling="without_replacement"))
+    for sgd, ours in zip(sgds, predict_many(linearization, sgds, N_STEPS)):
+        assert largest_error(ours, sgd, linearization)[0].max() < 1e-4
+
+
 def test_the_matrices_hold_the_limit_of_every_batch_size(digits, limits):
     modes = modes_of(digits)
     sgds = [sgdsde.SGD(0.8 * limits[1], 1), sgdsde.SGD(0.7 * limits[16], 16)]

@@ -296,3 +296,14 @@ def test_probabilities_of_a_network_are_trained_but_not_linearized() -> None:
     assert torch.isfinite(sgdsde.run_ensemble(problem, sgdsde.SGD(1.0, 2), 5, 2).train_loss.mean).all()
     with pytest.raises(ValueError, match=r"defined for all outputs.*got BCELoss, which holds.*BCEWithLogitsLoss"):
         sgdsde.predict(problem, sgdsde.SGD(0.1, 2), 5)
+
+
+@pytest.mark.parametrize("loss", [nn.L1Loss(), nn.SoftMarginLoss()], ids=str)
+def test_a_loss_that_bends_only_far_from_the_outputs_is_not_taken_as_linear(loss):
+    """All outputs on one side of all targets, for several initializations."""
+    for seed in range(4):
+        model = seeded_module(lambda: nn.Linear(2, 1), seed)
+        x = torch.ones(4, 2, dtype=torch.float64)
+        for target in (-1.0, 1.0):
+            y = torch.full((4, 1), target, dtype=torch.float64)
+            sgdsde.Problem(model, x, y, loss=loss)

@@ -17,6 +17,8 @@ import sgdsde
 from sgdsde import networks, pruning
 from tests.pruning_problems import classification, dense, digits_classes
 
+pytestmark = pytest.mark.filterwarnings("ignore::sgdsde.pruning.PruningWarning")  # small networks lose paths by chance
+
 
 def random_masks(model: nn.Module, density: float, seed: int = 7) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)

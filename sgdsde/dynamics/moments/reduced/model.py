@@ -39,13 +39,12 @@ class ReducedModel:
         space = self.sources.space
         self._functionals = [space.diagonal(space.drift), *self.functionals]
         self._columns: list[Tensor] = []
-        self._always: list[int] = []
         self._left_out: tuple[list[int], list[int]] = ([], [])
         self.system: ReducedSystem
 
     def build(self, per_decade: float, tolerance: float) -> ReducedSystem:
         """The system on families with this many poles a decade, every solve to this relative tolerance."""
-        self._columns, self._always, self._left_out = [], [], ([], [])
+        self._columns, self._left_out = [], ([], [])
         for setting in self.settings:
             self._add_setting(setting, per_decade, tolerance)
         self.system = ReducedSystem.of(self.sources, project(self.sources.space, self._columns))
@@ -62,9 +61,8 @@ class ReducedModel:
         stationary: Tensor | None = None
         if sources.is_constant:
             packed, injected = sources.constant(coefficients, setting.batch_size)
-            if float(packed.norm()) > 0 or injected is not None:
-                stationary, _ = resolvent.solve(packed, 0.0, injected=injected)
-                self._keep(stationary, None)
+            stationary, _ = resolvent.solve(packed, 0.0, injected=injected)
+            self._keep(stationary, None)
         for matrix in (sources.moment, *self._functionals):
             self._keep(matrix, None)
         ts, shift = self._poles(coefficients, per_decade)
@@ -78,6 +76,8 @@ class ReducedModel:
         self.applications += resolvent.applications
 
     def _keep(self, matrix: Tensor, pole: int | None) -> None:
+        if not bool(matrix.any()):  # sources that a batch of the whole set does not have
+            return
         if pole is not None and pole % 5 in (1, 3):
             self._left_out[pole % 5 // 2].append(len(self._columns))
         self._columns.append(matrix)

@@ -26,6 +26,9 @@ from sgdsde.sgd import SGD
 EXACT_STEPS = 16
 """First steps, of the plain recursion: they hold what decays or alternates too fast for resolvents at t <= 1/2."""
 
+SAFETY = 2.0
+"""Without it the estimate was below the true error in 2 of 300 random problems, by 1.5 times at most."""
+
 SMALLEST = 1e-30
 """Loss, in units of the first, below which errors are in units of this."""
 
@@ -162,7 +165,7 @@ class ReducedPrediction:
         )
         lasting = 40 / float(slowest)  # what rounding does to a power of a rate is gone when the power is
         rounding = torch.finfo(loss.dtype).eps * torch.tensor(late).clamp_max(int(lasting)).to(loss)
-        return errors.cummax(0).values + rounding, loss > RELATIVE_DOWN_TO * begin
+        return SAFETY * errors.cummax(0).values + rounding, loss > RELATIVE_DOWN_TO * begin
 
     def _all_laws(self, system: ReducedSystem, states: Tensor, means: Tensor) -> Iterator[OutputLaw]:
         yield from self._early

@@ -26,10 +26,14 @@ MATRICES = 120
 """Packed matrices that a model holds at most: sixty directions, and as many resolvents."""
 
 
+def is_shared(linearization: Linearization) -> bool:
+    """Whether several outputs share the kernel of one."""
+    return isinstance(linearization.kernel, KroneckerKernel) and linearization.problem.n_outputs > 1
+
+
 def modes_of(linearization: Linearization) -> Modes:
     """Of all outputs, or of the kernel that the outputs share."""
-    shared = isinstance(linearization.kernel, KroneckerKernel) and linearization.problem.n_outputs > 1
-    return Modes.shared(linearization) if shared else Modes.of(linearization)
+    return Modes.shared(linearization) if is_shared(linearization) else Modes.of(linearization)
 
 
 @dataclass(frozen=True, eq=False)
