@@ -9,7 +9,10 @@
 SCALE ?= laptop## smoke, laptop or paper
 DEVICE ?= cpu## where experiments run: cpu, cuda, cuda:1, ...
 JOBS ?= 2## processes that run tests, one thread each
-ARGS ?=## more arguments for pytest, as in make test ARGS="-k noise"
+ARGS ?=## more arguments for pytest or mutants, as in make test ARGS="-k noise"
+FOLDER ?=## what make mutants changes: a folder or a file of sgdsde
+N ?= 20## mutations
+SEED ?= 0## that they are drawn by
 
 MAIN := fig01 fig02 fig03 fig04
 
@@ -46,7 +49,7 @@ MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDEXPANSION:
-.PHONY: help figures figures-all results $(ALL_FIGURES) test test-slow test-gpu check format bench bench-peers venv clean clean-outdated clean-all
+.PHONY: help figures figures-all results $(ALL_FIGURES) test test-slow test-gpu mutants check format bench bench-peers venv clean clean-outdated clean-all
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=VALUE]"; echo; echo "Targets:"
@@ -83,6 +86,10 @@ test-slow: $(STAMP) ## Run the long statistical checks (twenty minutes at most)
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+mutants: $(STAMP) ## Put N mutations into FOLDER, one at a time: which do the tests notice?
+	@test -n "$(FOLDER)" || { echo "make mutants needs a folder or a file, for example: make mutants FOLDER=sgdsde/noise" >&2; exit 1; }
+	$(BIN)/python -m tests.mutation.run $(FOLDER) --n $(N) --seed $(SEED) --jobs $(JOBS) $(ARGS)
 
 check: $(STAMP) ## Check format, style and types
 	$(BIN)/ruff format --check .

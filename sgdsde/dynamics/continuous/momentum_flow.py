@@ -96,6 +96,13 @@ def _matched_diffusion(drift: Tensor, source: Tensor) -> tuple[Tensor, Tensor, T
     return result[..., 0], result[..., 1], result[..., 3]
 
 
+def _units(state: Tensor, r: int) -> np.ndarray:
+    """Size of each component of the state, so that the tolerance does not depend on the units of the outputs."""
+    mean = float(state[3 * r * r : -2].abs().max())
+    covariance = max(float(state[: 3 * r * r].abs().max()), mean**2)
+    return np.repeat([covariance or 1.0, mean or 1.0, 1.0], [3 * r * r, 2 * r, 2])
+
+
 class MomentumFlow:
     """The moments of z along a plan, segment by segment of constant learning rate and batch size.
 
@@ -128,7 +135,7 @@ class MomentumFlow:
                 method="DOP853",
                 t_eval=[*steps, stop],
                 rtol=rtol,
-                atol=rtol * float(state.abs().max()),
+                atol=rtol * _units(state, r),
             )
             if not found.success:
                 raise ArithmeticError(f"the moment equations could not be integrated: {found.message}")

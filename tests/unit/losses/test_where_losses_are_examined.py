@@ -1,0 +1,34 @@
+"""Losses are tried around the outputs that a network gives; signs of labels; the rule of many outputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sgdsde.losses.base import is_right
+from sgdsde.losses.expectations import PAIRS, gaussian_rule
+from sgdsde.losses.validation import _around
+
+
+@pytest.mark.parametrize("level", [0.0, 50.0, -1000.0])
+def test_losses_are_tried_on_both_sides_of_the_outputs(level):
+    """400 draws of the size of the outputs and more: their mean leaves a quarter of it with probability 6e-7."""
+    outputs = torch.full((400, 1), level, dtype=torch.float64)
+    moved = (_around(outputs) - outputs) / (1 + abs(level))
+    assert abs(float(moved.mean())) < 0.25
+    assert 0.8 < float(moved.std()) < 1.2
+
+
+@pytest.mark.parametrize("size", [0.25, 1.0, 3.0])
+def test_a_real_label_is_a_sign_and_zero_has_none(size):
+    outputs = torch.tensor([[2.0], [-2.0], [2.0], [-2.0], [5.0], [-5.0], [float("inf")]])
+    labels = torch.tensor([size, size, -size, -size, 0.0, 0.0, size])
+    assert is_right(outputs, labels).tolist() == [True, False, False, True, False, False, False]
+
+
+def test_the_rule_of_many_outputs_still_has_the_covariance_of_the_normal_law():
+    """More outputs than the usual number of pairs of points."""
+    points, weights = gaussian_rule(PAIRS + 36)
+    identity = torch.eye(PAIRS + 36, dtype=torch.float64)
+    torch.testing.assert_close(points.mT @ (points * weights[:, None]), identity, rtol=0, atol=1e-10)
+    assert float((weights @ points).abs().max()) < 1e-12
