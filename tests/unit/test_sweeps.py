@@ -12,7 +12,7 @@ from torch import nn
 import sgdsde
 from sgdsde import LimitFraction, sweeps
 from sgdsde.stability import max_lr
-from tests.problems import mlp_problem
+from tests.problems import mlp_problem, seeded_module
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_measured_rows_are_the_runs_of_the_problem_or_of_the_linearized_model() 
 def test_the_limit_of_another_loss_is_used_only_where_it_is_asked_for() -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(6, 3, generator=generator, dtype=torch.float64)
-    model = nn.Linear(3, 3, dtype=torch.float64)
+    model = seeded_module(lambda: nn.Linear(3, 3), 0)
     problem = sgdsde.Problem(model, x, torch.tensor([0, 1, 2, 0, 1, 2]), loss=nn.CrossEntropyLoss())
     words = {"batch_size": 2, "n_steps": 2, "dynamics": sgdsde.dynamics.GaussianClosure()}
     (row,) = sgdsde.sweep(problem, lr=0.1, **words).rows
