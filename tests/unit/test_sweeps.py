@@ -93,7 +93,7 @@ def test_the_limit_of_another_loss_is_used_only_where_it_is_asked_for() -> None:
     x = torch.randn(6, 3, generator=generator, dtype=torch.float64)
     model = seeded_module(lambda: nn.Linear(3, 3), 0)
     problem = sgdsde.Problem(model, x, torch.tensor([0, 1, 2, 0, 1, 2]), loss=nn.CrossEntropyLoss())
-    words = {"batch_size": 2, "n_steps": 2, "dynamics": sgdsde.dynamics.GaussianClosure()}
+    words = {"batch_size": 2, "n_steps": 2, "dynamics": sgdsde.dynamics.LinearizedSGD(8)}
     (row,) = sgdsde.sweep(problem, lr=0.1, **words).rows
     assert math.isnan(row["mean_square_limit"])
     assert "test_loss" not in row
