@@ -1,6 +1,6 @@
 """What the warning of a frozen kernel sees, what it costs, and what the error is: the table of choosing_a_predictor.md.
 
-``python -m benchmarks.bench_frozen_kernel`` prints it and writes benchmarks/results/frozen_kernel.json; three minutes
+``python -m benchmarks.bench_frozen_kernel`` prints it and writes benchmarks/results/frozen_kernel.json; two minutes
 on one core. Torch's own initialization in float32, digits, 32 real runs; seconds are processor time, one thread.
 """
 
@@ -45,7 +45,7 @@ class Setting:
         return f"{network}, {loss}, {self.momentum:g}, {self.batch_size}, {self.n_steps}"
 
     def problem(self) -> sgdsde.Problem:
-        data = sgdsde.datasets.digits(n_train=128 if self.n_outputs > 1 else 256, target="class")
+        data = sgdsde.datasets.digits(n_train=64 if self.n_outputs > 1 else 256, target="class")
         x, classes = data.x_train.flatten(1).float(), data.y_train
         torch.manual_seed(0)
         sizes = (64, self.width, self.width)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sgdsde._checks import complaint, finite_entries
 from sgdsde._types import Params
 from sgdsde.kernel import KernelPlan, KroneckerKernel, factors, tile
-from sgdsde.linearization import Linearization
+from sgdsde.linearization import Linearization, problem_of
 from sgdsde.problem import Problem
 
 ROWS = 1024
@@ -49,7 +49,7 @@ def gradient_gram(
     Exactness: that of the kernel, 1e-12 relative in float64; any model and loss.
     Cost: that of the kernel, n^2 numbers and one tile; never the n^2 c^2 numbers of K.
     """
-    n = _problem(problem_or_linearization).n_train
+    n = problem_of(problem_or_linearization).n_train
     gram: Tensor | None = None
     for part in gram_tiles(problem_or_linearization, output_gradient, params=params, memory=memory):
         gram = part.values.new_empty(n, n) if gram is None else gram
@@ -74,7 +74,7 @@ def gram_tiles(
         yield from _of_kernel(problem_or_linearization, output_gradient, diagonal_only)
     else:
         yield from _of_model(
-            _problem(problem_or_linearization),
+            problem_of(problem_or_linearization),
             output_gradient,
             params=params,
             diagonal_only=diagonal_only,
@@ -91,15 +91,6 @@ def output_gradient_of(problem: Problem, outputs: Tensor, given: Tensor | None) 
         received = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
         raise ValueError(complaint("output_gradient", f"[{problem.n_train}, {problem.n_outputs}]", received))
     return finite_entries("output_gradient", given.double().to(outputs.device))
-
-
-def _problem(problem_or_linearization: Problem | Linearization) -> Problem:
-    if isinstance(problem_or_linearization, Linearization):
-        return problem_or_linearization.problem
-    if isinstance(problem_or_linearization, Problem):
-        return problem_or_linearization
-    received = type(problem_or_linearization).__name__
-    raise TypeError(complaint("problem", "a Problem or a Linearization", received, "use sgdsde.Problem(model, ...)"))
 
 
 def _of_model(
