@@ -105,10 +105,12 @@ def test_magnitude_empties_the_widest_fan_in_first() -> None:
     for name, share in masks.layer_densities.items():
         error = math.sqrt(share * (1 - share) / masks[name].numel())
         assert abs(share - predicted[name]) < 4 * error + 0.002
-    wide = networks.CNN(1, 8, 40, 10, depth=2, dtype=torch.float64)
+    wide = networks.CNN(1, 8, 40, 10, depth=2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     shares = pruning.layer_densities(wide, pruning.Magnitude(), 0.9)
-    measured = pruning.prune(wide, pruning.Magnitude(), 0.9).layer_densities
-    assert [measured[name] for name in shares] == pytest.approx(list(shares.values()), abs=0.04)
+    masks = pruning.prune(wide, pruning.Magnitude(), 0.9)
+    for name, share in shares.items():  # four standard errors of a share of so many weights: 2e-4 for all three layers
+        error = math.sqrt(share * (1 - share) / masks[name].numel())
+        assert abs(masks.layer_densities[name] - share) < 4 * error + 0.002
 
 
 def test_the_stable_residual_network_treats_all_depths_alike() -> None:
