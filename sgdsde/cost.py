@@ -38,9 +38,6 @@ CHECKS = 0.1
 OVERHEAD = 2e-4
 """Seconds of a step beside its products, on a processor."""
 
-LIMIT_APPLICATIONS = 30
-"""Products of a recursion's step that the stability limit takes, where the free bound does not decide."""
-
 REAL_STEPS = (3, 13)
 """Steps of the two short runs whose difference is the cost of real training."""
 

@@ -62,7 +62,6 @@ WEIGHTED = _named(
     *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "bilinear"
 )
 SCALINGS = _named("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply", "div", "__truediv__", "div_", "divide")
-DIVISIONS = _named("div", "__truediv__", "div_", "divide")
 MEANS = _named("mean")
 MAX_POOLS = {getattr(functional, f"max_pool{d}d"): getattr(functional, f"avg_pool{d}d") for d in (1, 2, 3)}
 POOLS = _named("avg_pool1d", "avg_pool2d", "avg_pool3d") | _named(
