@@ -1,7 +1,8 @@
-"""The result of a diagnosis: checks with their numbers, and what they advise."""
+"""The result of a diagnosis: what can be done, what is advised, and the checks behind it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from torch import Tensor
 
+from sgdsde.diagnosis.expected_errors import ExpectedError
 from sgdsde.dynamics import Dynamics
 
 if TYPE_CHECKING:
@@ -31,11 +33,12 @@ class Grade(Enum):
 
 
 class Advice(Enum):
-    """FROZEN_KERNEL: the default prediction is enough. MOVING_KERNEL: ``dynamics.MovingKernel`` is needed, and enough.
-    MEASURE: no prediction is expected within the tolerance; train a few runs (``run_ensemble``)."""
+    """FROZEN_KERNEL: the default prediction. MOVING_KERNEL: ``dynamics.MovingKernel``. INTERPOLATE: runs at a few
+    anchors, and a response surface between them (``EnsembleSurface``). MEASURE: runs of this setting (``measure``)."""
 
     FROZEN_KERNEL = "frozen kernel"
     MOVING_KERNEL = "moving kernel"
+    INTERPOLATE = "interpolate"
     MEASURE = "measure"
 
 
@@ -56,34 +59,92 @@ class Check:
     sentence: str
 
 
-@dataclass(frozen=True, eq=False)
-class Diagnosis:
-    """Advised predictor and the error to expect; ``str()`` is a table.
+@dataclass(frozen=True)
+class Option:
+    """One way to know the mean loss.
 
     Attributes:
-        checks: by name. advice: which predictor. predictor: it, or None where none is advised.
-        frozen_error, moving_error: the relative error of the training loss to expect at the worst recorded step, of the
-            frozen and of the moving kernel; infinity where the prediction is refused. Nine of ten settings of the
-            calibration were below (docs/diagnosis.md).
-        tolerance: the relative error that was asked for.
-        steps: int64 [T]. frozen_losses, moving_losses: expected training losses of the two predictions, [T]; None where
-            the moving kernel refused.
+        advice: which way. dynamics: of a prediction, else None. n_runs: real runs that it takes, None of a prediction.
+        error: relative error of the mean training loss to expect at the worst recorded step. cost: in plain runs of
+            this training. runs_of_same_accuracy: real runs whose mean would be as accurate as a prediction.
     """
 
-    checks: Mapping[str, Check]
     advice: Advice
-    predictor: Dynamics | None
-    frozen_error: float
-    moving_error: float
+    dynamics: Dynamics | None
+    n_runs: int | None
+    error: ExpectedError
+    cost: float
+    runs_of_same_accuracy: int | None = None
+
+    @property
+    def words(self) -> str:
+        """What is to be done."""
+        if self.dynamics is not None:
+            return f"predict with {self.dynamics!r}"
+        if self.advice is Advice.INTERPOLATE:
+            return f"measure {self.n_runs} runs at anchors, and interpolate (EnsembleSurface)"
+        return f"measure {self.n_runs} runs (measure)"
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What a prediction of this training would get wrong and cost, and what to do; ``str()`` is a report.
+
+    Attributes:
+        options: every way, with error and cost. best: the advised one, the cheapest within the tolerance.
+        checks: by name. tolerance: the relative error that was asked for.
+        sentence: the advice in words.
+        steps: int64 [T], the first 0. measured, linearized: mean training loss of the pilot's runs of the network and
+            of the linearized model, [T]: measured, not predicted. n_pairs: how many of each.
+        spread: standard deviation of one run's loss over the mean, at the worst recorded step.
+        cost: plain runs that the diagnosis itself took.
+    """
+
+    options: tuple[Option, ...]
+    best: Option
+    checks: Mapping[str, Check]
     tolerance: float
     sentence: str
     steps: Tensor
-    frozen_losses: Tensor
-    moving_losses: Tensor | None
+    measured: Tensor
+    linearized: Tensor
+    n_pairs: int
+    spread: float
+    cost: float
+
+    @property
+    def advice(self) -> Advice:
+        """Which way is advised."""
+        return self.best.advice
+
+    @property
+    def predictor(self) -> Dynamics | None:
+        """The advised dynamics, None where runs are advised."""
+        return self.best.dynamics
+
+    @property
+    def n_runs(self) -> int | None:
+        """The advised number of real runs, None where a prediction is advised."""
+        return self.best.n_runs
+
+    @property
+    def expected_error(self) -> float:
+        """Relative error to expect of what is advised."""
+        return self.best.error.value
+
+    @property
+    def frozen_error(self) -> float:
+        """Relative error to expect of the frozen kernel; infinite where a mean loss is not finite."""
+        return self.option(Advice.FROZEN_KERNEL).error.value
+
+    @property
+    def moving_error(self) -> float:
+        """Relative error to expect of the moving kernel; infinite beyond what it was held against."""
+        return self.option(Advice.MOVING_KERNEL).error.value
 
     @property
     def regime(self) -> Regime:
-        """The kernel's motion along full-batch descent in a word.
+        """The kernel's motion along a run in a word.
 
         "kernel" up to the threshold of the check, "rich" beyond half of itself, where features are learned.
         """
@@ -92,11 +153,9 @@ class Diagnosis:
             return "kernel"
         return "rich" if drift.value > RICH_DRIFT else "between"
 
-    @property
-    def expected_error(self) -> float:
-        """Error to expect of the advised predictor, or of the better one where none is advised."""
-        errors = {Advice.FROZEN_KERNEL: self.frozen_error, Advice.MOVING_KERNEL: self.moving_error}
-        return errors.get(self.advice, min(self.frozen_error, self.moving_error))
+    def option(self, advice: Advice) -> Option:
+        """The option of that kind."""
+        return next(each for each in self.options if each.advice is advice)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a check: name, value, threshold, grade, source, sentence (needs pandas)."""
@@ -106,9 +165,14 @@ class Diagnosis:
         return pandas.DataFrame(rows, columns=["name", "value", "threshold", "grade", "source", "sentence"])
 
     def __str__(self) -> str:
-        lines = [self.sentence, f"Regime: {self.regime}.", "", f"{'check':>18} {'value':>9} {'threshold':>9}  {'':8}"]
+        lines = [self.sentence, f"Regime: {self.regime}.", "", f"{'to know the mean loss':<52} {'error':>24} {'cost':>12}"]
+        for each in self.options:
+            cost = f"{each.cost:.2g} runs" if math.isfinite(each.cost) else "unknown"
+            same = each.runs_of_same_accuracy
+            as_many = f"; as accurate as {same} runs" if same is not None else ""
+            lines.append(f"{each.words:<52} {each.error!s:>24} {cost:>12}{as_many}")
+        lines += ["", f"{'check':>14} {'value':>9} {'threshold':>9}"]
         for check in self.checks.values():
-            lines.append(f"{check.name:>18} {check.value:>9.3g} {check.threshold:>9.3g}  {check.grade.value:8}")
-            lines.append(f"{'':>20}{check.sentence}")
-            lines.append(f"{'':>20}threshold: {check.source}")
+            lines.append(f"{check.name:>14} {check.value:>9.3g} {check.threshold:>9.3g}  {check.grade.value:8}")
+            lines.append(f"{'':>16}{check.sentence}")
         return "\n".join(lines)
