@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sgdsde._checks import complaint, whole_number
-from sgdsde._progress import Ticker, ticker
+from sgdsde._progress import StageCost, Ticker, announced, covered, ticker
 from sgdsde._types import Observable, Progress
 from sgdsde.ensemble.group import RunGroup
 from sgdsde.ensemble.linearized import LinearizedLearner
@@ -15,6 +15,7 @@ from sgdsde.ensemble.streams import RunStreams
 from sgdsde.ensemble.variants import Minibatches, Variant
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
+from sgdsde.machine import STEP_OVERHEAD, Machine, step_seconds
 from sgdsde.problem import Problem, check_training
 from sgdsde.recording import check_observables, recorded_steps
 from sgdsde.sgd import SGD, check_sgd
@@ -43,6 +44,8 @@ def run_ensemble(
         seed: run j draws the same batches whatever ``n_runs`` (see ``sampling.batch_indices``).
         record: steps to report; default about 50, geometric. observe: ``"accuracy"``, and ``"outputs"``
             to keep every run's outputs.
+        progress: as in ``predict``; the cost of real runs is that of forward passes of a batch, timed where there are
+            64 steps or more.
         memory: bytes allowed for the runs stepped together; default a quarter of what is free.
     Returns:
         A measured ``Trajectory`` with samples. A run whose loss stops being finite is recorded in ``diverged_at`` and
@@ -65,6 +68,8 @@ def run_ensemble(
     check_label_noise(sgd, problem)
     recorder = Recorder(problem, steps, n_runs, n_steps, observe=observe)
     at_once = learner.runs_at_once(sgd, variant.examples(plan), memory, n_runs)
+    if progress is not covered:
+        progress = announced(_expected_cost(learner, sgd, n_steps, n_runs, at_once), progress)
     ticks = ticker(progress, n_steps * n_runs, "SGD runs")
     for start in range(0, n_runs, at_once):
         runs = range(start, min(start + at_once, n_runs))
@@ -82,6 +87,27 @@ def _train(group: RunGroup, recorder: Recorder, ticks: Ticker) -> None:
             break
         recorder.watch(k, group.runs, group.advance(k))
         ticks.update(len(group.runs))
+
+
+def _expected_cost(
+    learner: RealLearner | LinearizedLearner, sgd: SGD, n_steps: int, n_runs: int, at_once: int
+) -> StageCost:
+    """Real runs: a forward pass is timed where there are many steps. Linearized ones: by their products."""
+    problem = learner.problem
+    if isinstance(learner, RealLearner):
+        batch = sgd.batch_size_at(0)
+        step, steps = step_seconds(problem, batch, n_steps * n_runs), n_steps * n_runs
+        # Runs that are stepped together share the overhead of a step.
+        seconds = steps * (step - STEP_OVERHEAD) + n_steps * -(-n_runs // at_once) * STEP_OVERHEAD
+        size = learner.functional.n_params * problem.dtype.itemsize
+        return StageCost(f"{n_runs} real runs", seconds, 5 * at_once * size)
+    rows, d = len(learner.initial) * problem.n_outputs, problem.n_train * problem.n_outputs
+
+    def count(machine: Machine) -> float:
+        return n_steps * n_runs * (2 * d * rows / machine.products + 6 * rows / machine.entries)
+
+    seconds = count(Machine.worth(count)) + n_steps * STEP_OVERHEAD
+    return StageCost(f"{n_runs} runs of the linearized model", seconds, 8 * 4 * rows * at_once)
 
 
 def check_label_noise(sgd: SGD, problem: Problem) -> None:
