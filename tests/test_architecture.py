@@ -46,6 +46,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "bands",
         "trajectory",
         "recording",
+        "machine",
     ),
     # Kernels of infinite width need networks only.
     "infinite width": ("meanfield",),
@@ -60,6 +61,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "observables",
         "reduction",
         "frozen_kernel",
+        "evolution_cost",
         "prediction",
         "prediction_sweep",
         "cost",

@@ -175,6 +175,10 @@ def _power(gram: Tensor, exponent: float, precision: torch.dtype, *, most: int |
     """
     values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
     kept = values > values[-1] * len(values) * torch.finfo(precision).eps
+    if not kept.any():
+        received = "zero: the network dies on the way, its outputs no longer depend on the weights (dead units?)"
+        remedy = "use a smaller lr, or measure with run_ensemble"
+        raise ValueError(complaint("the kernel that moves", "different from zero along the path", received, remedy))
     if most is not None:
         kept[: max(0, len(kept) - most)] = False
     scaled = (vectors[:, kept] * values[kept] ** exponent).mT
