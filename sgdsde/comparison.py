@@ -102,8 +102,8 @@ class Comparison:
         """The verdict in one sentence with its numbers."""
         worst = {name: curve.max_relative_error for name, curve in self.curves.items()}
         errors = ", ".join(f"{name} {100 * error:.2g} %" for name, error in worst.items())
-        first = self.predicted.obtained or self.predicted.dynamics
-        what = f"{first} against {self.measured.n_runs} runs: largest relative error {errors}"
+        compared = self.predicted.obtained or self.predicted.dynamics
+        what = f"{compared} against {self.measured.n_runs} runs: largest relative error {errors}"
         if self.verdict is Verdict.OUT_OF_RANGE:
             limit = self.predicted.mean_square_limit
             reason = (
