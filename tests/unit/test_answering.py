@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -9,7 +11,6 @@ import sgdsde
 from sgdsde import SGD, MeasurementWarning, Problem, answer, answering, predict, run_ensemble
 from sgdsde.advice import Advice
 from sgdsde.dynamics import GradientDescent
-from sgdsde.measurement.operations import Operations
 from tests.problems import LARGER, mlp_problem
 
 RECORD = [0, 4, 12]
@@ -18,7 +19,7 @@ RECORD = [0, 4, 12]
 def lazy() -> Problem:
     """A network so wide that a run costs more than the theory of its few examples."""
     generator = torch.Generator().manual_seed(0)
-    model = sgdsde.networks.MLP(2, 1024, 1, dtype=torch.float64, generator=generator)
+    model = sgdsde.networks.MLP(2, 512, 1, dtype=torch.float64, generator=generator)
     x = torch.randn(6, 2, generator=generator, dtype=torch.float64)
     return Problem(model, x, torch.sin(x[:, :1]), loss=torch.nn.MSELoss())
 
@@ -31,7 +32,7 @@ def test_a_prediction_where_it_is_cheap_and_good():
     torch.testing.assert_close(
         made.train_loss.mean, predict(sgdsde.linearize(problem), sgd, 12, record=RECORD).train_loss.mean
     )
-    truth = run_ensemble(problem, sgd, 12, 256, record=RECORD).train_loss
+    truth = run_ensemble(problem, sgd, 12, 64, record=RECORD).train_loss
     assert float((made.train_loss.mean / truth.mean - 1).abs().max()) < 0.05
     assert "predicted, without a run: error to expect" in made.obtained
     assert "the kernel moves by" in made.obtained
@@ -40,7 +41,7 @@ def test_a_prediction_where_it_is_cheap_and_good():
 
 def test_runs_where_the_kernel_moves():
     problem, sgd = lazy(), SGD(0.02, 3)
-    made = answer(problem, sgd, 12, record=RECORD, tolerance=1e-5 + 0.001, seed=3)
+    made = answer(problem, sgd, 12, record=RECORD, tolerance=0.001, seed=3)
     assert made.origin == "measured"
     assert made.effort["expected_error"] <= 0.00101
 
@@ -57,18 +58,11 @@ def test_runs_where_theory_costs_more():
 
 
 def test_a_budget_that_ends_first_says_what_was_reached(monkeypatch):
-    monkeypatch.setattr(answering, "plain_seconds", lambda *_: 1e3)  # a run is so dear that the first batch is cheap
-    monkeypatch.setattr(Operations, "of", classmethod(lambda cls, *_: cls(run=1.0, linear_run=1.0, theory=1e30)))
-    problem, sgd = mlp_problem(), SGD(0.1, 2)
-    with pytest.warns(
-        MeasurementWarning, match=r"the standard error .* is [\d.]+ % .* raise budget=6, or tolerance=0.001"
-    ):
-        monkeypatch.setattr(
-            answering,
-            "clock",
-            iter([0.0, 5900.0, 5900.0]).__next__ and (lambda _, times=iter([0.0, 5900.0]): next(times)),
-        )
-        made = answer(problem, sgd, 12, record=RECORD, tolerance=0.001, budget=6)
+    monkeypatch.setattr(answering, "plain_seconds", lambda *_: 1e-9)  # so that the first batch takes all of it
+    with pytest.warns(MeasurementWarning) as caught:
+        made = answer(mlp_problem(n_train=40), SGD(0.1, 2), 12, record=RECORD, tolerance=0.001, budget=6)
+    said = " ".join(str(warning.message) for warning in caught)
+    assert re.search(r"is [\d.]+ % at the worst step after 6 runs, above the target .* raise budget=6, or toler", said)
     assert made.n_runs == 6
     assert made.effort["expected_error"] > 0.001
 
@@ -95,8 +89,8 @@ def test_advice_is_followed():
 
 def test_past_the_limit_it_measures():
     problem = lazy()
-    sgd = SGD(1.2 * sgdsde.stability.max_lr(problem, 2), 2)
-    made = answer(problem, sgd, 6, record=[0, 6], tolerance=2.0)
+    sgd = SGD(1.2 * sgdsde.stability.max_lr(problem, 3), 3)
+    made = answer(problem, sgd, 12, record=RECORD, tolerance=2.0)
     assert made.origin == "measured"
     assert "past the limit" in made.obtained
 
