@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
     from sgdsde.cost import ExpectedCost, expected_cost
     from sgdsde.diagnosis import Diagnosis, diagnose
-    from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble
+    from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble, run_ensembles
     from sgdsde.frozen_kernel import FrozenKernelWarning
     from sgdsde.kernel import empirical_ntk
     from sgdsde.linearization import Linearization, linearize
@@ -87,6 +87,7 @@ __all__ = [
     "pruning",
     "regimes",
     "run_ensemble",
+    "run_ensembles",
     "sampling",
     "stability",
     "sweep",
@@ -128,6 +129,7 @@ _HOMES = {
     "predict": "prediction",
     "predict_many": "prediction_sweep",
     "run_ensemble": "ensemble",
+    "run_ensembles": "ensemble",
     "sweep": "sweeps",
 }
 
