@@ -193,6 +193,7 @@ class _Sweep:
             problem_digest=self.linearization.problem.digest,
             diverged_at=torch.zeros(0, dtype=torch.int64),
             estimated_error=errors,
+            origin="predicted",
         )
 
 
