@@ -27,6 +27,7 @@ from torch import nn
 import sgdsde
 from sgdsde import SGD, dynamics, stability
 from sgdsde.kernel import KroneckerKernel, TiledKernel, leading_eigenpairs
+from sgdsde.prediction import evolve
 
 RESULT = Path(__file__).parent / "results" / "tiled_mnist.json"
 STAGES = ("kernels", "spectrum", "curves")
@@ -129,9 +130,9 @@ def curves(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     timed("predicted", predicted(linearization, sgd, dynamics.ModalMoments()))
     full_batch = SGD(lr, options.n_train, sampling="without_replacement")
     timed("descent", predicted(linearization, full_batch, dynamics.GradientDescent()))
-    few = linearization.truncate(options.few)
-    timed("few_modal", predicted(few, sgd, dynamics.ModalMoments()))
-    timed("few_recursion", predicted(few, sgd, dynamics.TracedRecursion()))
+    few = linearization.truncate(options.few, tail="frozen")
+    timed("few_modal", lambda: evolve(dynamics.ModalMoments(), few, sgd, record))
+    timed("few_recursion", lambda: evolve(dynamics.TracedRecursion(), few, sgd, record))
     timed(
         "measured",
         lambda: sgdsde.run_ensemble(
@@ -151,7 +152,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--share", type=float, default=0.25, help="of the mean-square limit")
     parser.add_argument("--lr", type=float, help="in place of the share; the limit takes as long as a prediction")
-    parser.add_argument("--few", type=int, default=48, help="eigenpairs on which the closure is held to the recursion")
+    parser.add_argument(
+        "--few", type=int, default=64, help="eigenpairs, the rest frozen, on which the closure is held to the recursion"
+    )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--make", choices=("trace", "per_class"), help="only this kernel, in the folder itself")
     options = parser.parse_args()

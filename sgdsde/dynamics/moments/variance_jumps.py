@@ -25,17 +25,23 @@ from sgdsde.dynamics.moments.reduced.system import divided_powers, powers
 from sgdsde.dynamics.moments.variances import BulkState
 from sgdsde.sgd import SGD
 
-PER_DECADE = 6
-"""Exponentials a decade of rates; samples are twice as dense in time, and as many are held out."""
+PER_DECADE, LOWEST = 12, 0.03
+"""Exponentials a decade of rates 1 - theta, the lowest in units of one over the horizon."""
+
+SAMPLES = 4
+"""Sampled steps for every exponential, a third of them held out."""
 
 FASTEST = 0.7
-"""Largest rate 1 - theta that is fitted; faster ones are gone after the first steps."""
+"""Largest rate that is fitted; faster ones are gone after the first steps."""
 
-SMALLEST = 1e-12
+SMALLEST = 1e-13
 """Singular value of the fit, relative to the largest, that is kept."""
 
-GOOD_ENOUGH = 1e-7
-"""Relative error of the fit at the samples that were held out."""
+RELATIVE_DOWN_TO = 1e-5
+"""Errors of the fit are relative while the source is above this share of what it was."""
+
+GOOD_ENOUGH = 1e-6
+"""Error of the fit at the steps that were held out; 1e-9 where the source has not fallen far."""
 
 EXAMPLES = 16
 """Examples of several outputs whose modes are multiplied at once."""
@@ -134,22 +140,21 @@ class VarianceJumps:
         Raises:
             NoFitError: the error at the steps held out is too large.
         """
-        like = self._drift
-        lowest = 0.05 / horizon
+        like, lowest = self._drift, LOWEST / horizon
         count = max(2, round(PER_DECADE * math.log10(FASTEST / lowest)))
         places = torch.linspace(0, 1, count, dtype=like.dtype, device=like.device)
         rates = torch.cat([like.new_zeros(1), lowest * (FASTEST / lowest) ** places])
-        steps = sorted({round((horizon + 1) ** (i / (4 * count))) - 1 for i in range(4 * count + 1)})
+        dense = SAMPLES * count
+        steps = sorted({round((horizon + 1) ** (i / dense)) - 1 for i in range(dense + 1)})
         sampled = torch.stack([self._source(k) for k in steps])
-        design = powers(rates, torch.tensor(steps, dtype=like.dtype, device=like.device)[:, None])
-        sizes = sampled.abs().sum(1).clamp_min(torch.finfo(like.dtype).tiny)
-        fitted, checked = slice(None, None, 2), slice(1, None, 2)
-        scaled, wanted = design / sizes[:, None], sampled / sizes[:, None]
-        left, singular, right = torch.linalg.svd(scaled[fitted], full_matrices=False)
+        sizes = sampled.abs().sum(1, keepdim=True)
+        sizes = torch.maximum(sizes, RELATIVE_DOWN_TO * sizes[0]).clamp_min(torch.finfo(like.dtype).tiny)
+        design = powers(rates, like.new_tensor(steps)[:, None]) / sizes
+        wanted, held_out = sampled / sizes, torch.arange(len(steps)) % 3 == 1
+        left, singular, right = torch.linalg.svd(design[~held_out], full_matrices=False)
         inverse = torch.where(singular > SMALLEST * singular[0], 1 / singular, 0.0)
-        weights = right.mT @ (inverse[:, None] * (left.mT @ wanted[fitted]))
-        errors = (scaled @ weights - wanted).abs().sum(1)
-        if float(errors[checked].max() if len(steps) > 1 else errors.max()) > GOOD_ENOUGH:
+        weights = right.mT @ (inverse[:, None] * (left.mT @ wanted[~held_out]))
+        if not float((design @ weights - wanted).abs().sum(1).max()) <= GOOD_ENOUGH:
             raise NoFitError
         return rates, weights
 
