@@ -69,6 +69,10 @@ class NoiseCorrection:
     def share(self, size: float) -> float:
         return size / self.size if self.size > 0 else 0.0
 
+    def weighted(self, share: float) -> Params | None:
+        """That share of the change of the gradient."""
+        return None if self.gradient is None else {name: share * value for name, value in self.gradient.items()}
+
 
 def draws(covariance: Tensor, count: int) -> Tensor:
     """a_p [count, r], of which +-a_p have this covariance in its ``count`` leading directions, and about it beyond.

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from sgdsde._types import Params
 from sgdsde.dynamics.moments.epochs import EpochFluctuation
 from sgdsde.dynamics.moments.feature_state import Features, Fluctuation, IndependentFluctuation
 from sgdsde.dynamics.moments.state import MomentState
 from sgdsde.dynamics.moving_kernel.kernel_refresh import Margin, Refresh
-from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
+from sgdsde.dynamics.moving_kernel.mean_path import ForwardPass, MeanPath
 from sgdsde.dynamics.moving_kernel.noise_induced_drift import NoiseCorrection, NoiseFeedback, noise_correction
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace, kernel_distance
 from sgdsde.dynamics.output_law import OutputLaw
@@ -44,11 +44,16 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """Features and mean outputs [n + m, c] at one step, the noise's effect on them included; correction of the mean."""
+    """Features of the training outputs and their means [n, c] at one step, the noise's effect on them included.
+
+    Attributes:
+        forward: the pass that gave them. share: of the effect of the noise at the last refresh.
+    """
 
     features: Features
     outputs: Tensor
-    correction: Params | None
+    forward: ForwardPass
+    share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +66,11 @@ class Interval:
     last: Features
     drift: float
 
-    def at(self, step: int) -> Features:
-        return self.first.toward(self.last, (step - self.start) / self.length)
+    def at(self, step: int, *, with_test: bool = True) -> Features:
+        share = (step - self.start) / self.length
+        if not with_test:
+            return Features(torch.lerp(self.first.train, self.last.train, share), None)
+        return self.first.toward(self.last, share)
 
     @property
     def stop(self) -> int:
@@ -93,18 +101,24 @@ class PredictionRun(MomentState):
         self._now: tuple[int, Expected] | None = None  # what the law and the step of one k share
 
     def law(self, step: int, time: float) -> OutputLaw:
-        expected = self._expected(step)
-        train, test = self._fluctuation.covariances(expected.features)
-        n, outputs = self._path.problem.n_train, expected.outputs.to(expected.features.train.dtype)
-        if expected.features.test is None:
-            return OutputLaw(step, time, outputs, train)
-        return OutputLaw(step, time, outputs[:n], train, test_mean=outputs[n:], test_covariance=test)
+        expected, effect = self._expected(step), self._correction
+        features = self._features if self._interval is None else self._interval.at(step)
+        if effect.features is not None:
+            features = features.plus(effect.features, expected.share)
+        train, test = self._fluctuation.covariances(features)
+        n, dtype = self._path.problem.n_train, features.train.dtype
+        mean, test_mean = expected.outputs.to(dtype), self._path.test_outputs(step)
+        if test_mean is None:
+            return OutputLaw(step, time, mean, train)
+        if effect.outputs is not None:
+            test_mean = test_mean + expected.share * effect.outputs[n:]
+        return OutputLaw(step, time, mean, train, test_mean=test_mean.to(dtype), test_covariance=test)
 
     def advance(self, k: int) -> None:
         expected = self._expected(k)
         seen = self._fluctuation.expectations(expected.features, expected.outputs)
-        gradient = self._fluctuation.output_gradient(k, seen)
-        self._path = self._path.advanced(k, gradient, expected.correction)
+        gradient = expected.forward.pull(self._fluctuation.output_gradient(k, seen))
+        self._path = self._path.advanced(k, gradient, self._correction.weighted(expected.share))
         self._fluctuation.advance(k, seen)
 
     def _expected(self, step: int) -> Expected:
@@ -115,21 +129,18 @@ class PredictionRun(MomentState):
     def _expected_anew(self, step: int) -> Expected:
         if step < self._n_steps and (self._interval is None or step == self._interval.stop):
             self._refresh(step)
-        if self._interval is not None:
-            self._features = self._interval.at(step)
-        return self._with_noise(step)
+        features = self._features if self._interval is None else self._interval.at(step, with_test=False)
+        return self._with_noise(step, features)
 
-    def _with_noise(self, step: int) -> Expected:
-        effect, outputs, features = self._correction, self._path.outputs(step), self._features
+    def _with_noise(self, step: int, features: Features) -> Expected:
+        effect, forward = self._correction, self._path.forward_pass(step)
+        outputs = forward.outputs
         share = effect.share(self._fluctuation.output_variance(self._variance_features)) if effect.size else 0.0
         if effect.features is not None:
             features = features.plus(effect.features, share)
         if effect.outputs is not None:
-            outputs = outputs + share * effect.outputs
-        correction = None
-        if effect.gradient is not None:
-            correction = {name: share * value for name, value in effect.gradient.items()}
-        return Expected(features, outputs, correction)
+            outputs = outputs + share * effect.outputs[: len(outputs)]
+        return Expected(features, outputs, forward, share)
 
     def _refresh(self, step: int) -> None:
         started = time.perf_counter()
@@ -139,7 +150,7 @@ class PredictionRun(MomentState):
             self._turn()
         self._update_noise_correction(step)
         interval = self._interval = self._reach(step)
-        expected = self._with_noise(step)
+        expected = self._with_noise(step, self._features)
         seen = self._fluctuation.expectations(expected.features, expected.outputs)
         refresh = Refresh(
             step=step,

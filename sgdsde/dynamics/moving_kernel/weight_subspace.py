@@ -6,8 +6,6 @@ order the outputs move by J delta = Phi a, Phi = J V^T [rows, r]: nothing of the
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
@@ -16,12 +14,9 @@ from sgdsde._checks import complaint
 from sgdsde._types import Params
 from sgdsde.dynamics.moments.feature_state import Features
 from sgdsde.kernel.eigenbasis import Eigenbasis
-from sgdsde.kernel.jacobian_products import Directional, directional
+from sgdsde.kernel.layer_products import NetworkJacobian
 from sgdsde.linearization import Linearization
 from sgdsde.problem import Problem
-
-VECTORS, ROWS = 64, 256
-"""Directions and examples of one pass of derivatives."""
 
 FEW = 256
 """Directions of which none is left out."""
@@ -55,9 +50,9 @@ class WeightSubspace:
     """V [r, p] with orthonormal rows, in the model's dtype."""
 
     def __init__(
-        self, problem: Problem, derivatives: Directional, rows: Tensor, dtype: torch.dtype, *, followed: int
+        self, problem: Problem, jacobian: NetworkJacobian, rows: Tensor, dtype: torch.dtype, *, followed: int
     ) -> None:
-        self._problem, self._derivatives, self._dtype = problem, derivatives, dtype
+        self._problem, self._jacobian, self._dtype = problem, jacobian, dtype
         self.rows, self._followed = rows, followed
 
     @classmethod
@@ -82,8 +77,8 @@ class WeightSubspace:
         needed = COPIES * problem.functional.n_params * problem.dtype.itemsize
         what = f"one of the {count} weight directions that the noise moves (n_params={problem.functional.n_params})"
         _memory.rows_within(_memory.budget(None, problem.device), needed * count, 1, f"{count} times {what}")
-        derivatives = directional(problem.functional, problem.x_train, problem.n_outputs)
-        start = cls(problem, derivatives, torch.empty(0), linearization.kernel.dtype, followed=count)
+        jacobian = NetworkJacobian.of(problem.functional, problem.x_train, problem.n_outputs)
+        start = cls(problem, jacobian, torch.empty(0), linearization.kernel.dtype, followed=count)
         cotangents = (vectors[:, :count] / values[:count].sqrt()).mT
         return start._spanning(problem.params, cotangents)
 
@@ -141,31 +136,13 @@ class WeightSubspace:
         return self._with(rows)
 
     def _with(self, rows: Tensor) -> WeightSubspace:
-        return WeightSubspace(self._problem, self._derivatives, rows, self._dtype, followed=self._followed)
-
-    def _at(self, params: Params) -> Directional:
-        return type(self._derivatives)(dataclasses.replace(self._problem.functional, params=params))
+        return WeightSubspace(self._problem, self._jacobian, rows, self._dtype, followed=self._followed)
 
     def _push(self, params: Params, rows: Tensor, x: Tensor) -> Tensor:
-        derivatives, shapes = self._at(params), {name: value.shape for name, value in params.items()}
-        slopes = []
-        for some in rows.split(VECTORS):
-            parts = some.split([shape.numel() for shape in shapes.values()], dim=1)
-            directions = {name: part.reshape(-1, *shapes[name]) for name, part in zip(shapes, parts)}
-            moved = torch.cat([derivatives.push(piece, directions) for piece in x.split(ROWS)], dim=1)
-            slopes.append(moved.flatten(1).to(self._dtype))
-        return torch.cat(slopes).mT.contiguous()
+        return self._jacobian.at(params, x).push(rows).to(self._dtype).contiguous()
 
     def _pull(self, params: Params, cotangents: Tensor) -> Tensor:
-        derivatives, problem = self._at(params), self._problem
-        rows = cotangents.new_empty(len(cotangents), problem.functional.n_params)
-        for start in range(0, len(cotangents), VECTORS):
-            some = cotangents[start : start + VECTORS].view(-1, problem.n_train, problem.n_outputs)
-            total = rows[start : start + VECTORS].zero_()
-            for first in range(0, problem.n_train, ROWS):
-                pulled = derivatives.pull(problem.x_train[first : first + ROWS], some[:, first : first + ROWS])
-                total += torch.cat([pulled[name].reshape(len(some), -1) for name in problem.params], dim=1)
-        return rows
+        return self._jacobian.at(params, self._problem.x_train).pull(cotangents)
 
 
 def _power(gram: Tensor, exponent: float, precision: torch.dtype, *, most: int | None = None) -> Tensor:
