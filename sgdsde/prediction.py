@@ -78,7 +78,7 @@ def predict(
     linearization = as_linearization(problem_or_linearization, sgd=sgd, spectrum=spectrum, progress=progress)
     if is_default and tuple(observe) == ("loss",) and ReducedMoments.is_cheaper(linearization, sgd, n_steps):
         dynamics = ReducedMoments()
-    limit = warn_if_unstable(linearization, sgd, n_steps)
+    limit = warn_if_unstable(linearization, sgd, n_steps) if dynamics.freezes_kernel else None
     record = steps.tolist()
     predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)
     predicted = replace(predicted, mean_square_limit=limit)

@@ -41,6 +41,10 @@ class JacobianProducts(ABC):
     def pull(self, cotangents: Tensor) -> Tensor:
         """U J, [k, p], for U [k, n*c]."""
 
+    def trace(self) -> float | None:
+        """|J|^2, the trace of the kernel of these examples, or None where it is not known."""
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class NetworkJacobian:
@@ -134,6 +138,9 @@ class LayerProducts(JacobianProducts):
             layer.add_pull(cotangents, rows)
         return rows
 
+    def trace(self) -> float:
+        return sum(layer.trace() for layer in self.layers)
+
 
 class Layer(ABC):
     """The part of J that belongs to one parameter, or to a weight and its bias."""
@@ -149,6 +156,10 @@ class Layer(ABC):
     @abstractmethod
     def add_pull(self, cotangents: Tensor, rows: Tensor) -> None:
         """Writes to the weights of this layer in rows [k, p]."""
+
+    @abstractmethod
+    def trace(self) -> float:
+        """The sum of the squares of its entries."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +178,9 @@ class ExplicitLayer(Layer):
 
     def add_pull(self, cotangents: Tensor, rows: Tensor) -> None:
         rows[:, self.place] = cotangents @ self.jacobian
+
+    def trace(self) -> float:
+        return float(self.jacobian.square().sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,6 +236,15 @@ class OuterLayer(Layer):
         if self.bias is not None:
             place, scale = self.bias
             rows[:, place] = cotangents @ (scale * self.deltas.sum(2)).flatten(0, 1)
+
+    def trace(self) -> float:
+        inputs, deltas = (part @ part.mT for part in (self.x, self.deltas.transpose(1, 2).flatten(2)))
+        if self.deltas.shape[2] > 1:
+            inputs, deltas = inputs[:, None], self.deltas @ self.deltas.mT
+        total = float((inputs * deltas).sum())
+        if self.bias is not None:
+            total += self.bias[1] ** 2 * float(self.deltas.sum(2).square().sum())
+        return total
 
     def _weights(self, rows: Tensor, o: int, q: int) -> Tensor:
         """[k, o, q]."""

@@ -184,7 +184,8 @@ def _features_change(
     rows = leading.mT.to(directions.rows) @ directions.rows
     count = min(count, len(next(iter(deltas.values()))))
     train = -features.train @ leading
-    test = None if features.test is None else -features.test @ leading
+    at_mean = directions.test_features(path.params)
+    test = None if at_mean is None else -at_mean @ leading
     for i in range(count):
         for sign in (1, -1):
             moved = {name: value + sign * deltas[name][i] for name, value in path.params.items()}
