@@ -86,9 +86,11 @@ def predict(
     linearization = as_linearization(problem_or_linearization, sgd=sgd, spectrum=spectrum, progress=progress)
     if is_default and tuple(observe) == ("loss",) and ReducedMoments.is_cheaper(linearization, sgd, n_steps):
         dynamics = ReducedMoments()
-    if progress is not covered and isinstance(linearization.kernel, Tensor) and n_steps and is_squared:
-        announce_barless(spectrum_cost(linearization.outputs.numel(), "stability limit", part=0.4))
-    limit = warn_if_unstable(linearization, sgd, n_steps)
+    limit = None
+    if dynamics.freezes_kernel:
+        if progress is not covered and isinstance(linearization.kernel, Tensor) and n_steps and is_squared:
+            announce_barless(spectrum_cost(linearization.outputs.numel(), "stability limit", part=0.4))
+        limit = warn_if_unstable(linearization, sgd, n_steps)
     record = steps.tolist()
     predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)
     predicted = replace(predicted, mean_square_limit=limit)
