@@ -86,7 +86,9 @@ class RowAttention(nn.Module):
         super().__init__()
         self.embed, self.place = nn.Linear(8, width), nn.Parameter(0.1 * torch.randn(8, width))
         self.keys, self.queries, self.values = (nn.Linear(width, width) for _ in range(3))
-        self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.mix = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
         self.read = nn.Linear(width, n_outputs)
 
     def forward(self, x: Tensor) -> Tensor:

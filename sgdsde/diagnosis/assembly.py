@@ -63,10 +63,8 @@ def diagnose(
     pilot = fly(problem_or_linearization, sample, sgd, steps, seed=whole_number("seed", seed))
     frozen = frozen_error(pilot)
     moving = moving_error(pilot, frozen)
-    costs = Costs.of(problem_or_linearization, sgd, steps[-1], pilot)
-    found = options(
-        problem, sgd, pilot, (frozen, moving), costs, tolerance=tolerance, n_settings=n_settings
-    )
+    costs = Costs.of(problem_or_linearization, sgd, steps, pilot.run_seconds)
+    found = options(problem, sgd, pilot, (frozen, moving), costs, tolerance=tolerance, n_settings=n_settings)
     best = advised(found, tolerance)
     return Diagnosis(
         options=tuple(found),
@@ -85,7 +83,9 @@ def diagnose(
 
 def _steps(n_steps: int, record: Sequence[int] | None) -> list[int]:
     if record is None:
-        record = sorted({0, *np.rint(np.geomspace(1, max(n_steps, 1), RECORDED)).astype(int).tolist()} & {*range(n_steps + 1)})
+        record = sorted(
+            {0, *np.rint(np.geomspace(1, max(n_steps, 1), RECORDED)).astype(int).tolist()} & {*range(n_steps + 1)}
+        )
     steps: list[int] = recorded_steps(n_steps, record).tolist()
     if steps[-1] == 0:
         raise ValueError(complaint("record", "with a step after 0", steps, "omit it for about 16 geometric steps"))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sgdsde.cost import foreseen_cost
 from sgdsde.diagnosis import calibration
 from sgdsde.diagnosis.expected_errors import ExpectedError
 from sgdsde.diagnosis.pilot import Pilot
 from sgdsde.diagnosis.result import Advice, Option
-from sgdsde.dynamics import Dynamics, MovingKernel
-from sgdsde.linearization import Linearization
+from sgdsde.dynamics import Dynamics, MomentRecursion, MovingKernel, ReducedMoments
+from sgdsde.evolution_cost import Course, Size, evolution_seconds
+from sgdsde.kernel import KernelPlan
+from sgdsde.linearization import Linearization, problem_of
+from sgdsde.machine import EVERYDAY, spectrum_cost
 from sgdsde.prediction import default_dynamics
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
@@ -41,11 +43,27 @@ class Costs:
     moving: float
 
     @classmethod
-    def of(cls, given: Problem | Linearization, sgd: SGD, n_steps: int, pilot: Pilot) -> Costs:
-        """From operation counts, on this machine."""
-        frozen = foreseen_cost(given, sgd, n_steps).seconds / pilot.run_seconds
-        moving = foreseen_cost(given, sgd, n_steps, dynamics=MovingKernel()).seconds / pilot.run_seconds
-        return cls(frozen, moving)
+    def of(cls, given: Problem | Linearization, sgd: SGD, steps: list[int], run_seconds: float) -> Costs:
+        """From operation counts: within a factor of two or three of this machine."""
+        problem, course = problem_of(given), Course.of(given, sgd, steps)
+        theory = default_dynamics(problem, sgd)
+        made = 0.0
+        if isinstance(given, Problem):
+            made = _kernel_seconds(problem) + 1.4 * spectrum_cost(Size.of(given).d).seconds
+        found = [evolution_seconds(each, course).seconds for each in (theory, MovingKernel())]
+        if isinstance(theory, MomentRecursion) and not sgd.momentum and sgd.sampling != "shuffled":
+            found[0] = min(found[0], evolution_seconds(ReducedMoments(), course).seconds)
+        return cls(*[(made + seconds) / run_seconds for seconds in found])
+
+
+def _kernel_seconds(problem: Problem) -> float:
+    functional, x, c = problem.functional, problem.x_train, problem.n_outputs
+    try:
+        pairs = [(x, None)] + ([] if problem.x_test is None else [(problem.x_test, x)])
+        plans = [KernelPlan.make(functional, functional.params, first, second, c) for first, second in pairs]
+    except MemoryError:
+        return math.inf
+    return sum(plan.operations for plan in plans) / EVERYDAY.products
 
 
 def options(

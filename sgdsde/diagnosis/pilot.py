@@ -10,12 +10,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sgdsde._types import Params, Progress
+from sgdsde._types import Params
 from sgdsde.diagnosis.linear_twin import twin_of
 from sgdsde.diagnosis.sample import Sample
 from sgdsde.ensemble import run_ensemble
+from sgdsde.ensemble.batched_products import BatchedProducts
+from sgdsde.ensemble.real import RealLearner
 from sgdsde.linearization import Linearization, problem_of
-from sgdsde.measurement import clock
+from sgdsde.measurement import clock, plain_seconds
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
 from sgdsde.stability.sampled_path import sampled_path
@@ -27,9 +29,8 @@ SEED = 0x0D1A6
 PARTS = (0.25, 0.5, 1.0)
 """Of the training: where the kernel of a run is looked at."""
 
-PAIRS = (16, 4, 2)
-"""Pairs of runs: where a step costs mostly overhead, where the network's own work dominates, and where in addition the
-linearized runs cost more than those of the network."""
+MANY, SOME, FEW = 16, 6, 3
+"""Pairs of runs: of layers that are stepped in one product, small and large ones, and of networks that are not."""
 
 SMALL_STEP = 4e-4
 """Seconds of a plain step below which its cost is mostly overhead."""
@@ -84,13 +85,12 @@ def fly(
     """The pilot runs, for about eight plain runs in all."""
     problem, n_steps = _without_test(problem_of(problem_or_linearization)), steps[-1]
     looked = sorted({max(1, round(part * n_steps)) for part in PARTS})
-    begun = clock(problem.device)
+    run_seconds = plain_seconds(problem, sgd, n_steps)
     reached = dict(zip(looked, sampled_path(problem, sgd, looked, seed=seed, run=0)))
-    run_seconds = max(clock(problem.device) - begun, 1e-9)
     drifts, ratios = _along(sample, sgd, n_steps, reached)
     twin = twin_of(_without_test_set(problem_or_linearization, problem))
-    small = run_seconds / n_steps <= SMALL_STEP
-    pairs = PAIRS[0] if small else PAIRS[2] if isinstance(twin, Problem) else PAIRS[1]
+    is_batched = isinstance(RealLearner(problem).stepper, BatchedProducts) and not isinstance(twin, Problem)
+    pairs = FEW if not is_batched else MANY if run_seconds / n_steps <= SMALL_STEP else SOME
     begun = clock(problem.device)
     real = run_ensemble(problem, sgd, n_steps, pairs, seed=seed + SEED, record=steps)
     batch_seconds = clock(problem.device) - begun
@@ -109,7 +109,8 @@ def _along(
             break
         kernel = sample.kernel_at(params)
         drifts[step] = sample.drift(kernel)
-        ratios[step] = sample.limit_ratio(sgd, n_steps, params, kernel)
+        if step == n_steps:
+            ratios[step] = sample.limit_ratio(sgd, n_steps, params, kernel)
     return drifts, ratios
 
 
@@ -126,5 +127,4 @@ def _without_test(problem: Problem) -> Problem:
 def _without_test_set(given: Problem | Linearization, problem: Problem) -> Problem | Linearization:
     if isinstance(given, Problem):
         return problem
-    test = {"cross_kernel": None, "test_outputs": None, "test_weight_outputs": None}
-    return dataclasses.replace(given, problem=problem, **test)
+    return dataclasses.replace(given, problem=problem, cross_kernel=None, test_outputs=None, test_weight_outputs=None)

@@ -165,7 +165,12 @@ class Diagnosis:
         return pandas.DataFrame(rows, columns=["name", "value", "threshold", "grade", "source", "sentence"])
 
     def __str__(self) -> str:
-        lines = [self.sentence, f"Regime: {self.regime}.", "", f"{'to know the mean loss':<52} {'error':>24} {'cost':>12}"]
+        lines = [
+            self.sentence,
+            f"Regime: {self.regime}.",
+            "",
+            f"{'to know the mean loss':<52} {'error':>24} {'cost':>12}",
+        ]
         for each in self.options:
             cost = f"{each.cost:.2g} runs" if math.isfinite(each.cost) else "unknown"
             same = each.runs_of_same_accuracy

@@ -19,8 +19,11 @@ from sgdsde.stability.limits import limit_of_map
 from sgdsde.stability.local import local_map, map_at
 from sgdsde.stability.second_moments import SecondMomentMap
 
-OUTPUTS = 512
+OUTPUTS = 256
 """Outputs of the examples looked at; all of them where they are no more."""
+
+LIMIT_PRECISION = 0.01
+"""Relative precision of the mean-square limit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +44,8 @@ class Sample:
         part = problem
         if count < problem.n_train or problem.x_test is not None:
             some = torch.linspace(0, problem.n_train - 1, count).round().long().to(problem.device)
-            data = {"x_train": problem.x_train[some], "y_train": problem.y_train[some]}
-            part = dataclasses.replace(problem, **data, x_test=None, y_test=None)
+            x, y = problem.x_train[some], problem.y_train[some]
+            part = dataclasses.replace(problem, x_train=x, y_train=y, x_test=None, y_test=None)
         return cls(problem, linearize(part))
 
     @property
@@ -76,7 +79,7 @@ class Sample:
             moments = local_map(self.linearization) if params is None else self._moments(params, kernel)
         except ValueError:  # no positive curvature
             return math.nan
-        return float(plan.lr.max()) / limit_of_map(moments, noise, sgd=sgd, precision=1e-4)
+        return float(plan.lr.max()) / limit_of_map(moments, noise, sgd=sgd, precision=LIMIT_PRECISION)
 
     def _moments(self, params: Params, kernel: Tensor | None) -> SecondMomentMap:
         problem = self.linearization.problem

@@ -32,7 +32,9 @@ def summary(options: list[Option], best: Option, tolerance: float, pilot: Pilot)
     cost = f"{best.cost:.2g} plain runs"
     if pilot.n_diverged:
         share = f"{pilot.n_diverged} of {len(pilot.real)} runs of the network diverged within {pilot.steps[-1]} steps"
-        return f"Take a smaller learning rate: {share}, so the mean loss is infinite. A measurement shows when they fail."
+        return (
+            f"Take a smaller learning rate: {share}, so the mean loss is infinite. A measurement shows when they fail."
+        )
     said = {
         Advice.FROZEN_KERNEL: f"Predict with {best.dynamics!r}, for {cost}: the kernel may be frozen",
         Advice.MOVING_KERNEL: f"Predict with {best.dynamics!r}, for {cost}: the kernel moves too much to be frozen",
