@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sgdsde import _memory
 from sgdsde._checks import complaint, whole_number
 from sgdsde._progress import StageCost, Ticker, announced, covered, ticker
 from sgdsde._types import Observable, Progress
@@ -66,6 +67,7 @@ def run_ensemble(
     plan = sgd.plan(problem.n_train, n_steps)
     refined = variant.refined(plan)
     check_label_noise(sgd, problem)
+    _memory.check_count("n_runs", n_runs, 2 * 8 * len(steps), "runs, with their losses,")
     recorder = Recorder(problem, steps, n_runs, n_steps, observe=observe)
     at_once = learner.runs_at_once(sgd, variant.examples(plan), memory, n_runs)
     if progress is not covered:
