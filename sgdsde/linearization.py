@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from sgdsde import meanfield
 from sgdsde._checks import complaint
-from sgdsde._linear_parts import check_parts, check_problem, check_spectrum_fits, initial_outputs, kernel_cost
+from sgdsde._linear_parts import (
+    check_parts,
+    check_problem,
+    check_spectrum_fits,
+    cross_by_products,
+    implicit_where_needed,
+    initial_outputs,
+    kernel_cost,
+    kernel_plans,
+    weight_outputs,
+)
 from sgdsde._progress import announce_barless, announced
 from sgdsde._types import Progress
-from sgdsde.jacobian import jacobian_product
-from sgdsde.kernel import (
-    DenseKernel,
-    ImplicitKernel,
-    KernelOperator,
-    KernelPlan,
-    KroneckerKernel,
-    as_operator,
-    gram,
-)
+from sgdsde.kernel import ImplicitKernel, KernelOperator, KroneckerKernel, as_operator, gram
 from sgdsde.kernel.eigenbasis import Eigenbasis
+from sgdsde.kernel.followed_tail import follow_tail, halved
 from sgdsde.losses import SquaredError, in_dtype
 from sgdsde.machine import spectrum_cost
 from sgdsde.problem import Problem, check_training
@@ -32,6 +34,9 @@ from sgdsde.sgd import SGD
 
 if TYPE_CHECKING:
     from sgdsde.networks import Network
+
+TailModel: TypeAlias = Literal["followed", "frozen"]
+"""What becomes of a residual outside of the leading eigenvectors."""
 
 ROWS = 256
 """Examples of one forward pass."""
@@ -133,23 +138,56 @@ class Linearization:
         """K(test, train) as a tensor, or None without a test set."""
         return None if self.cross_kernel is None else as_operator(self.cross_kernel).to_dense()
 
-    def truncate(self, rank: int, *, tolerance: float | None = None, progress: Progress = None) -> Linearization:
-        """The same linearization, whose predictions by modes follow the ``rank`` leading eigenpairs of the kernel only.
+    def truncate(
+        self, rank: int, *, tail: TailModel = "followed", tolerance: float | None = None, progress: Progress = None
+    ) -> Linearization:
+        """The same linearization, whose predictions by modes follow the ``rank`` leading eigenpairs of the kernel.
 
-        The rest of the residual stays where it is; ``Trajectory.truncation_error`` bounds what that changes. Dynamics
-        that multiply with the kernel itself (``SDEPaths``) are not touched by it.
+        What the residual has outside of them is followed as well (``tail="followed"``): its mean by some ten Ritz
+        vectors for every output that has a kernel of its own, the noise that reaches the other directions by their
+        variances. ``Trajectory.truncation_error`` then estimates what is still missing. Dynamics that multiply with
+        the kernel itself (``SDEPaths``) are not touched by it.
 
         Args:
             rank: at most n*c; of a ``KroneckerKernel`` the eigenpairs of K_0, at most n. tolerance: as in
                 ``leading_eigenpairs``.
-        Cost: that of ``leading_eigenpairs``, and the kernel's diagonal blocks; a prediction whose noise follows the
-            state then takes about three times as long, two thirds of it for the bound.
+            tail: ``"frozen"`` leaves the rest where it is, which is right as long as lr s l k / n is small for its
+                largest eigenvalue l and any step k; ``truncation_error`` is then a bound that is proved. So it is
+                under other losses than squared error.
+        Cost: that of ``leading_eigenpairs``, and the kernel's diagonal blocks; followed, a hundred products more.
+            A prediction then takes about 1.3 times as long for the estimate; frozen, where its noise follows the state,
+            three times for the bound.
         """
+        if tail not in get_args(TailModel):
+            raise ValueError(complaint("tail", 'one of "followed", "frozen"', repr(tail)))
         kernel, n_outputs, scale = self.operator, self.problem.n_outputs, 1.0
         if isinstance(self.kernel, KroneckerKernel):
             kernel, n_outputs, scale = self.kernel.base, 1, self.kernel.scale
         basis = Eigenbasis.leading(kernel, rank, n_outputs, self.outputs.dtype, tolerance=tolerance, progress=progress)
+        if tail == "followed" and isinstance(self.problem.criterion, SquaredError):
+            basis = follow_tail(kernel, basis, self._moving(), n_outputs)
         return replace(self, basis=basis.scaled(scale))
+
+    @property
+    def follows_tail(self) -> bool:
+        """Whether what lies outside of the leading eigenvectors is followed by its own moments."""
+        return self.basis is not None and self.basis.tail is not None and self.basis.tail.bulk is not None
+
+    def halved(self) -> Linearization:
+        """The same with half of its leading eigenpairs, the others in a tail that is followed.
+
+        Raises:
+            ValueError: no tail is followed.
+        """
+        if self.basis is None or not self.follows_tail:
+            raise ValueError(complaint("a linearization to be halved", "one with a followed tail", "another"))
+        return replace(self, basis=halved(self.basis, self._moving()))
+
+    def _moving(self) -> list[Tensor]:
+        """What modes must hold: the residual, and J theta_0 where it is known; as columns of one output's kernel."""
+        columns = self.problem.n_outputs if isinstance(self.kernel, KroneckerKernel) else 1
+        moving = [self.residual] if self.weight_outputs is None else [self.residual, self.weight_outputs]
+        return [part.reshape(-1, columns) for part in moving]
 
 
 def linearize(
@@ -164,8 +202,9 @@ def linearize(
     """The linearization of a problem's model at its initial weights.
 
     Args:
-        rank: predictions follow the leading eigenpairs only, this many (``Linearization.truncate``). A kernel that does
-            not fit into ``memory`` is then never formed (``ImplicitKernel``).
+        rank: predictions follow this many leading eigenpairs one by one, and the rest by its own moments
+            (``Linearization.truncate``). A kernel that does not fit into ``memory`` is then never formed
+            (``ImplicitKernel``).
         kernel: K(train, train) as it was made before, e.g. a ``TiledKernel`` of this model and training set; with a
             ``KroneckerKernel`` test outputs follow the mean of the kernels of all outputs.
         memory: bytes allowed for kernels and Jacobians; default a quarter of what is free.
@@ -181,7 +220,7 @@ def linearize(
         remedy = "wrap a matrix: sgdsde.kernel.DenseKernel(kernel)"
         raise TypeError(complaint("kernel", "a KernelOperator or None", type(kernel).__name__, remedy))
     if kernel is None:
-        kernel = _implicit_where_needed(problem, rank, memory, dtype)
+        kernel = implicit_where_needed(problem, rank, memory, dtype)
     else:
         kernel.check_made_of(problem.functional, problem.x_train)
     if kernel is not None:
@@ -191,24 +230,11 @@ def linearize(
     return made if rank is None else made.truncate(rank, progress=progress)
 
 
-def _implicit_where_needed(
-    problem: Problem, rank: int | None, memory: int | None, dtype: torch.dtype | None
-) -> KernelOperator | None:
-    """An implicit kernel where a rank is asked for and the dense kernels do not fit."""
-    if rank is None:
-        return None
-    try:
-        _plans(problem, memory, dtype)
-    except MemoryError:
-        return ImplicitKernel(problem.functional, problem.x_train, memory=memory)
-    return None
-
-
 def _linearize_by_products(
     problem: Problem, kernel: KernelOperator, memory: int | None, dtype: torch.dtype
 ) -> Linearization:
     functional, x, x_test = problem.functional, problem.x_train, problem.x_test
-    cross = _cross_by_products(problem, kernel, memory)
+    cross = cross_by_products(problem, kernel, memory)
     along = ImplicitKernel(functional, x, memory=memory).along(functional.params).to(dtype)
     test: dict[str, Any] = {"test_outputs": None, "test_weight_outputs": None}
     if cross is not None and x_test is not None:
@@ -218,45 +244,20 @@ def _linearize_by_products(
     return Linearization(problem, kernel, cross_kernel=cross, outputs=outputs, weight_outputs=along, **test)
 
 
-def _cross_by_products(problem: Problem, kernel: KernelOperator, memory: int | None) -> KernelOperator | None:
-    """K(test, train) of the kind that the kernel is: of K_0 (x) I_c the mean of the kernels of all outputs."""
-    functional, x, x_test = problem.functional, problem.x_train, problem.x_test
-    if x_test is None:
-        return None
-    if not isinstance(kernel, KroneckerKernel):
-        return ImplicitKernel(functional, x_test, x, memory=memory)
-    plan = KernelPlan.make(functional, functional.params, x_test, x, problem.n_outputs, memory=memory, outputs="trace")
-    trace = gram(functional, x_test, x, plan=plan)
-    return KroneckerKernel(DenseKernel(trace), problem.n_outputs, scale=1 / problem.n_outputs)
-
-
-def _plans(problem: Problem, memory: int | None, dtype: torch.dtype | None) -> tuple[KernelPlan, KernelPlan | None]:
-    functional, x, x_test = problem.functional, problem.x_train, problem.x_test
-    plan = KernelPlan.make(functional, functional.params, x, None, problem.n_outputs, memory=memory, dtype=dtype)
-    if x_test is None:
-        return plan, None
-    left = None if memory is None else memory - plan.result_bytes
-    return plan, KernelPlan.make(functional, functional.params, x_test, x, problem.n_outputs, memory=left, dtype=dtype)
-
-
 def _linearize_dense(
     problem: Problem, memory: int | None, dtype: torch.dtype | None, progress: Progress
 ) -> Linearization:
     functional, x, x_test = problem.functional, problem.x_train, problem.x_test
-    plan, test_plan = _plans(problem, memory, dtype)
+    plan, test_plan = kernel_plans(problem, memory, dtype)
     progress = announced(kernel_cost(plan, test_plan), progress)
     kernel = gram(functional, x, None, plan=plan, progress=progress)
     test: dict[str, Any] = {"cross_kernel": None, "test_outputs": None, "test_weight_outputs": None}
     if x_test is not None and test_plan is not None:
         test["cross_kernel"] = gram(functional, x_test, x, plan=test_plan, progress=progress)
         test["test_outputs"] = initial_outputs(problem, x_test, plan.rows).to(plan.dtype)
-        test["test_weight_outputs"] = _weight_outputs(problem, x_test, plan)
+        test["test_weight_outputs"] = weight_outputs(problem, x_test, plan)
     outputs = initial_outputs(problem, x, plan.rows).to(plan.dtype)
-    return Linearization(problem, kernel, outputs=outputs, weight_outputs=_weight_outputs(problem, x, plan), **test)
-
-
-def _weight_outputs(problem: Problem, x: Tensor, plan: KernelPlan) -> Tensor:
-    return jacobian_product(problem.functional, x, problem.params, rows=plan.rows).to(plan.dtype)
+    return Linearization(problem, kernel, outputs=outputs, weight_outputs=weight_outputs(problem, x, plan), **test)
 
 
 def problem_of(problem_or_linearization: Problem | Linearization) -> Problem:

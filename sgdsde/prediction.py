@@ -62,8 +62,8 @@ def predict(
             largest of several; the loss says what the targets mean);
             ``"outputs"`` for mean and std of every output.
     Returns:
-        A ``Trajectory`` with ``n_runs`` = 0 for laws in closed form; on a truncated eigenbasis with a bound on what the
-        truncation changes, ``truncation_error``.
+        A ``Trajectory`` with ``n_runs`` = 0 for laws in closed form; on a truncated eigenbasis with an estimate of what
+        the truncation changes, ``truncation_error`` (a bound where its tail is frozen).
     Warns:
         UnstableWarning: the learning rate lies beyond the mean-square or the full-batch limit of the kernel at
             initialization. FrozenKernelWarning: a ``Problem`` was given, and its kernel moves so far along a short
@@ -86,9 +86,11 @@ def predict(
     linearization = as_linearization(problem_or_linearization, sgd=sgd, spectrum=spectrum, progress=progress)
     if is_default and tuple(observe) == ("loss",) and ReducedMoments.is_cheaper(linearization, sgd, n_steps):
         dynamics = ReducedMoments()
-    if progress is not covered and isinstance(linearization.kernel, Tensor) and n_steps and is_squared:
-        announce_barless(spectrum_cost(linearization.outputs.numel(), "stability limit", part=0.4))
-    limit = warn_if_unstable(linearization, sgd, n_steps)
+    limit = None
+    if dynamics.freezes_kernel:
+        if progress is not covered and isinstance(linearization.kernel, Tensor) and n_steps and is_squared:
+            announce_barless(spectrum_cost(linearization.outputs.numel(), "stability limit", part=0.4))
+        limit = warn_if_unstable(linearization, sgd, n_steps)
     record = steps.tolist()
     predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)
     predicted = replace(predicted, mean_square_limit=limit)
@@ -96,9 +98,22 @@ def predict(
         warn_if_kernel_moves(linearization, sgd, predicted)
     if dynamics.noise_source is None or not is_squared:
         return predicted
-    return replace(
-        predicted, truncation_error=truncation_error(linearization, sgd, record, noise=dynamics.noise_source)
-    )
+    error: Tensor | None
+    if linearization.follows_tail:
+        error = _change_of_halving(predicted, dynamics, linearization, sgd, record)
+    else:
+        error = truncation_error(linearization, sgd, record, noise=dynamics.noise_source)
+    return replace(predicted, truncation_error=error)
+
+
+def _change_of_halving(
+    predicted: Trajectory, dynamics: Dynamics, linearization: Linearization, sgd: SGD, record: Sequence[int]
+) -> Tensor:
+    """What the expected training loss changes by on half of the leading eigenpairs, the largest so far in its own
+    units, [T]."""
+    coarse = evolve(dynamics, linearization.halved(), sgd, record)
+    loss = predicted.train_loss.mean
+    return ((coarse.train_loss.mean - loss).abs() / loss).nan_to_num().cummax(0).values * loss
 
 
 def evolve(
@@ -124,7 +139,10 @@ def evolve(
         reducer.add(law)
     name, error = (laws.used, laws.estimated_error) if isinstance(laws, ReducedLaws) else (repr(dynamics), None)
     reduced = reducer.trajectory(torch.tensor(record), name, n_steps, None)
-    return replace(reduced, assumptions=dynamics.assumptions(sgd), estimated_error=error)
+    assumptions = dynamics.assumptions(sgd)
+    if linearization.follows_tail and dynamics.noise_source not in (None, "none") and not dynamics.follows_bulk:
+        assumptions = (*assumptions, "no noise reaches the directions outside of the leading and the followed ones")
+    return replace(reduced, assumptions=assumptions, estimated_error=error)
 
 
 def _announced_evolution(

@@ -14,13 +14,13 @@ from sgdsde._checks import complaint, whole_number
 from sgdsde._progress import StageCost, announced, covered, ticker
 from sgdsde._types import Progress
 from sgdsde.dynamics import ReducedMoments
-from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics.moments.modes import Modes, modes_of
 from sgdsde.dynamics.moments.reduced.forms import LossForms, OutputMap
 from sgdsde.dynamics.moments.reduced.model import ReducedModel
 from sgdsde.dynamics.moments.reduced.prediction import RELATIVE_DOWN_TO
 from sgdsde.dynamics.moments.reduced.resolvent import PastLimitError
 from sgdsde.dynamics.moments.reduced.schedule import segments_between, times_and_factors
-from sgdsde.dynamics.moments.reduced.start import ReducedStart, modes_of
+from sgdsde.dynamics.moments.reduced.start import ReducedStart
 from sgdsde.dynamics.moments.reduced.system import ReducedSystem, Segment, mean_at
 from sgdsde.evolution_cost import Course, Size, evolution_seconds
 from sgdsde.linearization import Linearization, as_linearization
@@ -193,6 +193,7 @@ class _Sweep:
             problem_digest=self.linearization.problem.digest,
             diverged_at=torch.zeros(0, dtype=torch.int64),
             estimated_error=errors,
+            origin="predicted",
         )
 
 

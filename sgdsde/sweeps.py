@@ -15,7 +15,7 @@ from sgdsde._checks import complaint, positive_number, whole_number
 from sgdsde._progress import StageCost, announced, covered, ticker
 from sgdsde._types import Progress, Sampling
 from sgdsde.dynamics import Dynamics
-from sgdsde.ensemble import run_ensemble
+from sgdsde.ensemble import run_ensembles
 from sgdsde.evolution_cost import Course, Size, evolution_seconds
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
@@ -119,7 +119,8 @@ def sweep(
     Raises:
         ValueError, TypeError: what ``SGD`` refuses, before anything is computed.
     Cost: one linearization; one mean-square limit for each combination of the words besides the learning rate, under
-        squared error or where a fraction of it is asked for; one prediction a setting that is not past its limit.
+        squared error or where a fraction of it is asked for; one prediction a setting that is not past its limit; the
+        measured runs of all settings in one ensemble.
     """
     n_steps = whole_number("n_steps", n_steps, minimum=1)
     words = {"sampling": sampling, "drop_last": drop_last, "label_noise_std": label_noise_std, "momentum": momentum}
@@ -137,15 +138,18 @@ def sweep(
     n_measured = n_runs * len(groups) * len(rates) if measured else 0
     progress = announced(cells.cost(groups, len(rates), n_measured), progress)
     bar = ticker(progress, len(groups) * len(rates), "sweep")
-    rows: list[dict[str, Any]] = []
+    settings: list[tuple[SGD, float]] = []
     for group in groups:
         limit = cells.limit(group, rates)
-        for rate in rates:
-            sgd = replace(group, lr=rate.fraction * limit if isinstance(rate, LimitFraction) else rate)
-            rows += cells.rows(sgd, limit, cells.predicted(sgd, limit), "predicted")
-            if measured:
-                rows += cells.rows(sgd, limit, cells.measured(sgd, n_runs, seed), "measured")
-            bar.update(1)
+        factors = [rate.fraction * limit if isinstance(rate, LimitFraction) else rate for rate in rates]
+        settings += [(replace(group, lr=lr), limit) for lr in factors]
+    runs = cells.measured([sgd for sgd, _ in settings], n_runs, seed) if measured else []
+    rows: list[dict[str, Any]] = []
+    for number, (sgd, limit) in enumerate(settings):
+        rows += cells.rows(sgd, limit, cells.predicted(sgd, limit), "predicted")
+        if measured:
+            rows += cells.rows(sgd, limit, runs[number], "measured")
+        bar.update(1)
     bar.close()
     return Sweep(tuple(rows))
 
@@ -206,9 +210,10 @@ class _Cells:
                 progress=covered,
             )
 
-    def measured(self, sgd: SGD, n_runs: int, seed: int) -> Trajectory:
+    def measured(self, sgds: Sequence[SGD], n_runs: int, seed: int) -> list[Trajectory]:
+        """The runs of all settings, in one ensemble."""
         record = self.steps.tolist()
-        return run_ensemble(self.trained, sgd, self.n_steps, n_runs, seed=seed, record=record, progress=covered)
+        return run_ensembles(self.trained, sgds, self.n_steps, n_runs, seed=seed, record=record, progress=covered)
 
     def rows(self, sgd: SGD, limit: float, found: Trajectory | None, kind: Kind) -> list[dict[str, Any]]:
         """One row a recorded step."""
