@@ -69,8 +69,8 @@ class WeightSubspace:
         """The ``rank`` leading right singular vectors of J, the largest first.
 
         Raises:
-            ValueError: a truncated eigenbasis that leaves out more than the share ``neglected`` of |J|^2. MemoryError: the directions do not fit; names the
-                bytes.
+            ValueError: a truncated eigenbasis that leaves out more than the share ``neglected`` of |J|^2. MemoryError:
+                the directions do not fit; names the bytes.
         """
         problem, basis = linearization.problem, linearization.eigenbasis
         _refuse_truncation(basis, neglected)
