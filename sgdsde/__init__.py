@@ -37,6 +37,16 @@ if TYPE_CHECKING:
     from sgdsde.prediction import predict
     from sgdsde.prediction_sweep import predict_many
     from sgdsde.problem import Problem
+    from sgdsde.questions import (
+        ChosenLR,
+        ScalingRule,
+        SpreadOverRuns,
+        StepsTo,
+        choose_lr,
+        scaling_rule,
+        spread_over_runs,
+        steps_to,
+    )
     from sgdsde.sgd import SGD
     from sgdsde.stability import UnstableWarning
     from sgdsde.sweeps import LimitFraction, Sweep, sweep
@@ -46,6 +56,7 @@ __all__ = [
     "SGD",
     "SVAG",
     "AccuracyBand",
+    "ChosenLR",
     "Comparison",
     "CurveComparison",
     "Diagnosis",
@@ -58,11 +69,15 @@ __all__ = [
     "NoisyGradient",
     "OutputBand",
     "Problem",
+    "ScalingRule",
+    "SpreadOverRuns",
+    "StepsTo",
     "Sweep",
     "Trajectory",
     "UnstableWarning",
     "Verdict",
     "__version__",
+    "choose_lr",
     "cleaning",
     "compare",
     "datasets",
@@ -80,7 +95,10 @@ __all__ = [
     "regimes",
     "run_ensemble",
     "sampling",
+    "scaling_rule",
+    "spread_over_runs",
     "stability",
+    "steps_to",
     "sweep",
 ]
 
@@ -88,6 +106,7 @@ __all__ = [
 # No name may be that of a module of the package: an import of the module would hide it.
 _HOMES = {
     "AccuracyBand": "bands",
+    "ChosenLR": "questions",
     "Comparison": "comparison",
     "CurveComparison": "comparison",
     "Diagnosis": "diagnosis",
@@ -102,10 +121,14 @@ _HOMES = {
     "Problem": "problem",
     "SGD": "sgd",
     "SVAG": "ensemble",
+    "ScalingRule": "questions",
+    "SpreadOverRuns": "questions",
+    "StepsTo": "questions",
     "Sweep": "sweeps",
     "Trajectory": "trajectory",
     "UnstableWarning": "stability",
     "Verdict": "comparison",
+    "choose_lr": "questions",
     "compare": "comparison",
     "diagnose": "diagnosis",
     "empirical_ntk": "kernel",
@@ -115,6 +138,9 @@ _HOMES = {
     "predict": "prediction",
     "predict_many": "prediction_sweep",
     "run_ensemble": "ensemble",
+    "scaling_rule": "questions",
+    "spread_over_runs": "questions",
+    "steps_to": "questions",
     "sweep": "sweeps",
 }
 

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from sgdsde._checks import fraction
+from sgdsde._checks import finite_number, fraction
 from sgdsde.plots import COLORS, finite
 
 if TYPE_CHECKING:
@@ -60,6 +60,20 @@ class LossBand:
         shape = np.where(spread, mean, 1.0) ** 2 / np.where(spread, std, 1.0) ** 2
         gamma = stats.gamma.ppf(q, shape, scale=np.where(spread, mean, 1.0) / shape)
         return torch.from_numpy(np.where(spread, gamma, mean))
+
+    def share_below(self, loss: float) -> Tensor:
+        """The share of runs whose loss is below a number, at each step, [T].
+
+        Of samples: exact. Of a moment predictor: APPROXIMATE, by the Gamma law of ``quantile``.
+        """
+        loss = finite_number("loss", loss)
+        if self.samples is not None:
+            return (self.samples < loss).double().mean(0)
+        mean, std = self.mean.numpy(), self.std.numpy()
+        spread = np.isfinite(mean) & np.isfinite(std) & (std > 0) & (mean > 0)
+        shape = np.where(spread, mean, 1.0) ** 2 / np.where(spread, std, 1.0) ** 2
+        gamma = stats.gamma.cdf(loss, shape, scale=np.where(spread, mean, 1.0) / shape)
+        return torch.from_numpy(np.where(spread, gamma, mean < loss))
 
     @property
     def has_samples(self) -> bool:

@@ -138,6 +138,11 @@ class WeightSubspace:
         rows = self._pull(params, cotangents.to(self._problem.dtype))
         for _ in range(2):  # the second pass removes what rounding left of the first
             rows = _power((rows @ rows.mT).double(), -0.5, rows.dtype).to(rows) @ rows
+            if not len(rows):
+                raise ValueError(
+                    "the gradients along the mean path must stay finite and different from zero, got none that are: "
+                    "the outputs no longer depend on the weights (dead or saturated units); use a smaller lr"
+                )
         return self._with(rows)
 
     def _with(self, rows: Tensor) -> WeightSubspace:
