@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from sgdsde._checks import complaint, whole_number
+from sgdsde._words import told
 from sgdsde.dynamics import (
     Dynamics,
     GradientDescent,
@@ -79,10 +80,17 @@ class ExpectedCost:
         return None if self.run_seconds is None else self.seconds / self.run_seconds
 
     def __str__(self) -> str:
-        lines = [f"{stage.name:<28}{stage.seconds:>10.2f} s {stage.bytes / 2**20:>10.0f} MiB" for stage in self.stages]
+        table = [f"{stage.name:<28}{stage.seconds:>10.2f} s {stage.bytes / 2**20:>10.0f} MiB" for stage in self.stages]
         total = f"{self.dynamics}: {self.seconds:.2f} s, {self.bytes / 2**20:.0f} MiB"
         runs = "" if self.real_runs is None else f", as long as {self.real_runs:.2g} real training runs"
-        return "\n".join([total + runs, *lines])
+        return told(
+            asked="what does this prediction cost on this machine, before it starts?",
+            answer=f"{total}{runs}.",
+            sure="to a factor of two on a machine that does nothing else.",
+            do="where it is too much: fewer examples, dynamics.ReducedMoments(), or linearize(problem, rank=500).",
+            table=table,
+            terms=["dynamics", *([] if self.real_runs is None else ["run"])],
+        )
 
 
 def expected_cost(

@@ -14,6 +14,7 @@ from torch import Tensor
 from sgdsde._checks import complaint, positive_number, whole_number
 from sgdsde._progress import ticker
 from sgdsde._types import Progress, Sampling
+from sgdsde._words import told
 from sgdsde.dynamics import Dynamics
 from sgdsde.ensemble import run_ensemble
 from sgdsde.linearization import Linearization, as_linearization
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 OneOrMore: TypeAlias = T | Sequence[T]
 Kind: TypeAlias = Literal["predicted", "measured"]
+
+
+_ROWS = 10
+"""Settings of a printed table, the smallest losses first."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,31 @@ class Sweep:
             raise ValueError(complaint(loss, expected, "none", "use smaller learning rates, or another loss or kind"))
         row = min(finite, key=lambda row: row[loss])
         return SGD(**{field.name: row[field.name] for field in fields(SGD) if field.compare})
+
+    def __str__(self) -> str:
+        last = max((row["step"] for row in self.rows), default=0)
+        side = "test_loss" if self.rows and "test_loss" in self.rows[0] else "train_loss"
+        rows = sorted((row for row in self.rows if row["step"] == last), key=lambda row: row[side])
+        name, settled = side.replace("_", " "), [row for row in rows if math.isfinite(row[side])]
+        answer = f"none of the {len(rows)} has a finite {name}."
+        if settled:
+            best = settled[0]
+            answer = (
+                f"lr = {best['lr']:.4g}, batch_size = {best['batch_size']} has the smallest {best['kind']} {name}, "
+                f"{best[side]:.4g}; {len(rows) - len(settled)} of {len(rows)} have no finite loss."
+            )
+        table = [f"{'lr':>12} {'batch_size':>10} {'momentum':>9} {'kind':>10} {name:>12}"]
+        for row in rows[:_ROWS]:
+            cells = f"{row['lr']:>12.4g} {row['batch_size']:>10} {row['momentum']:>9g} {row['kind']:>10}"
+            table.append(f"{cells} {row[side]:>12.5g}")
+        return told(
+            asked=f"which of {len(rows)} settings and kinds has the smallest {name} after {last} steps?",
+            answer=answer,
+            sure="that of the predictions; past the mean-square limit the loss counts as infinite under squared error.",
+            do="train with sweep.best(), a measured one with kind='measured'; sweep.to_dataframe() has every row.",
+            table=table,
+            terms=["predicted", "measured", "mean-square limit"],
+        )
 
     def to_dataframe(self) -> pandas.DataFrame:
         """The rows as a data frame (needs pandas)."""
