@@ -49,7 +49,7 @@ MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDEXPANSION:
-.PHONY: help figures figures-all results $(ALL_FIGURES) test test-slow test-gpu mutants check format bench bench-peers venv clean clean-outdated clean-all
+.PHONY: help figures figures-all results $(ALL_FIGURES) test test-slow test-gpu mutants check format dist bench bench-peers venv clean clean-outdated clean-all
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=VALUE]"; echo; echo "Targets:"
@@ -119,6 +119,14 @@ $(PEERS)/torch/.installed: benchmarks/peers/torch.txt | $(STAMP)
 	rm -rf $(@D)
 	$(BIN)/python -m pip install --no-deps --target $(@D) -r $<
 	@touch $@
+
+# From a copy of what git tracks, so that nothing else gets in; setuptools for it comes from the package registry.
+dist: $(STAMP) ## Build wheel and source distribution into dist/ and check them
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[publish]"
+	rm -rf dist build/dist && mkdir -p build/dist
+	git archive HEAD | tar -x -C build/dist
+	$(BIN)/python -m build --outdir dist build/dist
+	$(BIN)/python -m twine check --strict dist/*
 
 venv: $(STAMP) ## Create or update .venv with the tested versions
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sgdsde import plots
 from sgdsde._checks import complaint
-from sgdsde._words import told
+from sgdsde._words import percent, told
 from sgdsde.bands import LossBand, draw_loss, label_bands
 from sgdsde.trajectory import Trajectory
 
@@ -131,7 +131,9 @@ class Comparison:
 
     def __str__(self) -> str:
         asked = f"does the prediction match the measured loss, at {len(self.train.steps)} steps that both recorded?"
-        sure = f"an exact prediction is called worse than within noise in {ERROR_RATE:.0%} of the cases, a curve."
+        sure = (
+            f"an exact prediction is called worse than within noise in {percent(ERROR_RATE)} of the cases (one curve)."
+        )
         if self.predicted.assumptions:
             sure += f" The prediction assumes that {'; '.join(self.predicted.assumptions)}."
         terms = ["predicted", "measured", "run", "z", *_TERMS.get(self.verdict, ())]

@@ -90,8 +90,10 @@ class Sweep:
             best = settled[0]
             answer = (
                 f"lr = {best['lr']:.4g}, batch_size = {best['batch_size']} has the smallest {best['kind']} {name}, "
-                f"{best[side]:.4g}; {len(rows) - len(settled)} of {len(rows)} have no finite loss."
+                f"{best[side]:.4g}."
             )
+            lost = len(rows) - len(settled)
+            answer += f" {lost} of {len(rows)} have no finite loss." if lost else ""
         table = [f"{'lr':>12} {'batch_size':>10} {'momentum':>9} {'kind':>10} {name:>12}"]
         for row in rows[:_ROWS]:
             cells = f"{row['lr']:>12.4g} {row['batch_size']:>10} {row['momentum']:>9g} {row['kind']:>10}"
