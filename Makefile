@@ -95,6 +95,7 @@ check: $(STAMP) ## Check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --config-file= --follow-imports=silent tests/data/user_script.py
 
 format: $(STAMP) ## Rewrite the sources in the project's format
 	$(BIN)/ruff format .

@@ -75,6 +75,7 @@ class CurveComparison:
 
     @property
     def is_finite(self) -> bool:
+        """Whether both losses are finite at every step."""
         return bool((torch.isfinite(self.predicted) & torch.isfinite(self.measured)).all())
 
     def exceeding(self) -> Tensor:
@@ -95,10 +96,12 @@ class Comparison:
 
     @property
     def curves(self) -> dict[str, CurveComparison]:
+        """The comparisons that there are, by ``"train"`` and ``"test"``."""
         return {"train": self.train} | ({"test": self.test} if self.test is not None else {})
 
     @property
     def verdict(self) -> Verdict:
+        """How well prediction and measurement agree, in a word."""
         if self.predicted.is_past_limit or not all(curve.is_finite for curve in self.curves.values()):
             return Verdict.OUT_OF_RANGE
         if all(curve.max_relative_error <= TOLERANCE for curve in self.curves.values()):
@@ -198,6 +201,8 @@ class Comparison:
 def compare(predicted: Trajectory, measured: Trajectory) -> Comparison:
     """The comparison of two trajectories of one problem at their common steps.
 
+    Args:
+        predicted: of ``predict``. measured: of ``run_ensemble``, for the same problem and SGD.
     Raises:
         ValueError: different problems, fewer than two common steps, or a measured trajectory without runs.
     """

@@ -67,6 +67,7 @@ class ExpectedCost:
 
     @property
     def seconds(self) -> float:
+        """Seconds of all stages."""
         return sum(stage.seconds for stage in self.stages)
 
     @property

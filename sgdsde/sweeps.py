@@ -138,8 +138,9 @@ def sweep(
 
     Args:
         problem_or_linearization: a ``Problem`` is linearized once.
-        lr, ..., label_noise_std: options of ``SGD``, each one value or several; ``lr`` may hold ``LimitFraction(0.5)``.
-            No schedules. The learning rate varies fastest, then the batch size.
+        lr, batch_size, momentum, dampening, nesterov, weight_decay, sampling, drop_last, label_noise_std: options of
+            ``SGD``, each one value or several; ``lr`` may hold ``LimitFraction(0.5)``. No schedules.
+            The learning rate varies fastest, then the batch size.
         n_steps: updates of every setting. record: steps to report; default the last one only.
         dynamics: as in ``predict``.
         measured: also train ``n_runs`` times at every setting: a problem's own model, or the linearized one of a

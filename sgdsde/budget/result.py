@@ -114,18 +114,22 @@ class ErrorBudget:
 
     @property
     def terms(self) -> Mapping[str, Term]:
+        """The terms of the training loss, by name."""
         return self.train.terms
 
     @property
     def gap(self) -> Tensor:
+        """measured - predicted training loss, [T]."""
         return self.train.gap
 
     @property
     def gap_standard_error(self) -> Tensor:
+        """The standard error of the training loss's gap, [T]."""
         return self.train.gap_standard_error
 
     @property
     def curves(self) -> dict[str, CurveBudget]:
+        """The budgets that there are, by ``"train"`` and ``"test"``."""
         return {"train": self.train} | ({"test": self.test} if self.test is not None else {})
 
     @property
