@@ -25,15 +25,17 @@ from sgdsde._version import __version__
 
 if TYPE_CHECKING:
     from sgdsde import cleaning, datasets, dynamics, meanfield, networks, pruning, regimes, sampling, stability
+    from sgdsde.answering import answer
     from sgdsde.bands import AccuracyBand, LossBand, OutputBand
     from sgdsde.budget import ErrorBudget, error_budget
     from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
     from sgdsde.cost import ExpectedCost, expected_cost
     from sgdsde.diagnosis import Diagnosis, diagnose
-    from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble
+    from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble, run_ensembles
     from sgdsde.frozen_kernel import FrozenKernelWarning
     from sgdsde.kernel import empirical_ntk
     from sgdsde.linearization import Linearization, linearize
+    from sgdsde.measurement import MeasurementWarning, measure
     from sgdsde.prediction import predict
     from sgdsde.prediction_sweep import predict_many
     from sgdsde.problem import Problem
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     )
     from sgdsde.sgd import SGD
     from sgdsde.stability import UnstableWarning
+    from sgdsde.surface import EnsembleSurface, SurfaceWarning
     from sgdsde.sweeps import LimitFraction, Sweep, sweep
     from sgdsde.trajectory import Trajectory
 
@@ -60,23 +63,27 @@ __all__ = [
     "Comparison",
     "CurveComparison",
     "Diagnosis",
+    "EnsembleSurface",
     "ErrorBudget",
     "ExpectedCost",
     "FrozenKernelWarning",
     "LimitFraction",
     "Linearization",
     "LossBand",
+    "MeasurementWarning",
     "NoisyGradient",
     "OutputBand",
     "Problem",
     "ScalingRule",
     "SpreadOverRuns",
     "StepsTo",
+    "SurfaceWarning",
     "Sweep",
     "Trajectory",
     "UnstableWarning",
     "Verdict",
     "__version__",
+    "answer",
     "choose_lr",
     "cleaning",
     "compare",
@@ -88,12 +95,14 @@ __all__ = [
     "expected_cost",
     "linearize",
     "meanfield",
+    "measure",
     "networks",
     "predict",
     "predict_many",
     "pruning",
     "regimes",
     "run_ensemble",
+    "run_ensembles",
     "sampling",
     "scaling_rule",
     "spread_over_runs",
@@ -110,12 +119,14 @@ _HOMES = {
     "Comparison": "comparison",
     "CurveComparison": "comparison",
     "Diagnosis": "diagnosis",
+    "EnsembleSurface": "surface",
     "ErrorBudget": "budget",
     "ExpectedCost": "cost",
     "FrozenKernelWarning": "frozen_kernel",
     "LimitFraction": "sweeps",
     "Linearization": "linearization",
     "LossBand": "bands",
+    "MeasurementWarning": "measurement",
     "NoisyGradient": "ensemble",
     "OutputBand": "bands",
     "Problem": "problem",
@@ -124,10 +135,12 @@ _HOMES = {
     "ScalingRule": "questions",
     "SpreadOverRuns": "questions",
     "StepsTo": "questions",
+    "SurfaceWarning": "surface",
     "Sweep": "sweeps",
     "Trajectory": "trajectory",
     "UnstableWarning": "stability",
     "Verdict": "comparison",
+    "answer": "answering",
     "choose_lr": "questions",
     "compare": "comparison",
     "diagnose": "diagnosis",
@@ -135,9 +148,11 @@ _HOMES = {
     "error_budget": "budget",
     "expected_cost": "cost",
     "linearize": "linearization",
+    "measure": "measurement",
     "predict": "prediction",
     "predict_many": "prediction_sweep",
     "run_ensemble": "ensemble",
+    "run_ensembles": "ensemble",
     "scaling_rule": "questions",
     "spread_over_runs": "questions",
     "steps_to": "questions",

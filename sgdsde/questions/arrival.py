@@ -220,7 +220,7 @@ class StepsTo:
         Raises:
             ModuleNotFoundError: no matplotlib. ValueError: a suffix that matplotlib cannot write.
         """
-        kind = "measured" if self.trajectory.dynamics.startswith("measured") else "predicted"
+        kind = self.trajectory.origin
         with plots.canvas(path, size=(6.4, 3.6)) as figure:
             axes = figure.subplots()
             draw_loss(axes, self.trajectory.steps, self.band, kind, self.side)
@@ -234,7 +234,7 @@ class StepsTo:
             plots.scale_losses(axes)
             plots.scale_steps(axes, self.last_step)
             plots.title(axes, self.sentence)
-            label_bands(axes, self.band)
+            label_bands(axes, self.band, kind)
         return axes
 
 

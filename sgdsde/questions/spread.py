@@ -139,7 +139,7 @@ class SpreadOverRuns:
         Raises:
             ModuleNotFoundError: no matplotlib. ValueError: a suffix that matplotlib cannot write.
         """
-        kind = "measured" if self.trajectory.dynamics.startswith("measured") else "predicted"
+        kind = self.trajectory.origin
         color, at = plots.COLORS[kind, self.side], self.steps.numpy()
         with plots.canvas(path, size=(6.4, 3.2)) as figure:
             axes = figure.subplots()
