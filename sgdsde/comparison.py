@@ -141,7 +141,7 @@ class Comparison:
         )
         if self.predicted.assumptions:
             sure += f" The prediction assumes that {'; '.join(self.predicted.assumptions)}."
-        terms = ["predicted", "measured", "run", "z", *_TERMS.get(self.verdict, ())]
+        terms = [self.predicted.origin, "measured", "run", "z", *_TERMS.get(self.verdict, ())]
         return told(
             asked=asked, answer=self.sentence, sure=sure, do=_REMEDIES[self.verdict], table=self._table(), terms=terms
         )

@@ -222,7 +222,7 @@ class OuterLayer(Layer):
         return total
 
     def add_pull(self, cotangents: Tensor, rows: Tensor) -> None:
-        (n, _, places, o), q, k = self.deltas.shape, self.x.shape[-1], len(rows)
+        (n, c, places, o), q, k = self.deltas.shape, self.x.shape[-1], len(rows)
         weights = rows.new_zeros(k * o, q)
         at_once = max(1, NUMBERS // (k * places * o))
         by_example = cotangents.view(k, n, c).transpose(0, 1)
