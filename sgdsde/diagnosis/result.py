@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from torch import Tensor
 
+from sgdsde._words import told
 from sgdsde.diagnosis.expected_errors import ExpectedError
 from sgdsde.dynamics import Dynamics
 
@@ -82,8 +83,17 @@ class Option:
         if self.dynamics is not None:
             return f"predict with {self.dynamics!r}"
         if self.advice is Advice.INTERPOLATE:
-            return f"measure {self.n_runs} runs at anchors, and interpolate (EnsembleSurface)"
-        return f"measure {self.n_runs} runs (measure)"
+            return f"measure {self.n_runs} runs at anchors, and interpolate"
+        return f"measure {self.n_runs} runs"
+
+    @property
+    def call(self) -> str:
+        """The call that does it."""
+        if self.dynamics is not None:
+            return "predict(problem, sgd, n_steps, dynamics=found.dynamics)."
+        if self.advice is Advice.INTERPOLATE:
+            return "EnsembleSurface.fit(problem, sgd, n_steps), then .at(sgd) for each setting."
+        return "measure(problem, sgd, n_steps, target=tolerance / 2)."
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +128,14 @@ class Diagnosis:
         return self.best.advice
 
     @property
-    def predictor(self) -> Dynamics | None:
+    def dynamics(self) -> Dynamics | None:
         """The advised dynamics, None where runs are advised."""
         return self.best.dynamics
+
+    @property
+    def predictor(self) -> Dynamics | None:
+        """Older name of ``dynamics``."""
+        return self.dynamics
 
     @property
     def n_runs(self) -> int | None:
@@ -165,19 +180,24 @@ class Diagnosis:
         return pandas.DataFrame(rows, columns=["name", "value", "threshold", "grade", "source", "sentence"])
 
     def __str__(self) -> str:
-        lines = [
-            self.sentence,
-            f"Regime: {self.regime}.",
-            "",
-            f"{'to know the mean loss':<52} {'error':>24} {'cost':>12}",
-        ]
+        table = [f"{'way':>14} {'error to expect':>26} {'cost in runs':>13}"]
         for each in self.options:
-            cost = f"{each.cost:.2g} runs" if math.isfinite(each.cost) else "unknown"
+            cost = f"{each.cost:.2g}" if math.isfinite(each.cost) else "unknown"
             same = each.runs_of_same_accuracy
-            as_many = f"; as accurate as {same} runs" if same is not None else ""
-            lines.append(f"{each.words:<52} {each.error!s:>24} {cost:>12}{as_many}")
-        lines += ["", f"{'check':>14} {'value':>9} {'threshold':>9}"]
+            as_many = f"   the mean of {same} runs is as accurate" if same is not None else ""
+            runs = f"   {each.n_runs} runs" if each.n_runs is not None else ""
+            table.append(f"{each.advice.value:>14} {each.error!s:>26} {cost:>13}{as_many}{runs}")
+        table += ["", f"{'check':>14} {'value':>9} {'threshold':>9}"]
         for check in self.checks.values():
-            lines.append(f"{check.name:>14} {check.value:>9.3g} {check.threshold:>9.3g}  {check.grade.value:8}")
-            lines.append(f"{'':>16}{check.sentence}")
-        return "\n".join(lines)
+            table.append(f"{check.name:>14} {check.value:>9.3g} {check.threshold:>9.3g}  {check.grade.value:8}")
+            table.append(f"{'':>16}{check.sentence}")
+            table.append(f"{'':>16}threshold: {check.source}")
+        return told(
+            asked=f"how to know the mean train loss within {100 * self.tolerance:g} % at every recorded step?",
+            answer=f"{self.sentence} Regime: {self.regime}.",
+            sure=f"intervals of about 80 %, from {self.n_pairs} pairs of runs, for {self.cost:.2g} plain runs in all "
+            "(docs/diagnosis.md).",
+            do=self.best.call,
+            table=table,
+            terms=["dynamics", "frozen kernel", "moving kernel", "mean-square limit"],
+        )

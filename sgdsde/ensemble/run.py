@@ -95,7 +95,7 @@ def run_ensembles(
     with a number of their own for each run, and share their draws; the others follow each other.
 
     Args:
-        sgds: at least one. n_runs: of each of them. The others: as in ``run_ensemble``.
+        sgds: at least one. n_runs: of each of them. variant, record, observe: as in ``run_ensemble``.
     Returns:
         One ``Trajectory`` for each SGD, in their order. Every SGD gets the runs of ``seed``: run j of two settings of
         one batch size and sampling is trained on the same batches.
