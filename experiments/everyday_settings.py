@@ -16,7 +16,8 @@ LOSSES = ("mse1", "mse10", "ce")
 
 @dataclass(frozen=True)
 class Everyday:
-    """One network, its data, and one way to train it; ``fraction`` is lr over the mean-square limit at the start."""
+    """One network, its data, and one way to train it; lr is ``fraction`` of (1 - momentum) B / (B + 8) of the
+    full-batch limit at the start, roughly a share of the mean-square limit."""
 
     network: str
     width: int
@@ -40,9 +41,9 @@ class Everyday:
         return sgdsde.Problem(model, **data.tensors(), loss=criterion)
 
     def sgd(self, problem: sgdsde.Problem | sgdsde.Linearization) -> sgdsde.SGD:
-        limit = sgdsde.stability.max_lr(problem, self.batch_size, momentum=self.momentum)
-        words = {"momentum": self.momentum, "sampling": self.sampling}
-        return sgdsde.SGD(self.fraction * limit, self.batch_size, **words)  # type: ignore[arg-type]
+        sharpest = sgdsde.stability.max_lr_full_batch(problem)
+        lr = self.fraction * sharpest * (1 - self.momentum) * self.batch_size / (self.batch_size + 8)
+        return sgdsde.SGD(lr, self.batch_size, momentum=self.momentum, sampling=self.sampling)  # type: ignore[arg-type]
 
 
 def settings(count: int, seed: int) -> list[Everyday]:

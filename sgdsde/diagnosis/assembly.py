@@ -8,14 +8,16 @@ import numpy as np
 import torch
 
 from sgdsde._checks import complaint, positive_number, whole_number
+from sgdsde._progress import SharedBar, StageCost, announced
 from sgdsde._types import Progress
 from sgdsde.diagnosis.expected_errors import frozen_error, moving_error
 from sgdsde.diagnosis.options import Costs, advised, options
-from sgdsde.diagnosis.pilot import fly
+from sgdsde.diagnosis.pilot import MANY, fly
 from sgdsde.diagnosis.result import Diagnosis
 from sgdsde.diagnosis.sample import Sample
 from sgdsde.diagnosis.wording import checks, summary
 from sgdsde.linearization import Linearization, problem_of
+from sgdsde.machine import step_seconds
 from sgdsde.measurement import clock
 from sgdsde.problem import Problem, check_training
 from sgdsde.recording import recorded_steps
@@ -23,6 +25,12 @@ from sgdsde.sgd import SGD, check_sgd
 
 RECORDED = 16
 """Steps at which losses are compared unless others are asked for."""
+
+MOST_COST = 10
+"""Plain runs that a diagnosis takes, about, at most."""
+
+PARTS = {"network": 6.0, "linearized model": 2.0, "checks": 2.0}
+"""Parts of the work by their shares."""
 
 
 def diagnose(
@@ -43,7 +51,8 @@ def diagnose(
         tolerance: relative error of the mean training loss that is asked for, at every recorded step.
         n_settings: how many settings (lr, B) like this one are to be known; from two on, anchors may be advised.
         record: steps at which losses are compared; default about 16, geometric.
-        seed: of the pilot's batches, which are not those of ``run_ensemble`` with small seeds.
+        seed: of the pilot's batches, which are not those of ``run_ensemble`` with small seeds. progress: as in
+            ``predict``; one bar, which ends with the diagnosis.
     Returns:
         A ``Diagnosis``: options with error, interval and cost, one of them advised; checks ``stability``,
         ``kernel_drift``, ``laziness``, ``noise_scale``, ``confusion``, ``spread``, ``linearization``, ``sde``.
@@ -59,17 +68,20 @@ def diagnose(
     problem = problem_of(problem_or_linearization)
     check_training(problem, sgd)
     begun = clock(problem.device)
+    bar = SharedBar(announced(diagnosis_cost(problem, sgd, n_steps), progress), PARTS, "diagnosis")
     sample = Sample.of(problem)
-    pilot = fly(problem_or_linearization, sample, sgd, steps, seed=whole_number("seed", seed))
+    pilot = fly(problem_or_linearization, sample, sgd, steps, seed=whole_number("seed", seed), bar=bar)
     frozen = frozen_error(pilot)
     moving = moving_error(pilot, frozen)
     costs = Costs.of(problem_or_linearization, sgd, steps, pilot.run_seconds)
     found = options(problem, sgd, pilot, (frozen, moving), costs, tolerance=tolerance, n_settings=n_settings)
     best = advised(found, tolerance)
+    made = checks(sample, pilot, frozen, sgd, tolerance=tolerance)
+    bar.close()
     return Diagnosis(
         options=tuple(found),
         best=best,
-        checks=checks(sample, pilot, frozen, sgd, tolerance=tolerance),
+        checks=made,
         tolerance=tolerance,
         sentence=summary(found, best, tolerance, pilot),
         steps=torch.tensor(steps),
@@ -79,6 +91,13 @@ def diagnose(
         spread=pilot.spread,
         cost=(clock(problem.device) - begun) / pilot.run_seconds,
     )
+
+
+def diagnosis_cost(problem: Problem, sgd: SGD, n_steps: int) -> StageCost:
+    """The cost to expect of a diagnosis, from a forward pass of a batch."""
+    seconds = MOST_COST * n_steps * step_seconds(problem, sgd.batch_size_at(0), n_steps)
+    size = sum(value.numel() * value.element_size() for value in problem.params.values())
+    return StageCost("diagnosis", seconds, 5 * MANY * size)
 
 
 def _steps(n_steps: int, record: Sequence[int] | None) -> list[int]:

@@ -6,10 +6,12 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sgdsde._progress import SharedBar
 from sgdsde._types import Params
 from sgdsde.diagnosis.linear_twin import twin_of
 from sgdsde.diagnosis.sample import Sample
@@ -80,7 +82,13 @@ class Pilot:
 
 
 def fly(
-    problem_or_linearization: Problem | Linearization, sample: Sample, sgd: SGD, steps: list[int], *, seed: int
+    problem_or_linearization: Problem | Linearization,
+    sample: Sample,
+    sgd: SGD,
+    steps: list[int],
+    *,
+    seed: int,
+    bar: SharedBar,
 ) -> Pilot:
     """The pilot runs, for about eight plain runs in all."""
     problem, n_steps = _without_test(problem_of(problem_or_linearization)), steps[-1]
@@ -92,9 +100,10 @@ def fly(
     is_batched = isinstance(RealLearner(problem).stepper, BatchedProducts) and not isinstance(twin, Problem)
     pairs = FEW if not is_batched else MANY if run_seconds / n_steps <= SMALL_STEP else SOME
     begun = clock(problem.device)
-    real = run_ensemble(problem, sgd, n_steps, pairs, seed=seed + SEED, record=steps)
+    words: dict[str, Any] = {"seed": seed + SEED, "record": steps}
+    real = run_ensemble(problem, sgd, n_steps, pairs, progress=bar.part("network"), **words)
     batch_seconds = clock(problem.device) - begun
-    linear = run_ensemble(twin, sgd, n_steps, pairs, seed=seed + SEED, record=steps)
+    linear = run_ensemble(twin, sgd, n_steps, pairs, progress=bar.part("linearized model"), **words)
     return Pilot(steps, _samples(real), _samples(linear), drifts, ratios, run_seconds, batch_seconds)
 
 

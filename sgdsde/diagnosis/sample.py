@@ -19,7 +19,7 @@ from sgdsde.stability.limits import limit_of_map
 from sgdsde.stability.local import local_map, map_at
 from sgdsde.stability.second_moments import SecondMomentMap
 
-OUTPUTS = 256
+OUTPUTS = 128
 """Outputs of the examples looked at; all of them where they are no more."""
 
 LIMIT_PRECISION = 0.01
