@@ -85,6 +85,21 @@ def test_a_closure_of_variances_follows_the_same_tail(digits, limit):
     assert followed.abs().max() < 0.03
 
 
+@pytest.mark.parametrize("words", ["plain", "label noise", "decay"])
+def test_the_reduced_model_follows_the_same_tail(digits, limit, words):
+    part, sgd, record = digits.truncate(20), training(limit, 0.4, WORDS[words]), [0, 30, 200, 1000]
+    reduced, plain = (
+        sgdsde.predict(part, sgd, 1000, record=record, dynamics=kind)
+        for kind in (dynamics.ReducedMoments(), dynamics.MomentRecursion())
+    )
+    assert "directions" in reduced.dynamics
+    torch.testing.assert_close(reduced.train_loss.mean, plain.train_loss.mean, rtol=1e-4, atol=0)
+    torch.testing.assert_close(reduced.train_loss.std, plain.train_loss.std, rtol=1e-2, atol=0)
+    assert (
+        sgdsde.predict(part, sgd, 10**6, record=[0, 10**6], dynamics=dynamics.ReducedMoments()).train_loss.mean[1] > 0
+    )
+
+
 def test_what_leaves_the_bulk_out_says_so(digits, limit):
     sgd = training(limit, 0.1, {})
     for kind, says in ((dynamics.OrnsteinUhlenbeck(), True), (dynamics.MomentRecursion(), False)):

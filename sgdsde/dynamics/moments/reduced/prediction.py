@@ -94,7 +94,7 @@ class ReducedPrediction:
             raise TooInaccurateError("lr * weight_decay of 1 or more")
         self._none = torch.zeros_like(law.covariance.core)
         time = sum(segment.length * segment.coefficients.lr for segment in self._segments)
-        self._start = ReducedStart.of(self._modes, sgd, state.mean.e, law.covariance.core, time=time)
+        self._start = ReducedStart.of(self._modes, sgd, state.mean.e, law.covariance.core, time=time, bulk=state.bulk)
         self._is_certain = (
             all(segment.coefficients.noise == 0 for segment in self._segments)
             and sgd.label_noise_std == 0
