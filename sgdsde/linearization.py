@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sgdsde import meanfield
 from sgdsde._checks import complaint
-from sgdsde._linear_parts import check_parts, check_problem, check_spectrum_fits, initial_outputs
+from sgdsde._linear_parts import check_parts, check_problem, check_spectrum_fits, initial_outputs, kernel_cost
+from sgdsde._progress import announce_barless, announced
 from sgdsde._types import Progress
 from sgdsde.jacobian import jacobian_product
 from sgdsde.kernel import (
@@ -26,6 +27,7 @@ from sgdsde.kernel import (
 from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.kernel.followed_tail import follow_tail, halved
 from sgdsde.losses import SquaredError, in_dtype
+from sgdsde.machine import spectrum_cost
 from sgdsde.problem import Problem, check_training
 from sgdsde.sgd import SGD
 
@@ -111,6 +113,8 @@ class Linearization:
     def eigenbasis(self) -> Eigenbasis:
         """K = U diag(l) U^T on its range, or ``basis`` where it is truncated; computed once."""
         if self.basis is None:
+            if isinstance(self.kernel, Tensor):
+                announce_barless(spectrum_cost(len(self.kernel)))
             return Eigenbasis.of(self.kernel)
         return self.basis.per_output(self.kernel.n_outputs) if isinstance(self.kernel, KroneckerKernel) else self.basis
 
@@ -278,6 +282,7 @@ def _linearize_dense(
 ) -> Linearization:
     functional, x, x_test = problem.functional, problem.x_train, problem.x_test
     plan, test_plan = _plans(problem, memory, dtype)
+    progress = announced(kernel_cost(plan, test_plan), progress)
     kernel = gram(functional, x, None, plan=plan, progress=progress)
     test: dict[str, Any] = {"cross_kernel": None, "test_outputs": None, "test_weight_outputs": None}
     if x_test is not None and test_plan is not None:
