@@ -199,6 +199,8 @@ def warn_beyond_range(name: str, sgd: SGD, plan: StepPlan, limit: object) -> Non
     if not len(plan) or not callable(limit):
         return
     noise = plan.noise_factor(int(plan.batch_size.argmin()))
+    if noise == 0:
+        return  # whole batches: nothing is left out
     share = float(plan.lr.max()) / (1 - sgd.momentum) / limit(noise)
     if share > TRUSTED_SHARE:
         warnings.warn(
