@@ -45,7 +45,7 @@ def training(limit: float, share: float, words: dict) -> SGD:
 def error(linearization, rank: int, sgd: SGD, kind: dynamics.Dynamics, side: str = "train_loss", **options):
     """Relative, at every recorded step, and what is reported of it."""
     part = sgdsde.predict(linearization.truncate(rank, **options), sgd, RECORD[-1], record=RECORD, dynamics=kind)
-    whole = sgdsde.predict(linearization, sgd, RECORD[-1], record=RECORD, dynamics=kind)
+    whole = evolve(kind, linearization, sgd, RECORD)
     wanted = getattr(whole, side).mean
     return getattr(part, side).mean / wanted - 1, part.truncation_error / wanted
 
