@@ -145,11 +145,7 @@ def cross_by_products(problem: Problem, kernel: KernelOperator, memory: int | No
 def kernel_plans(
     problem: Problem, memory: int | None, dtype: torch.dtype | None
 ) -> tuple[KernelPlan, KernelPlan | None]:
-    """Plans of the dense kernels of the training set, and of the test set against it.
-
-    Raises:
-        MemoryError: they do not fit; names the bytes.
-    """
+    """Of K(train, train) and of K(test, train), which has what the first leaves of the memory."""
     functional, x, x_test = problem.functional, problem.x_train, problem.x_test
     plan = KernelPlan.make(functional, functional.params, x, None, problem.n_outputs, memory=memory, dtype=dtype)
     if x_test is None:
@@ -158,6 +154,6 @@ def kernel_plans(
     return plan, KernelPlan.make(functional, functional.params, x_test, x, problem.n_outputs, memory=left, dtype=dtype)
 
 
-def times_weights(problem: Problem, x: Tensor, plan: KernelPlan) -> Tensor:
+def weight_outputs(problem: Problem, x: Tensor, plan: KernelPlan) -> Tensor:
     """J theta_0, [n, c]."""
     return jacobian_product(problem.functional, x, problem.params, rows=plan.rows).to(plan.dtype)

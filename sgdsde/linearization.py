@@ -20,17 +20,11 @@ from sgdsde._linear_parts import (
     initial_outputs,
     kernel_cost,
     kernel_plans,
-    times_weights,
+    weight_outputs,
 )
 from sgdsde._progress import announce_barless, announced
 from sgdsde._types import Progress
-from sgdsde.kernel import (
-    ImplicitKernel,
-    KernelOperator,
-    KroneckerKernel,
-    as_operator,
-    gram,
-)
+from sgdsde.kernel import ImplicitKernel, KernelOperator, KroneckerKernel, as_operator, gram
 from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.kernel.followed_tail import follow_tail, halved
 from sgdsde.losses import SquaredError, in_dtype
@@ -259,9 +253,9 @@ def _linearize_dense(
     if x_test is not None and test_plan is not None:
         test["cross_kernel"] = gram(functional, x_test, x, plan=test_plan, progress=progress)
         test["test_outputs"] = initial_outputs(problem, x_test, plan.rows).to(plan.dtype)
-        test["test_weight_outputs"] = times_weights(problem, x_test, plan)
+        test["test_weight_outputs"] = weight_outputs(problem, x_test, plan)
     outputs = initial_outputs(problem, x, plan.rows).to(plan.dtype)
-    return Linearization(problem, kernel, outputs=outputs, weight_outputs=times_weights(problem, x, plan), **test)
+    return Linearization(problem, kernel, outputs=outputs, weight_outputs=weight_outputs(problem, x, plan), **test)
 
 
 def problem_of(problem_or_linearization: Problem | Linearization) -> Problem:
