@@ -144,7 +144,7 @@ def test_the_basis_holds_the_residual_and_the_trace(digits):
     assert len(half.values) - half.tail.bulk.n_followed == 5
     with pytest.raises(ValueError, match="one with a followed tail"):
         digits.halved()
-    with pytest.raises(ValueError, match='tail must be one of "followed", "frozen"'):
+    with pytest.raises(ValueError, match="tail must be one of 'followed', 'frozen', got 'moving'"):
         digits.truncate(10, tail="moving")
 
 
