@@ -56,10 +56,10 @@ class MovingKernel(Dynamics):
         MemoryError: r p numbers do not fit; names the bytes.
     """
 
-    tolerance: float = 0.1
+    tolerance: float = 0.2
     first_interval: int = 2
     feedback: NoiseFeedback | None = DEFAULT_FEEDBACK
-    rank: int = 64
+    rank: int = 48
     neglected: float = 0.01
     epoch_starts: int = 8
     on_refresh: Callable[[Refresh], None] | None = field(default=None, repr=False, compare=False)
@@ -89,7 +89,9 @@ class MovingKernel(Dynamics):
         if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
             raise self.refuse("label noise without squared error", "dynamics.MovingKernel() with label_noise_std=0")
         plan = sgd.plan(problem.n_train, record[-1])
-        options = Options(self.tolerance, self.first_interval, self.feedback, self.rank, self.neglected, self.epoch_starts)
+        options = Options(
+            self.tolerance, self.first_interval, self.feedback, self.rank, self.neglected, self.epoch_starts
+        )
         monitor = RefreshMonitor(self.tolerance, sgd.momentum)
 
         def refreshed(refresh: Refresh) -> None:
