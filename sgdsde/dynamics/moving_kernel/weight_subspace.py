@@ -64,8 +64,8 @@ class WeightSubspace:
         """The ``rank`` leading right singular vectors of J, the largest first.
 
         Raises:
-            ValueError: a truncated eigenbasis that leaves out more than the share ``neglected`` of |J|^2. MemoryError: the directions do not fit; names the
-                bytes.
+            ValueError: a truncated eigenbasis that leaves out more than the share ``neglected`` of |J|^2.
+            MemoryError: the directions do not fit; names the bytes.
         """
         problem, basis = linearization.problem, linearization.eigenbasis
         _refuse_truncation(basis, neglected)
@@ -109,10 +109,6 @@ class WeightSubspace:
         Raises:
             ValueError: J is zero there.
         """
-        if not features.gram.any():
-            received = "zero: the outputs no longer depend on the weights (every unit is dead)"
-            remedy = "use a smaller lr, or measure: sgdsde.run_ensemble(problem, sgd, n_steps, 32)"
-            raise ValueError(complaint("the kernel along the mean path", "different from zero", received, remedy))
         inverse = _power(features.gram, -1.0, self._problem.dtype)
         return self._spanning(params, inverse @ features.train.mT)
 
@@ -173,5 +169,9 @@ def _power(gram: Tensor, exponent: float, precision: torch.dtype) -> Tensor:
     """A power of a symmetric matrix on its range, [k, r]: symmetric itself where the range is everything."""
     values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
     kept = values > values[-1] * len(values) * torch.finfo(precision).eps
+    if not kept.any():
+        received = "zero: the network dies on the way, its outputs no longer depend on the weights (dead units?)"
+        remedy = "use a smaller lr, or measure with run_ensemble"
+        raise ValueError(complaint("the kernel that moves", "different from zero along the path", received, remedy))
     scaled = (vectors[:, kept] * values[kept] ** exponent).mT
     return vectors @ scaled if kept.all() else scaled
