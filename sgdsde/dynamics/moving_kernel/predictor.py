@@ -33,8 +33,8 @@ class MovingKernel(Dynamics):
 
     with momentum and decay in G_0 and nu (``step``) and J the Jacobian of the path. S is kept in the
     leading directions of J, and as variances beyond them. Directions, J and the effect of the noise on the mean are
-    made anew when the kernel has moved; in between they are linear. An interval is accepted when the kernel moves by at most ``tolerance`` over it (relative,
-    in Frobenius norm), and the next one is chosen from that drift.
+    made anew when the kernel has moved; in between they are linear. An interval is accepted when the kernel moves by at
+    most ``tolerance`` over it (relative, in Frobenius norm), and the next one is chosen from that drift.
 
     Args:
         tolerance: kernel drift allowed between two refreshes. first_interval: steps to the second one.
@@ -48,8 +48,8 @@ class MovingKernel(Dynamics):
         on_refresh: called with every ``Refresh``: step, drift, margin to the mean-square limit, seconds.
     Exactness: that of ``MomentRecursion`` (shuffled epochs: with ``epoch_starts=0``) for a model linear in its
         parameters with at most ``rank`` directions; that of full-batch training at B = n. Beyond: weights are taken as
-        Gaussian around their mean, their fluctuation as linear in J. The curvature of the network in the fluctuation is left
-        out. Errors on real networks: docs/choosing_a_predictor.md.
+        Gaussian around their mean, their fluctuation as linear in J. The curvature of the network in the fluctuation
+        is left out. Errors on real networks: docs/choosing_a_predictor.md.
     Cost: about one full-batch gradient and 8 d r^2 operations a step for r directions of d = n c outputs; at each
         refresh (ten to twenty) three products of r directions with the Jacobian and 2 ``feedback.n_draws`` full-batch
         gradients; once all eigenpairs of the kernel, 9 d^3. Memory: four times r p numbers, p parameters. In plain
