@@ -1,4 +1,4 @@
-"""What ``MovingKernel`` costs and how wrong it is where networks learn features: the table of choosing_a_predictor.md.
+"""What ``MovingKernel`` costs and how wrong it is where networks learn features: the table of choosing_a_dynamics.md.
 
 ``python -m benchmarks.bench_moving_kernel`` prints it and writes benchmarks/results/moving_kernel.json; ten minutes
 on one core. ``--settings relu_scalar --inits 0 1`` measures a part and writes nothing. Torch's own initialization

@@ -49,11 +49,11 @@ class MovingKernel(Dynamics):
     Exactness: that of ``MomentRecursion`` (shuffled epochs: with ``epoch_starts=0``) for a model linear in its
         parameters with at most ``rank`` directions; that of full-batch training at B = n. Beyond: weights are taken as
         Gaussian around their mean, their fluctuation as linear in J. The curvature of the network in the fluctuation
-        is left out. Errors on real networks: docs/choosing_a_predictor.md.
+        is left out. Errors on real networks: docs/choosing_a_dynamics.md.
     Cost: about one full-batch gradient and 8 d r^2 operations a step for r directions of d = n c outputs; at each
         refresh (ten to twenty) three products of r directions with the Jacobian and 2 ``feedback.n_draws`` full-batch
         gradients; once all eigenpairs of the kernel, 9 d^3. Memory: four times r p numbers, p parameters. In plain
-        runs: docs/choosing_a_predictor.md.
+        runs: docs/choosing_a_dynamics.md.
     Warns:
         KernelDriftWarning: the tolerance is exceeded within one step, or step after step. NearLimitWarning: the
         learning rate is beyond 0.6 of the mean-square limit of the kernel of the path, less with momentum.

@@ -145,6 +145,11 @@ class WeightSubspace:
         rows = products.pull(cotangents.to(self._problem.dtype))
         condition = math.inf
         while condition > WELL_CONDITIONED:  # a further pass removes what rounding left of the first
+            if not len(rows):
+                raise ValueError(
+                    "the gradients along the mean path must stay finite and different from zero, got none that are: "
+                    "the outputs no longer depend on the weights (dead or saturated units); use a smaller lr"
+                )
             gram = (rows @ rows.mT).double()
             diagonal = torch.linalg.eigvalsh(gram)
             condition = float(diagonal[-1] / diagonal[0].clamp_min(0)) if diagonal[0] > 0 else math.inf
