@@ -20,7 +20,7 @@ from sgdsde.dynamics import (
     Volterra,
 )
 from sgdsde.dynamics.modal_moments import ModalMoments
-from sgdsde.dynamics.reduced_moments import cost_in_plain_steps
+from sgdsde.dynamics.reduced_moments import cost_in_plain_steps, pays_after
 from sgdsde.ensemble import run_ensemble
 from sgdsde.kernel import KernelPlan, KroneckerKernel
 from sgdsde.linearization import Linearization
@@ -34,6 +34,9 @@ SPECTRUM_ROWS = 320
 
 CHECKS = 0.1
 """Seconds of the checks of problem and kernel that every prediction makes."""
+
+SAMPLED_EPOCHS, DIRECTIONS = 64, 66
+"""Of a reduced model of shuffled epochs; the number of epochs is multiplied where their error asks for it."""
 
 OVERHEAD = 2e-4
 """Seconds of a step beside its products, on a processor."""
@@ -119,8 +122,8 @@ def expected_cost(
     size = _Size.of(problem_or_linearization)
     if dynamics is None:
         dynamics = default_dynamics(problem, sgd)
-        reducible = isinstance(dynamics, MomentRecursion) and not sgd.momentum and sgd.sampling != "shuffled"
-        if reducible and n_steps > cost_in_plain_steps(size.rank, 1 if sgd.is_constant else 4):
+        reducible = isinstance(dynamics, MomentRecursion) and not sgd.momentum
+        if reducible and pays_after(sgd, size.rank) < n_steps:
             dynamics = ReducedMoments()
     stages = [] if linearized else [_kernel_stage(problem)]
     if not isinstance(dynamics, (SDEPaths, Volterra)) and not size.has_basis:
@@ -202,6 +205,9 @@ def _evolution_stage(dynamics: Dynamics, sgd: SGD, n_steps: int, size: _Size, ma
     spreads = recorded * (2 * r**3 + (2 * r**3 if size.test else 0)) / machine.products
     plain, matrices = machine.plain_step(size), 9 if sgd.momentum else 5
     if isinstance(dynamics, ReducedMoments):
+        if sgd.sampling == "shuffled":
+            products = SAMPLED_EPOCHS * 4 * (DIRECTIONS + recorded / 2) * r**3
+            return StageCost("sampled epochs", products / machine.products + 100 * plain, 8 * 3 * DIRECTIONS * r**2)
         settings = 1 if sgd.is_constant else 4
         seconds = cost_in_plain_steps(r, settings) * plain + (spreads / 2 if size.test else 0)
         return StageCost("reduced model", seconds, 8 * (60 * r**2 * settings // 2 + 5 * r**2))

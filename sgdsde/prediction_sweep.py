@@ -75,7 +75,7 @@ def predict_many(
     linearization = as_linearization(problem_or_linearization, progress=progress)
     groups: dict[float, list[int]] = defaultdict(list)
     for i, sgd in enumerate(sgds):
-        if _is_reducible(linearization, sgd) and n_steps:
+        if is_reducible(linearization, sgd) and n_steps:
             groups[sgd.weight_decay].append(i)
     found: dict[int, Trajectory] = {}
     ticks = ticker(progress, len(sgds), "settings")
@@ -92,7 +92,8 @@ def predict_many(
     return [found[i] for i in range(len(sgds))]
 
 
-def _is_reducible(linearization: Linearization, sgd: SGD) -> bool:
+def is_reducible(linearization: Linearization, sgd: SGD) -> bool:
+    """Whether a shared basis can represent this training."""
     if not isinstance(linearization.problem.criterion, SquaredError) or linearization.basis is not None:
         return False
     if linearization.outputs.dtype != torch.float64:

@@ -25,6 +25,9 @@ from sgdsde._checks import (
 from sgdsde._types import Sampling, Schedule
 from sgdsde.adapters import ScheduledRate, SchedulerInterval, TrainedTensors, words_of_optimizer
 
+MOST_PLANNED = 10**8
+"""Steps whose numbers are written out: 4 GiB of them."""
+
 MOST = 2**40
 """Examples of a batch: more are a mistake, and no integers of the machine's."""
 
@@ -137,8 +140,12 @@ class SGD:
 
         Raises:
             ValueError: a batch larger than the training set when drawn without replacement; a schedule that returns
-                a value that is not positive, not finite, or a fraction for a batch.
+                a value that is not positive, not finite, or a fraction for a batch; more than 10^8 steps.
         """
+        if n_steps > MOST_PLANNED:
+            remedy = "lower n_steps, or use dynamics.ReducedMoments(), which jumps over constant settings"
+            expected = f"at most {MOST_PLANNED:,} where every step is followed"
+            raise ValueError(complaint("n_steps", expected, f"{n_steps:,}", remedy))
         lr = np.array([self.lr_at(k) for k in range(n_steps)], dtype=np.float64)
         asked = np.array([self.batch_size_at(k) for k in range(n_steps)], dtype=np.int64)
         if self.sampling != "with_replacement" and n_steps and asked.max() > n_train:

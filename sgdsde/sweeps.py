@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -15,10 +16,13 @@ from sgdsde._checks import complaint, positive_number, whole_number
 from sgdsde._progress import ticker
 from sgdsde._types import Progress, Sampling
 from sgdsde.dynamics import Dynamics
+from sgdsde.dynamics.reduced_moments import cost_in_plain_steps
 from sgdsde.ensemble import run_ensemble
+from sgdsde.kernel import KroneckerKernel
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
 from sgdsde.prediction import predict
+from sgdsde.prediction_sweep import BASIS_SETTINGS, is_reducible, predict_many
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
 from sgdsde.sgd import SGD
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 OneOrMore: TypeAlias = T | Sequence[T]
 Kind: TypeAlias = Literal["predicted", "measured"]
+
+FORMS = 10
+"""Steps of the recursion that a setting costs once there is a basis."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,8 @@ def sweep(
         lr, ..., label_noise_std: options of ``SGD``, each one value or several; ``lr`` may hold ``LimitFraction(0.5)``.
             No schedules. The learning rate varies fastest, then the batch size.
         n_steps: updates of every setting. record: steps to report; default the last one only.
-        dynamics: as in ``predict``.
+        dynamics: as in ``predict``; by default, where it is cheaper, ``predict_many``: one basis for all settings of a
+            weight decay, losses to 1e-3, their standard deviations to 5e-3 of the loss.
         measured: also train ``n_runs`` times at every setting: a problem's own model, or the linearized one of a
             ``Linearization``. Every setting gets the runs of ``seed``.
     Returns:
@@ -133,15 +141,21 @@ def sweep(
     linearization = as_linearization(problem_or_linearization, progress=progress)
     cells = _Cells(problem_or_linearization, linearization, n_steps, steps, dynamics)
     bar = ticker(progress, len(groups) * len(rates), "sweep")
-    rows: list[dict[str, Any]] = []
+    settings: list[tuple[SGD, float]] = []
     for group in groups:
         limit = cells.limit(group, rates)
         for rate in rates:
-            sgd = replace(group, lr=rate.fraction * limit if isinstance(rate, LimitFraction) else rate)
-            rows += cells.rows(sgd, limit, cells.predicted(sgd, limit), "predicted")
-            if measured:
-                rows += cells.rows(sgd, limit, cells.measured(sgd, n_runs, seed), "measured")
-            bar.update(1)
+            settings.append(
+                (replace(group, lr=rate.fraction * limit if isinstance(rate, LimitFraction) else rate), limit)
+            )
+    shared = cells.predicted_together(settings)
+    rows: list[dict[str, Any]] = []
+    for i, (sgd, limit) in enumerate(settings):
+        predicted = shared[i] if i in shared else cells.predicted(sgd, limit)
+        rows += cells.rows(sgd, limit, predicted, "predicted")
+        if measured:
+            rows += cells.rows(sgd, limit, cells.measured(sgd, n_runs, seed), "measured")
+        bar.update(1)
     bar.close()
     return Sweep(tuple(rows))
 
@@ -178,6 +192,29 @@ class _Cells:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnstableWarning)  # a learning rate within rounding of the limit
             return predict(self.linearization, sgd, self.n_steps, dynamics=self.dynamics, record=self.steps.tolist())
+
+    def predicted_together(self, settings: Sequence[tuple[SGD, float]]) -> dict[int, Trajectory]:
+        """The predictions, by place, of settings that cost less from one basis than one by one."""
+        together: dict[float, list[int]] = defaultdict(list)
+        if self.dynamics is not None or isinstance(self.linearization.kernel, KroneckerKernel):
+            return {}
+        for i, (sgd, limit) in enumerate(settings):
+            if is_reducible(self.linearization, sgd) and not self.is_past(sgd, limit):
+                together[sgd.weight_decay].append(i)
+        places = [i for members in together.values() if self._saves(len(members)) for i in members]
+        if not places:
+            return {}
+        sgds, record = [settings[i][0] for i in places], self.steps.tolist()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnstableWarning)
+            found = predict_many(self.linearization, sgds, self.n_steps, record=record)
+        return dict(zip(places, found))
+
+    def _saves(self, n_settings: int) -> bool:
+        """Whether one basis costs less than so many predictions by themselves, in steps of the recursion."""
+        rank = len(self.linearization.eigenbasis.values)
+        alone = min(int(self.steps[-1]), cost_in_plain_steps(rank))
+        return n_settings * alone > cost_in_plain_steps(rank, BASIS_SETTINGS) + n_settings * FORMS
 
     def measured(self, sgd: SGD, n_runs: int, seed: int) -> Trajectory:
         return run_ensemble(self.trained, sgd, self.n_steps, n_runs, seed=seed, record=self.steps.tolist())

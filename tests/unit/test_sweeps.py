@@ -11,8 +11,9 @@ from torch import nn
 
 import sgdsde
 from sgdsde import LimitFraction, sweeps
+from sgdsde.dynamics import MomentRecursion
 from sgdsde.stability import max_lr
-from tests.problems import mlp_problem, seeded_module
+from tests.problems import LARGER, mlp_problem, seeded_module
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +146,19 @@ def test_bad_settings_are_refused_before_anything_is_computed(words: dict, error
 def test_a_fraction_is_positive() -> None:
     with pytest.raises(ValueError, match="fraction must be positive, got 0"):
         LimitFraction(0)
+
+
+def test_many_settings_over_a_long_run_share_a_basis_and_keep_their_rows() -> None:
+    linearization = sgdsde.linearize(LARGER.problem())
+    top = max_lr(linearization, 2)
+    rates = [share * top for share in (0.1, 0.3, 0.5, 1.5)]
+    grid = {"batch_size": [2, 3, 6], "lr": rates, "n_steps": 700, "record": [0, 700]}
+    shared, alone = sgdsde.sweep(linearization, **grid), sgdsde.sweep(linearization, **grid, dynamics=MomentRecursion())
+    assert [list(row) for row in shared.rows] == [list(row) for row in alone.rows]
+    assert [row["past_mean_square_limit"] for row in shared.rows] == [
+        row["past_mean_square_limit"] for row in alone.rows
+    ]
+    for ours, theirs in zip(shared.rows, alone.rows):
+        for name in ("train_loss", "test_loss"):
+            assert ours[name] == pytest.approx(theirs[name], rel=3e-3)
+    assert any(ours["train_loss"] != theirs["train_loss"] for ours, theirs in zip(shared.rows, alone.rows))
