@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
+from sgdsde.dynamics.moments.modes import modes_of
 from sgdsde.dynamics.moments.reduced.covariance import RECORDS, ReducedState, reduced_covariance, spread_states
 from sgdsde.dynamics.moments.reduced.epoch_map import EpochMap, EpochShape, at_epochs, projected
 from sgdsde.dynamics.moments.reduced.epoch_runs import BATCH, FIRST_EPOCHS, EpochRuns
@@ -26,7 +27,7 @@ from sgdsde.dynamics.moments.reduced.prediction import (
     TooInaccurateError,
 )
 from sgdsde.dynamics.moments.reduced.resolvent import PastLimitError
-from sgdsde.dynamics.moments.reduced.start import ReducedStart, modes_of
+from sgdsde.dynamics.moments.reduced.start import ReducedStart
 from sgdsde.dynamics.moments.reduced.system import ReducedSystem, Segment
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
