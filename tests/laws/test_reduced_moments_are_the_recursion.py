@@ -151,13 +151,6 @@ def test_a_record_of_a_million_steps_is_refused(digits, theory):
         sgdsde.predict(digits, sgdsde.SGD(0.01, 4), 10**6, dynamics=ReducedMoments(), record=range(30_000))
 
 
-def test_a_walk_of_a_billion_steps_is_refused_at_once(digits):
-    with pytest.raises(ValueError, match="n_steps must be at most 100,000,000 where every step is followed"):
-        sgdsde.predict(digits, sgdsde.SGD(0.01, 4), 10**9, dynamics=MomentRecursion())
-    with pytest.raises(ValueError, match=r"use dynamics\.ReducedMoments"):
-        sgdsde.run_ensemble(digits, sgdsde.SGD(0.01, 4), 10**9, 2)
-
-
 @pytest.mark.parametrize("tolerance", [0, 1e-9, 0.5, -1, float("nan")])
 def test_a_tolerance_that_cannot_be_kept_is_refused(tolerance):
     with pytest.raises(ValueError, match="tolerance must be"):
