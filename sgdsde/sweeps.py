@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -17,15 +16,13 @@ from sgdsde._progress import StageCost, announced, covered, ticker
 from sgdsde._types import Progress, Sampling
 from sgdsde._words import told
 from sgdsde.dynamics import Dynamics
-from sgdsde.dynamics.reduced_moments import cost_in_plain_steps
 from sgdsde.ensemble import run_ensembles
 from sgdsde.evolution_cost import Course, Size, evolution_seconds
-from sgdsde.kernel import KroneckerKernel
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
 from sgdsde.machine import spectrum_cost, step_seconds
 from sgdsde.prediction import default_dynamics, predict
-from sgdsde.prediction_sweep import BASIS_SETTINGS, is_reducible, predict_many
+from sgdsde.prediction_sweep import predicted_together
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
 from sgdsde.sgd import SGD
@@ -38,10 +35,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 OneOrMore: TypeAlias = T | Sequence[T]
 Kind: TypeAlias = Literal["predicted", "measured"]
-
-FORMS = 10
-"""Steps of the recursion that a setting costs once there is a basis."""
-
 
 _ROWS = 10
 """Settings of a printed table, the smallest losses first."""
@@ -255,26 +248,8 @@ class _Cells:
 
     def predicted_together(self, settings: Sequence[tuple[SGD, float]]) -> dict[int, Trajectory]:
         """The predictions, by place, of settings that cost less from one basis than one by one."""
-        together: dict[float, list[int]] = defaultdict(list)
-        if self.dynamics is not None or isinstance(self.linearization.kernel, KroneckerKernel):
-            return {}
-        for i, (sgd, limit) in enumerate(settings):
-            if is_reducible(self.linearization, sgd) and not self.is_past(sgd, limit):
-                together[sgd.weight_decay].append(i)
-        places = [i for members in together.values() if self._saves(len(members)) for i in members]
-        if not places:
-            return {}
-        sgds, record = [settings[i][0] for i in places], self.steps.tolist()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnstableWarning)
-            found = predict_many(self.linearization, sgds, self.n_steps, record=record, progress=covered)
-        return dict(zip(places, found))
-
-    def _saves(self, n_settings: int) -> bool:
-        """Whether one basis costs less than so many predictions by themselves, in steps of the recursion."""
-        rank = len(self.linearization.eigenbasis.values)
-        alone = min(int(self.steps[-1]), cost_in_plain_steps(rank))
-        return n_settings * alone > cost_in_plain_steps(rank, BASIS_SETTINGS) + n_settings * FORMS
+        stable = {i: sgd for i, (sgd, limit) in enumerate(settings) if not self.is_past(sgd, limit)}
+        return {} if self.dynamics is not None else predicted_together(self.linearization, stable, self.steps)
 
     def measured(self, sgds: Sequence[SGD], n_runs: int, seed: int) -> list[Trajectory]:
         """The runs of all settings, in one ensemble."""
