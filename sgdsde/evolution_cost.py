@@ -40,6 +40,10 @@ DIRECTIONS = 256
 """Directions of the weights that a moving kernel follows, at most by default."""
 
 
+SAMPLED_EPOCHS, REDUCED = 64, 66
+"""Orders of an epoch and directions of a reduced model of shuffled epochs; more orders where errors ask for them."""
+
+
 @dataclass(frozen=True)
 class Size:
     """d = n c, the rank r, test outputs m c, and what is there already."""
@@ -115,6 +119,9 @@ def _spreads(course: Course, machine: Machine) -> float:
 
 def _reduced(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
     r, settings = course.size.rank, 1 if course.sgd.is_constant else 4
+    if course.sgd.sampling == "shuffled":
+        seconds = SAMPLED_EPOCHS * 4 * (REDUCED + course.recorded / 2) * r**3 / machine.products
+        return StageCost("sampled epochs", seconds, 8 * 3 * REDUCED * r**2, at_least=True)
     seconds = cost_in_plain_steps(r, settings) * _plain_step(course.size, machine)
     seconds += _spreads(course, machine) / 2 if course.size.test else 0
     return StageCost("reduced model", seconds, 8 * (60 * r**2 * settings // 2 + 5 * r**2))

@@ -143,9 +143,12 @@ def test_a_horizon_beyond_float64_is_refused(digits, n_steps):
         sgdsde.predict(digits, sgdsde.SGD(0.01, 4), n_steps)
 
 
-def test_a_record_of_a_million_steps_is_refused(digits):
-    with pytest.raises(ValueError, match="record must be at most 20,000 steps, got 1,000,000"):
-        sgdsde.predict(digits, sgdsde.SGD(0.01, 4), 10**6, dynamics=ReducedMoments(), record=range(10**6))
+@pytest.mark.parametrize("theory", [None, MomentRecursion(), ReducedMoments()], ids=str)
+def test_a_record_of_a_million_steps_is_refused(digits, theory):
+    with pytest.raises(ValueError, match="record must be at most 100,000 steps, got 1,000,000"):
+        sgdsde.predict(digits, sgdsde.SGD(0.01, 4), 10**6, dynamics=theory, record=range(10**6))
+    with pytest.raises(ValueError, match="record must be at most 20,000 steps, got 30,000"):
+        sgdsde.predict(digits, sgdsde.SGD(0.01, 4), 10**6, dynamics=ReducedMoments(), record=range(30_000))
 
 
 @pytest.mark.parametrize("tolerance", [0, 1e-9, 0.5, -1, float("nan")])
@@ -181,7 +184,7 @@ def test_beyond_the_limit_the_recursion_itself_answers_or_a_long_horizon_is_refu
         sgdsde.predict(digits, sgd, 10**6, dynamics=ReducedMoments())
 
 
-@pytest.mark.parametrize("words", [{"momentum": 0.5}, {"sampling": "shuffled"}])
+@pytest.mark.parametrize("words", [{"momentum": 0.5}, {"momentum": 0.5, "sampling": "shuffled"}])
 def test_what_it_cannot_represent_is_refused_by_name(digits, words):
     with pytest.raises(ValueError, match="ReducedMoments cannot represent"):
         sgdsde.predict(digits, sgdsde.SGD(0.01, 4, **words), 100, dynamics=ReducedMoments())

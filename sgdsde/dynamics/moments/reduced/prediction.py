@@ -64,7 +64,7 @@ class ReducedLaws(Iterator[OutputLaw]):
 
     Attributes:
         used: in words, the dynamics that was used in the end. estimated_error: relative, of the expected training loss,
-            [T]; None where the plain recursion was used.
+            [T]; None where the plain recursion was used. Over shuffled epochs complete once all laws have been read.
     """
 
     def __init__(self, laws: Iterator[OutputLaw], used: str, estimated_error: Tensor | None = None) -> None:

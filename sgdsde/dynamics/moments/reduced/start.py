@@ -88,6 +88,15 @@ class ReducedStart:
         whole[self.moving], whole[~self.moving] = mean, self.still
         return whole
 
+    def all_pairs(self, covariance: Tensor) -> Tensor:
+        """A covariance over all modes, [modes, modes], from that of the moving ones."""
+        if bool(self.moving.all()):
+            return covariance
+        whole = covariance.new_zeros(len(self.moving), len(self.moving))
+        places = self.moving.nonzero().flatten()
+        whole[places[:, None], places] = covariance
+        return whole
+
 
 def _check_memory(space: PairSpace) -> None:
     needed = MATRICES * space.size * space.rows.element_size()

@@ -73,9 +73,8 @@ class ReducedSystem:
         label = sources.label_variance * space.n_train
         return cls(projection, start, loss, space.drift, sources.mean, offset, label_variance=label, **parts)
 
-    def restricted(self, kept: Sequence[int]) -> ReducedSystem:
-        """The same on what some of the basis' matrices span: nothing of the size of the problem is touched."""
-        z = self.projection.subspace(kept)
+    def restricted(self, z: Tensor) -> ReducedSystem:
+        """The same on the span of z [N, N']: nothing of the size of the problem is touched."""
 
         def turned(part: Tensor | None) -> Tensor | None:
             return None if part is None else z.mT @ part
