@@ -19,7 +19,7 @@ RECORD = [0, 4, 12]
 def lazy() -> Problem:
     """A network so wide that a run costs more than the theory of its few examples."""
     generator = torch.Generator().manual_seed(0)
-    model = sgdsde.networks.MLP(2, 512, 1, dtype=torch.float64, generator=generator)
+    model = sgdsde.networks.MLP(2, 1024, 1, dtype=torch.float64, generator=generator)
     x = torch.randn(6, 2, generator=generator, dtype=torch.float64)
     return Problem(model, x, torch.sin(x[:, :1]), loss=torch.nn.MSELoss())
 
