@@ -80,9 +80,7 @@ class Setting:
         model = self.network()
         loss = nn.CrossEntropyLoss() if self.target == "class" else nn.MSELoss()
         y, y_test = (self._targets(classes) for classes in (data.y_train, data.y_test))
-        return sgdsde.Problem(
-            model, (x - shift) / scale, y, loss=loss, x_test=(x_test - shift) / scale, y_test=y_test
-        )
+        return sgdsde.Problem(model, (x - shift) / scale, y, loss=loss, x_test=(x_test - shift) / scale, y_test=y_test)
 
     def _targets(self, classes: Tensor) -> Tensor:
         if self.target == "class":

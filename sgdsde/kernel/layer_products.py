@@ -251,7 +251,9 @@ class OuterLayer(Layer):
         return rows.view(-1, q, o).mT if self.flipped else rows.view(-1, o, q)
 
 
-def _layers(functional: FunctionalModel, structure: Structure, seen: Observation, offsets: dict[str, int]) -> list[Layer]:
+def _layers(
+    functional: FunctionalModel, structure: Structure, seen: Observation, offsets: dict[str, int]
+) -> list[Layer]:
     layers: list[Layer] = []
     for term in structure.terms:
         if _is_outer(term, functional.n_outputs):

@@ -89,7 +89,9 @@ class MovingKernel(Dynamics):
         if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
             raise self.refuse("label noise without squared error", "dynamics.MovingKernel() with label_noise_std=0")
         plan = sgd.plan(problem.n_train, record[-1])
-        options = Options(self.tolerance, self.first_interval, self.feedback, self.rank, self.neglected, self.epoch_starts)
+        options = Options(
+            self.tolerance, self.first_interval, self.feedback, self.rank, self.neglected, self.epoch_starts
+        )
         monitor = RefreshMonitor(self.tolerance, sgd.momentum)
 
         def refreshed(refresh: Refresh) -> None:
