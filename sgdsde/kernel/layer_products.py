@@ -205,7 +205,7 @@ class OuterLayer(Layer):
         return dataclasses.replace(self, x=x, deltas=deltas)
 
     def push(self, rows: Tensor) -> Tensor:
-        (n, c, places, o), q, k = self.deltas.shape, self.x.shape[-1], len(rows)
+        (n, _, places, o), q, k = self.deltas.shape, self.x.shape[-1], len(rows)
         weights = self._weights(rows[:, self.place], o, q)
         slopes = []
         at_once = max(1, NUMBERS // (k * places * o))

@@ -43,7 +43,7 @@ class MovingKernel(Dynamics):
     Exactness: that of ``MomentRecursion`` (shuffled epochs: with ``epoch_starts=0``) for a model linear in its
         parameters, up to ``neglected``; that of full-batch training at B = n. Beyond: weights are taken as Gaussian
         around their mean, their fluctuation as linear in J. The curvature of the network in the fluctuation is left
-        out. Errors on real networks: docs/choosing_a_predictor.md.
+        out. Errors on real networks: docs/choosing_a_dynamics.md.
     Cost: at least two full-batch gradients a step (every interval is walked ahead once or more to find its length),
         6 d r^2 + 4 r^3 operations a step for r directions of d = n c outputs; at each
         refresh about three products of r directions with the Jacobian and 2 ``feedback.n_draws`` full-batch gradients.
