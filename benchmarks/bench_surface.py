@@ -185,7 +185,7 @@ def main() -> None:
             sys.stdout.write(summary(rows[-1]) + "\n")
             sys.stdout.flush()
             environment = {**provenance.machine(), "versions": provenance.versions()}
-            RESULT.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
+            RESULT.write_text(json.dumps({"environment": environment, "rows": rows}) + "\n")
 
 
 if __name__ == "__main__":
