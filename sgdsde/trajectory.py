@@ -46,8 +46,9 @@ class Trajectory:
         mean_square_limit: the largest stable learning rate of the linearized SGD in mean square, where the learning
             rate lies past it; else None.
         train_accuracy, test_accuracy: ``AccuracyBand`` if observed, else None.
-        truncation_error: [T], a bound on |expected train loss on the whole kernel - train_loss.mean| of a prediction
-            on its leading eigenpairs; None where nothing was left out. Test losses have no such bound.
+        truncation_error: [T], of a prediction on leading eigenpairs |expected train loss on the whole kernel -
+            train_loss.mean|: an estimate where their tail is followed, a bound where it is frozen; None where nothing
+            was left out. Test losses have none.
         estimated_error: [T], estimated relative error of train_loss.mean against the theory that ``dynamics`` stands
             for, where it was not computed exactly (``ReducedMoments``); else None.
         assumptions: what a prediction takes for granted of kernel, noise and closure, in words; empty where measured.
