@@ -155,7 +155,7 @@ class Trajectory:
                 draw_loss(axes, self.steps, band, self.origin, side)
             plots.scale_losses(axes)
             plots.scale_steps(axes, int(self.steps[-1]))
-            plots.title(axes, self.dynamics)
+            plots.title(axes, self.obtained or self.dynamics)
             label_bands(axes, self.train_loss, self.origin)
         return axes
 
