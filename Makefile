@@ -23,6 +23,8 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
+SITE := build/docs/html
 RESULTS := build/$(SCALE)/results
 FIGURES := build/$(SCALE)/figures
 PEERS := build/peers
@@ -49,7 +51,8 @@ MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDEXPANSION:
-.PHONY: help figures figures-all results $(ALL_FIGURES) test test-slow test-gpu mutants check format bench bench-peers venv clean clean-outdated clean-all
+# docs is a folder too.
+.PHONY: docs help figures figures-all results $(ALL_FIGURES) test test-slow test-gpu mutants check format bench bench-peers venv clean clean-outdated clean-all
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=VALUE]"; echo; echo "Targets:"
@@ -100,6 +103,11 @@ format: $(STAMP) ## Rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(DOCS_STAMP) ## Build the documentation site, build/docs/html/index.html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -d build/docs/doctrees docs $(SITE)
+	@$(BIN)/python -m docs.builder.check_links $(SITE)
+	@echo "$(SITE)/index.html"
+
 # bench_tiled_mnist wants data, a folder and an hour: run it by hand.
 bench: $(STAMP) bench-peers ## Run the benchmarks, on a quiet machine
 	@for name in $(filter-out bench_tiled_mnist,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/bench_*.py)))); do \
@@ -131,8 +139,13 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	@touch $@
 
+# Beside the tested versions what only the pages need, so that the tests do not wait for it.
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,docs]"
+	@touch $@
+
 clean: ## Delete results, figures and caches
-	rm -rf build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build docs/generated .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 clean-outdated: $(STAMP) ## Delete results computed with other sources of the library

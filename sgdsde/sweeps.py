@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from torch import Tensor
 
 from sgdsde._checks import complaint, positive_number, whole_number
-from sgdsde._progress import ticker
+from sgdsde._progress import StageCost, announced, covered, ticker
 from sgdsde._types import Progress, Sampling
 from sgdsde.dynamics import Dynamics
 from sgdsde.ensemble import run_ensembles
+from sgdsde.evolution_cost import Course, Size, evolution_seconds
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
-from sgdsde.prediction import predict
+from sgdsde.machine import spectrum_cost, step_seconds
+from sgdsde.prediction import default_dynamics, predict
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
 from sgdsde.sgd import SGD
@@ -133,6 +135,8 @@ def sweep(
     steps = recorded_steps(n_steps, [n_steps] if record is None else record)
     linearization = as_linearization(problem_or_linearization, progress=progress)
     cells = _Cells(problem_or_linearization, linearization, n_steps, steps, dynamics)
+    n_measured = n_runs * len(groups) * len(rates) if measured else 0
+    progress = announced(cells.cost(groups, len(rates), n_measured), progress)
     bar = ticker(progress, len(groups) * len(rates), "sweep")
     settings: list[tuple[SGD, float]] = []
     for group in groups:
@@ -167,6 +171,22 @@ class _Cells:
             return max_lr_of(self.linearization, group)
         return math.nan
 
+    def cost(self, groups: Sequence[SGD], n_rates: int, n_measured: int) -> StageCost:
+        """The expected cost of all cells, each counted at the settings of its group."""
+        problem, size = self.linearization.problem, Size.of(self.linearization)
+        limit = spectrum_cost(size.d, part=0.4)
+        seconds = 0.0 if size.has_basis else spectrum_cost(size.d).seconds
+        held = limit.bytes
+        for sgd in groups:
+            dynamics = default_dynamics(problem, sgd) if self.dynamics is None else self.dynamics
+            cell = evolution_seconds(dynamics, Course.of(self.linearization, sgd, self.steps))
+            seconds += limit.seconds + n_rates * cell.seconds
+            held = max(held, cell.bytes)
+        if n_measured:
+            batch = max(sgd.batch_size_at(0) for sgd in groups)
+            seconds += n_measured * self.n_steps * step_seconds(problem, batch, n_measured * self.n_steps)
+        return StageCost("sweep", seconds, held)
+
     @property
     def _has_limit(self) -> bool:
         """Whether the loss of the linearized model diverges past the limit, as squared error does."""
@@ -181,11 +201,19 @@ class _Cells:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnstableWarning)  # a learning rate within rounding of the limit
-            return predict(self.linearization, sgd, self.n_steps, dynamics=self.dynamics, record=self.steps.tolist())
+            return predict(
+                self.linearization,
+                sgd,
+                self.n_steps,
+                dynamics=self.dynamics,
+                record=self.steps.tolist(),
+                progress=covered,
+            )
 
     def measured(self, sgds: Sequence[SGD], n_runs: int, seed: int) -> list[Trajectory]:
         """The runs of all settings, in one ensemble."""
-        return run_ensembles(self.trained, sgds, self.n_steps, n_runs, seed=seed, record=self.steps.tolist())
+        record = self.steps.tolist()
+        return run_ensembles(self.trained, sgds, self.n_steps, n_runs, seed=seed, record=record, progress=covered)
 
     def rows(self, sgd: SGD, limit: float, found: Trajectory | None, kind: Kind) -> list[dict[str, Any]]:
         """One row a recorded step."""

@@ -87,4 +87,5 @@ class Recorder:
             diverged_at=diverged_at,
             train_accuracy=accuracies.get("train"),
             test_accuracy=accuracies.get("test"),
+            origin="measured",
         )

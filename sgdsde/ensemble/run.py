@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sgdsde._checks import complaint, whole_number
-from sgdsde._progress import Ticker, ticker
+from sgdsde._progress import StageCost, Ticker, announced, covered, ticker
 from sgdsde._types import Observable, Progress
 from sgdsde.ensemble.batches import settings_in
 from sgdsde.ensemble.group import RunGroup
+from sgdsde.ensemble.layout import Layout
 from sgdsde.ensemble.linearized import LinearizedLearner
 from sgdsde.ensemble.rates import same_words
 from sgdsde.ensemble.real import RealLearner
@@ -18,6 +19,7 @@ from sgdsde.ensemble.streams import RunStreams
 from sgdsde.ensemble.variants import Minibatches, Variant
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
+from sgdsde.machine import STEP_OVERHEAD, Machine, step_seconds
 from sgdsde.problem import Problem, check_training
 from sgdsde.recording import check_observables, recorded_steps
 from sgdsde.sgd import SGD, StepPlan, check_sgd
@@ -46,6 +48,8 @@ def run_ensemble(
         seed: run j draws the same batches whatever ``n_runs`` (see ``sampling.batch_indices``).
         record: steps to report; default about 50, geometric. observe: ``"accuracy"``, and ``"outputs"``
             to keep every run's outputs.
+        progress: as in ``predict``; the cost of real runs is that of forward passes of a batch, timed where there are
+            64 steps or more.
         memory: bytes allowed for the runs held and stepped together; default a quarter of what is free.
     Returns:
         A measured ``Trajectory`` with samples. A run whose loss stops being finite is recorded in ``diverged_at`` and
@@ -112,6 +116,8 @@ def run_ensembles(
         check_label_noise(sgd, problem)
     ensemble = _Ensemble(learner, sgds, variant, [sgd.plan(problem.n_train, n_steps) for sgd in sgds], seed, memory)
     recorders = [Recorder(problem, steps, n_runs, n_steps, observe=observe) for _ in sgds]
+    if progress is not covered:
+        progress = announced(ensemble.expected_cost(n_steps, n_runs), progress)
     ticks = ticker(progress, n_steps * n_runs * len(sgds), "SGD runs")
     for settings in ensemble.together():
         ensemble.train(settings, n_runs, recorders, ticks)
@@ -142,8 +148,7 @@ class _Ensemble:
         """All runs of these SGDs, as many at once as the layout says: all settings of some runs, or some of them."""
         sgds = [self.sgds[s] for s in settings]
         plans = [self.variant.refined(self.plans[s]) for s in settings]
-        needs = self.learner.needs(sgds[0], self.variant.examples(self.plans[settings[0]]))
-        layout = needs.layout(len(settings) * n_runs, self.memory, self.learner.device)
+        layout = self._layout(settings, n_runs)
         runs_held = min(n_runs, layout.held)
         settings_held = layout.held // runs_held
         for first in range(0, len(settings), settings_held):
@@ -155,6 +160,28 @@ class _Ensemble:
                     self.learner, sgds[some], plans[some], variant=self.variant, streams=streams, layout=layout
                 )
                 _train(group, runs, [recorders[s] for s in settings[some]], ticks)
+
+    def expected_cost(self, n_steps: int, n_runs: int) -> StageCost:
+        """Real runs: a forward pass is timed where there are many steps. Linearized ones: by their products."""
+        learner, problem, total = self.learner, self.learner.problem, n_runs * len(self.sgds)
+        at_once = min(total, self._layout([0], total).together)
+        if isinstance(learner, RealLearner):
+            step = step_seconds(problem, self.sgds[0].batch_size_at(0), n_steps * total)
+            # Runs that are stepped together share the overhead of a step.
+            seconds = n_steps * (total * (step - STEP_OVERHEAD) + -(-total // at_once) * STEP_OVERHEAD)
+            size = problem.functional.n_params * problem.dtype.itemsize
+            return StageCost(f"{total} real runs", seconds, 5 * total * size)
+        rows, d = len(learner.initial) * problem.n_outputs, problem.n_train * problem.n_outputs
+
+        def count(machine: Machine) -> float:
+            return n_steps * total * (2 * d * rows / machine.products + 6 * rows / machine.entries)
+
+        seconds = count(Machine.worth(count)) + n_steps * STEP_OVERHEAD
+        return StageCost(f"{total} runs of the linearized model", seconds, 8 * 4 * rows * at_once)
+
+    def _layout(self, settings: Sequence[int], n_runs: int) -> Layout:
+        needs = self.learner.needs(self.sgds[settings[0]], self.variant.examples(self.plans[settings[0]]))
+        return needs.layout(len(settings) * n_runs, self.memory, self.learner.device)
 
 
 def _train(group: RunGroup, runs: range, recorders: Sequence[Recorder], ticks: Ticker) -> None:
