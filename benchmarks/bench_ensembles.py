@@ -94,7 +94,7 @@ def cases() -> list[Case]:
         problem = sgdsde.Problem(model, x, y, loss=nn.MSELoss())
         found.append(Case(f"CNN, {channels} channels, 64 runs", problem, 0.01, 64, 10, real))
     for kind, linearization in (("float32", single), ("float64", made)):
-        found += [Case(f"linearized, {kind}, {r} runs", linearization, 0.05, r, 400, linear) for r in (64, 256)]
+        found += [Case(f"linearized, {kind}, {r} runs", linearization, 0.05, r, 2000, linear) for r in (64, 256)]
     return found
 
 

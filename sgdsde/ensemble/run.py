@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sgdsde._checks import complaint, whole_number
 from sgdsde._progress import StageCost, Ticker, announced, covered, ticker
@@ -146,7 +147,7 @@ class _Ensemble:
 
     def train(self, settings: list[int], n_runs: int, recorders: Sequence[Recorder], ticks: Ticker) -> None:
         """All runs of these SGDs, as many at once as the layout says: all settings of some runs, or some of them."""
-        sgds = [self.sgds[s] for s in settings]
+        sgds, recorders = [self.sgds[s] for s in settings], [recorders[s] for s in settings]
         plans = [self.variant.refined(self.plans[s]) for s in settings]
         layout = self._layout(settings, n_runs)
         runs_held = min(n_runs, layout.held)
@@ -156,10 +157,9 @@ class _Ensemble:
             for start in range(0, n_runs, runs_held):
                 runs = range(start, min(start + runs_held, n_runs))
                 streams = RunStreams(self.seed, runs, self.learner.device, self.learner.dtype)
-                group = RunGroup(
-                    self.learner, sgds[some], plans[some], variant=self.variant, streams=streams, layout=layout
-                )
-                _train(group, runs, [recorders[s] for s in settings[some]], ticks)
+                words: dict[str, Any] = {"variant": self.variant, "streams": streams, "layout": layout}
+                # Made in the call, so that no group outlives its own training.
+                _train(RunGroup(self.learner, sgds[some], plans[some], **words), runs, recorders[some], ticks)
 
     def expected_cost(self, n_steps: int, n_runs: int) -> StageCost:
         """Real runs: a forward pass is timed where there are many steps. Linearized ones: by their products."""
