@@ -3,7 +3,7 @@
     python jax_runs.py arrays.npz            # W1 [in, h], W2 [h, 1], x, y, indices [runs, steps, B], lr; needs jax only
 
 Prints one line of JSON: processor seconds of each call after compilation, and the final training losses of all runs.
-Weights are stored as [in, out]; a map over runs was faster than a vmap over runs on a CPU.
+Weights are stored as [in, out].
 """
 
 from __future__ import annotations
