@@ -33,6 +33,9 @@ from sgdsde.sgd import SGD
 OVERHEAD = 2e-4
 """Seconds of a step beside its products, on a processor."""
 
+MODAL_STEPS = 300
+"""Steps of the closure of variances that its first steps and the samples of its sources cost, whatever the horizon."""
+
 DIRECTIONS = 256
 """Directions of the weights that a moving kernel follows, at most by default."""
 
@@ -130,7 +133,11 @@ def _recursion(dynamics: Dynamics, course: Course, machine: Machine) -> StageCos
 def _modal(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
     d, r = course.size.d, course.size.rank
     step = 8 * d * r / machine.entries + OVERHEAD
-    return StageCost("modal moments", course.n_steps * step + _spreads(course, machine), 8 * 3 * d * r)
+    seconds = course.n_steps * step
+    if course.sgd.is_constant and not course.sgd.momentum:
+        coupling = 2 * d * (d // course.problem.n_train) * r**2 / machine.products
+        seconds = min(seconds, MODAL_STEPS * step + coupling + machine.spectrum(r))
+    return StageCost("modal moments", seconds + _spreads(course, machine), 8 * 3 * d * r)
 
 
 def _noiseless(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:

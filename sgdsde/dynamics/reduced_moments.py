@@ -24,7 +24,7 @@ from sgdsde.sgd import SGD
 SMALLEST_TOLERANCE = 1e-7
 MOST_RECORDED = 20_000
 LONGEST_FALL_BACK = 100_000
-LONGEST_TRUNCATED = 10_000
+LONGEST_FROZEN = 10_000
 LEAST_COST = 100
 """Plain steps that every reduced prediction costs at least."""
 
@@ -63,6 +63,7 @@ class ReducedMoments(Dynamics):
     tolerance: float = 1e-4
 
     squared_error_only: ClassVar[bool] = True
+    follows_bulk: ClassVar[bool] = True
     independent_batches_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -98,9 +99,9 @@ class ReducedMoments(Dynamics):
         if len(record) > MOST_RECORDED:
             remedy = "omit record for about 50 geometric steps"
             raise ValueError(complaint("record", f"at most {MOST_RECORDED:,} steps", f"{len(record):,}", remedy))
-        if _has_tail(linearization) and record[-1] > LONGEST_TRUNCATED:
-            reason = f"more than {LONGEST_TRUNCATED:,} steps of a truncated kernel, whose tail moves meanwhile"
-            raise self.refuse(reason, "the whole kernel, linearize(problem), or dynamics.Volterra()")
+        if _is_frozen(linearization) and record[-1] > LONGEST_FROZEN:
+            reason = f"more than {LONGEST_FROZEN:,} steps of a frozen tail, which moves meanwhile"
+            raise self.refuse(reason, 'truncate(rank, tail="followed"), or the whole kernel, linearize(problem)')
         if linearization.outputs.dtype != torch.float64:
             return self._plain(linearization, sgd, record, progress, "single precision")
         if record[-1] <= EXACT_STEPS:
@@ -128,5 +129,6 @@ class ReducedMoments(Dynamics):
         )
 
 
-def _has_tail(linearization: Linearization) -> bool:
-    return linearization.basis is not None and linearization.basis.tail is not None
+def _is_frozen(linearization: Linearization) -> bool:
+    basis = linearization.basis
+    return basis is not None and basis.tail is not None and basis.tail.bulk is None

@@ -182,7 +182,7 @@ def test_what_it_cannot_do_is_refused():
 
 def test_a_truncated_kernel_is_taken_up_to_the_share_neglected():
     problem = digits_problem(24, width=16)
-    truncated = sgdsde.linearize(problem, rank=6)
+    truncated = sgdsde.linearize(problem).truncate(6, tail="frozen")
     with pytest.raises(ValueError, match=r"neglected=0.01, got 6 eigenpairs that leave out 0\.\d+ of its trace; use"):
         sgdsde.predict(truncated, sgdsde.SGD(0.01, 4), 3, dynamics=MovingKernel())
     share = float(truncated.basis.tail.trace / truncated.dense_kernel.trace())
