@@ -95,7 +95,7 @@ def write(folder: Path, repository: Repository, write_text: Callable[[Path, str]
             image = f"images/{plate.name}.png"
         write_text(folder / f"{plate.name}.md", page(plate, repository, image))
         small = f"![]({image.removesuffix('.png')}-small.png)" if image else "*not drawn yet*"
-        cards.append(f":::{{div}} card\n{small}\n\n[{escaped(plate.title)}]({plate.name}.md)\n:::\n")
+        cards.append(f":::{{div}} plate\n{small}\n\n[{escaped(plate.title)}]({plate.name}.md)\n:::\n")
     drawn = sum(plate.picture is not None for plate in every)
     lines = [
         "# Figures",
@@ -105,6 +105,6 @@ def write(folder: Path, repository: Repository, write_text: Callable[[Path, str]
         "every number that a figure claims is held to an interval when it is drawn.",
         "",
     ]
-    lines += ["::::{div} cards", *cards, "::::", ""]
+    lines += ["::::{div} plates", *cards, "::::", ""]
     lines += ["```{toctree}", ":hidden:", "", *(plate.name for plate in every), "```"]
     write_text(folder / "index.md", "\n".join(lines) + "\n")
