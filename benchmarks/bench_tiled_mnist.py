@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from torch import nn
 import sgdsde
 from sgdsde import SGD, dynamics, stability
 from sgdsde.kernel import KroneckerKernel, TiledKernel, leading_eigenpairs
+from sgdsde.prediction import evolve
 
 RESULT = Path(__file__).parent / "results" / "tiled_mnist.json"
 STAGES = ("kernels", "spectrum", "curves")
@@ -93,38 +95,51 @@ def spectrum(options: argparse.Namespace, folder: Path) -> dict[str, object]:
 
 
 def curves(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """The expected training and test loss on the leading pairs, against real training."""
+    """The expected training and test loss, the tail followed, against real training; processor seconds of each."""
     one = problem(options)
     kernel = KroneckerKernel(TiledKernel.open(folder / "trace"), 10, scale=0.1)
-    clock = time.perf_counter()
+    clock = time.process_time()
     linearization = sgdsde.linearize(one, kernel=kernel, rank=options.rank, memory=MEMORY)
-    limit = stability.max_lr(linearization, options.batch_size)
-    sgd = SGD(options.share * limit, options.batch_size)
+    seconds = {"linearize": time.process_time() - clock}
+    lr = options.lr or options.share * stability.max_lr(linearization, options.batch_size)
+    sgd = SGD(lr, options.batch_size)
     record = sorted({0, 1, *np.geomspace(2, options.n_steps, 12).round().astype(int).tolist()})
-    words = {"record": record, "progress": True}
-    predicted = sgdsde.predict(linearization, sgd, options.n_steps, dynamics=dynamics.TracedRecursion(), **words)
-    predicting = time.perf_counter() - clock
-    full_batch = SGD(sgd.lr_at(0), options.n_train, sampling="without_replacement")
-    descent = sgdsde.predict(linearization, full_batch, options.n_steps, dynamics=dynamics.TracedRecursion(), **words)
-    clock = time.perf_counter()
-    measured = sgdsde.run_ensemble(one, sgd, options.n_steps, options.n_runs, seed=0, memory=MEMORY, **words)
-    return {
-        "lr": sgd.lr_at(0),
-        "mean_square_limit": limit,
+    found: dict[str, object] = {
+        "lr": lr,
         "batch_size": options.batch_size,
         "steps": record,
-        "predicted_train": predicted.train_loss.mean.tolist(),
-        "truncation_error": predicted.truncation_error.tolist() if predicted.truncation_error is not None else None,
-        "predicted_test": predicted.test_loss.mean.tolist(),
-        "descent_train": descent.train_loss.mean.tolist(),
-        "measured_train": measured.train_loss.mean.tolist(),
-        "measured_test": measured.test_loss.mean.tolist(),
-        "standard_error_train": measured.train_loss.standard_error.tolist(),
-        "seconds_predicting": predicting,
-        "seconds_of_runs": time.perf_counter() - clock,
-        "n_runs": options.n_runs,
-        "peak_bytes": peak_bytes(),
+        "modes": len(linearization.basis.values) if linearization.basis else None,
     }
+
+    def timed(name: str, work: Callable[[], sgdsde.Trajectory]) -> None:
+        clock = time.process_time()
+        made = work()
+        seconds[name] = time.process_time() - clock
+        found[name] = {"train": made.train_loss.mean.tolist(), "dynamics": made.dynamics}
+        if made.test_loss is not None:
+            found[name]["test"] = made.test_loss.mean.tolist()
+        if made.truncation_error is not None:
+            found[name]["truncation_error"] = made.truncation_error.tolist()
+        if made.n_runs:
+            found[name]["standard_error"] = made.train_loss.standard_error.tolist()
+        print(name, seconds[name], found[name], flush=True)
+
+    def predicted(one: sgdsde.Linearization, sgd: SGD, kind: dynamics.Dynamics) -> Callable[[], sgdsde.Trajectory]:
+        return lambda: sgdsde.predict(one, sgd, options.n_steps, dynamics=kind, record=record)
+
+    timed("predicted", predicted(linearization, sgd, dynamics.ModalMoments()))
+    full_batch = SGD(lr, options.n_train, sampling="without_replacement")
+    timed("descent", predicted(linearization, full_batch, dynamics.GradientDescent()))
+    few = linearization.truncate(options.few, tail="frozen")
+    timed("few_modal", lambda: evolve(dynamics.ModalMoments(), few, sgd, record))
+    timed("few_recursion", lambda: evolve(dynamics.TracedRecursion(), few, sgd, record))
+    timed(
+        "measured",
+        lambda: sgdsde.run_ensemble(
+            one, sgd, options.n_steps, options.n_runs, seed=0, memory=MEMORY, record=record, progress=True
+        ),
+    )
+    return found | {"seconds": seconds, "n_runs": options.n_runs, "few": options.few, "peak_bytes": peak_bytes()}
 
 
 def main() -> None:
@@ -136,6 +151,10 @@ def main() -> None:
     ]:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--share", type=float, default=0.25, help="of the mean-square limit")
+    parser.add_argument("--lr", type=float, help="in place of the share; the limit takes as long as a prediction")
+    parser.add_argument(
+        "--few", type=int, default=64, help="eigenpairs, the rest frozen, on which the closure is held to the recursion"
+    )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--make", choices=("trace", "per_class"), help="only this kernel, in the folder itself")
     options = parser.parse_args()

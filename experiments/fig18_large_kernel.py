@@ -103,7 +103,7 @@ def curves(problem: sgdsde.Problem, shared: KroneckerKernel, sizes: Sizes, progr
         problem, sgd, sizes.n_steps, sizes.n_runs, seed=SEED, record=record, progress=progress("real runs")
     )
     full = predicted(whole)
-    truncated = [predicted(whole.truncate(rank)) for rank in sizes.ranks]
+    truncated = [predicted(whole.truncate(rank, tail="frozen")) for rank in sizes.ranks]
     bounds = [one.truncation_error for one in truncated]
     assert measured.test_loss is not None
     assert full.test_loss is not None

@@ -25,20 +25,23 @@ from sgdsde._version import __version__
 
 if TYPE_CHECKING:
     from sgdsde import cleaning, datasets, dynamics, meanfield, networks, pruning, regimes, sampling, stability
+    from sgdsde.answering import answer
     from sgdsde.bands import AccuracyBand, LossBand, OutputBand
     from sgdsde.budget import ErrorBudget, error_budget
     from sgdsde.comparison import Comparison, CurveComparison, Verdict, compare
     from sgdsde.cost import ExpectedCost, expected_cost
     from sgdsde.diagnosis import Diagnosis, diagnose
-    from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble
+    from sgdsde.ensemble import SVAG, NoisyGradient, run_ensemble, run_ensembles
     from sgdsde.frozen_kernel import FrozenKernelWarning
     from sgdsde.kernel import empirical_ntk
     from sgdsde.linearization import Linearization, linearize
+    from sgdsde.measurement import MeasurementWarning, measure
     from sgdsde.prediction import predict
     from sgdsde.prediction_sweep import predict_many
     from sgdsde.problem import Problem
     from sgdsde.sgd import SGD
     from sgdsde.stability import UnstableWarning
+    from sgdsde.surface import EnsembleSurface, SurfaceWarning
     from sgdsde.sweeps import LimitFraction, Sweep, sweep
     from sgdsde.trajectory import Trajectory
 
@@ -49,20 +52,24 @@ __all__ = [
     "Comparison",
     "CurveComparison",
     "Diagnosis",
+    "EnsembleSurface",
     "ErrorBudget",
     "ExpectedCost",
     "FrozenKernelWarning",
     "LimitFraction",
     "Linearization",
     "LossBand",
+    "MeasurementWarning",
     "NoisyGradient",
     "OutputBand",
     "Problem",
+    "SurfaceWarning",
     "Sweep",
     "Trajectory",
     "UnstableWarning",
     "Verdict",
     "__version__",
+    "answer",
     "cleaning",
     "compare",
     "datasets",
@@ -73,12 +80,14 @@ __all__ = [
     "expected_cost",
     "linearize",
     "meanfield",
+    "measure",
     "networks",
     "predict",
     "predict_many",
     "pruning",
     "regimes",
     "run_ensemble",
+    "run_ensembles",
     "sampling",
     "stability",
     "sweep",
@@ -91,30 +100,36 @@ _HOMES = {
     "Comparison": "comparison",
     "CurveComparison": "comparison",
     "Diagnosis": "diagnosis",
+    "EnsembleSurface": "surface",
     "ErrorBudget": "budget",
     "ExpectedCost": "cost",
     "FrozenKernelWarning": "frozen_kernel",
     "LimitFraction": "sweeps",
     "Linearization": "linearization",
     "LossBand": "bands",
+    "MeasurementWarning": "measurement",
     "NoisyGradient": "ensemble",
     "OutputBand": "bands",
     "Problem": "problem",
     "SGD": "sgd",
     "SVAG": "ensemble",
+    "SurfaceWarning": "surface",
     "Sweep": "sweeps",
     "Trajectory": "trajectory",
     "UnstableWarning": "stability",
     "Verdict": "comparison",
+    "answer": "answering",
     "compare": "comparison",
     "diagnose": "diagnosis",
     "empirical_ntk": "kernel",
     "error_budget": "budget",
     "expected_cost": "cost",
     "linearize": "linearization",
+    "measure": "measurement",
     "predict": "prediction",
     "predict_many": "prediction_sweep",
     "run_ensemble": "ensemble",
+    "run_ensembles": "ensemble",
     "sweep": "sweeps",
 }
 

@@ -1,4 +1,4 @@
-"""The parts of a linearization: outputs at initialization, and whether they belong together."""
+"""The parts of a linearization: outputs at initialization, whether they belong together, what its kernels cost."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from sgdsde import _memory
 from sgdsde._checks import complaint, finite_entries
-from sgdsde.kernel import KernelOperator
+from sgdsde._progress import StageCost
+from sgdsde.kernel import KernelOperator, KernelPlan
 from sgdsde.kernel.eigenbasis import WORKING_MATRICES
 from sgdsde.losses import TorchLoss, refuse_domain
+from sgdsde.machine import Machine
 from sgdsde.problem import Problem
 
 ZERO_KERNEL = (
@@ -100,3 +102,15 @@ def _check_matrix(name: str, kernel: Any) -> None:
         raise TypeError(complaint(name, "a matrix as a tensor, or a KernelOperator", type(kernel).__name__))
     if not kernel.dtype.is_floating_point:
         raise TypeError(complaint(name, "real and floating-point", kernel.dtype))
+
+
+def kernel_cost(*plans: KernelPlan | None) -> StageCost:
+    """The cost of kernels that are to be made, by their operations."""
+    made = [plan for plan in plans if plan is not None]
+
+    def seconds(machine: Machine) -> float:
+        operations = sum(plan.operations for plan in made)
+        return operations / machine.products + sum(plan.n1 * plan.n2 for plan in made) / machine.entries
+
+    held = sum(plan.result_bytes for plan in made) + max(plan.total_bytes - plan.result_bytes for plan in made)
+    return StageCost("kernel", seconds(Machine.worth(seconds)), held)

@@ -39,8 +39,19 @@ def check_contents(arrays: dict[str, Tensor], header: dict[str, Any]) -> None:
             raise ValueError(f"{name}={header[name]!r}")
     if not isinstance(header["mean_square_limit"], float | int | None):
         raise ValueError(f"mean_square_limit={header['mean_square_limit']!r}")
+    _check_words(header)
     for name, value in arrays.items():
         _check_shape(name, tuple(value.shape), count, n_runs)
+
+
+def _check_words(header: dict[str, Any]) -> None:
+    """Of a trajectory's origin; files from before these words were kept have none of them."""
+    for name in ("origin", "obtained"):
+        if not isinstance(header.get(name, ""), str):
+            raise ValueError(f"{name}={header[name]!r}")
+    effort = header.get("effort", {})
+    if not isinstance(effort, dict) or not all(type(value) in (int, float) for value in effort.values()):
+        raise ValueError(f"effort={effort!r}")
 
 
 def _check_shape(name: str, shape: tuple[int, ...], count: int, n_runs: int) -> None:

@@ -23,5 +23,8 @@ Parametrization: TypeAlias = Literal["ntk", "standard"]
 Observable: TypeAlias = Literal["loss", "accuracy", "outputs"]
 """Contents of a trajectory: loss bands always; accuracy bands and the law of every output when asked for."""
 
+Origin: TypeAlias = Literal["predicted", "interpolated", "measured"]
+"""Origin of a trajectory: no run of its setting was used, runs of other settings were, or its own runs."""
+
 Progress: TypeAlias = Callable[[Iterable[int]], Iterable[int]] | bool | None
 """``True`` draws a tqdm bar, a callable wraps the iteration itself, None is silent."""

@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from sgdsde._checks import fraction
+from sgdsde._types import Origin
 from sgdsde.plots import COLORS, finite
 
 if TYPE_CHECKING:
@@ -126,20 +127,24 @@ def _spread(samples: Tensor) -> Tensor:
     return (samples - samples[0]).std(0, correction=1)
 
 
-def draw_loss(axes: Axes, steps: Tensor, band: LossBand, kind: str, side: str) -> None:
-    """Draw a mean loss, measured solid or predicted dashed, with the shaded 10 to 90 % band of its runs."""
-    color, at = COLORS[kind, side], steps.numpy()
-    style, layer = {"measured": ("-", 3), "predicted": ("--", 4)}[kind]
-    axes.plot(at, finite(band.mean), style, color=color, label=f"{kind}, {side}", zorder=layer)
+def draw_loss(axes: Axes, steps: Tensor, band: LossBand, origin: Origin, side: str, *, name: str = "") -> None:
+    """Draw a mean loss (solid, dashed or dash-dotted by its origin) with the shaded 10 to 90 % band of its runs.
+
+    Args:
+        name: in the legend; default the origin.
+    """
+    color, at = COLORS[origin, side], steps.numpy()
+    style, layer = {"measured": ("-", 3), "predicted": ("--", 4), "interpolated": ("-.", 4)}[origin]
+    axes.plot(at, finite(band.mean), style, color=color, label=f"{name or origin}, {side}", zorder=layer)
     if bool((band.std > 0).any()):
         axes.fill_between(
             at, finite(band.quantile(LOW)), finite(band.quantile(HIGH)), color=color, alpha=0.2, linewidth=0
         )
 
 
-def label_bands(axes: Axes, predicted: LossBand) -> None:
-    """Add the legend, with the quantiles of the bands and where a prediction's come from."""
+def label_bands(axes: Axes, band: LossBand, origin: Origin) -> None:
+    """Add the legend, with the quantiles of the bands and where those without samples come from."""
     title = f"bands: {100 * LOW:.0f} to {100 * HIGH:.0f} %"
-    if not predicted.has_samples and bool((predicted.std > 0).any()):
-        title += "\n(predicted: of a matched Gamma law)"
+    if not band.has_samples and bool((band.std > 0).any()):
+        title += f"\n({origin}: of a matched Gamma law)"
     axes.legend(title=title, title_fontsize=8, alignment="left")

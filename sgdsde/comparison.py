@@ -45,7 +45,8 @@ class CurveComparison:
     Attributes:
         steps: int64 [T]. predicted, measured: mean losses [T].
         relative_error: (predicted - measured) / measured, [T].
-        z_score: (predicted - measured) / (max(measured std, predicted std) / sqrt(n_runs)), [T]; 0 at step 0.
+        z_score: (predicted - measured) / (max(measured std, predicted std) / sqrt(n_runs)), [T]; 0 at step 0. Where the
+            first is itself interpolated or measured, its standard error joins the denominator.
         coverage: fraction of the measured runs between the predicted 2.5 % and 97.5 % quantiles, [T]; 0.95 is ideal,
             NaN where the prediction has no spread.
     """
@@ -101,7 +102,8 @@ class Comparison:
         """The verdict in one sentence with its numbers."""
         worst = {name: curve.max_relative_error for name, curve in self.curves.items()}
         errors = ", ".join(f"{name} {100 * error:.2g} %" for name, error in worst.items())
-        what = f"{self.predicted.dynamics} against {self.measured.n_runs} runs: largest relative error {errors}"
+        compared = self.predicted.obtained or self.predicted.dynamics
+        what = f"{compared} against {self.measured.n_runs} runs: largest relative error {errors}"
         if self.verdict is Verdict.OUT_OF_RANGE:
             limit = self.predicted.mean_square_limit
             reason = (
@@ -123,7 +125,7 @@ class Comparison:
         lines = [
             self.sentence,
             *assumed,
-            f"{'step':>8} {'predicted':>12} {'measured':>12} {'error':>9} {'z':>7}   (train loss)",
+            f"{'step':>8} {self.predicted.origin:>12} {'measured':>12} {'error':>9} {'z':>7}   (train loss)",
         ]
         rows = torch.unique(torch.linspace(0, len(self.train.steps) - 1, 12).round().long())
         for name, curve in self.curves.items():
@@ -153,20 +155,30 @@ class Comparison:
             top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(5, 3))
             for side in self.curves:
                 draw_loss(top, self.measured.steps, self.measured.losses[side], "measured", side)
-                draw_loss(top, self.predicted.steps, self.predicted.losses[side], "predicted", side)
+                self._draw_first(top, side)
                 self._draw_error(bottom, side)
             plots.scale_losses(top)
             plots.scale_steps(bottom, int(max(self.predicted.steps[-1], self.measured.steps[-1])))
             plots.title(top, self.sentence)
-            label_bands(top, self.predicted.train_loss)
+            label_bands(top, self.predicted.train_loss, self.predicted.origin)
             for sign in (-1, 1):
                 bottom.axhline(sign * 100 * TOLERANCE, color="0.4", linestyle=":", linewidth=1)
             bottom.axhline(0, color="0.4", linewidth=0.8)
             bottom.set_ylabel("relative error [%]")
-            note = "(predicted - measured) / measured; shaded: two standard errors of the measurement; "
+            note = f"({self._first} - measured) / measured; shaded: two standard errors of the measurement; "
             note += f"dotted: {100 * TOLERANCE:.0f} %"
             bottom.set_title(note, fontsize=8, color="0.3")
         return top, bottom
+
+    @property
+    def _first(self) -> str:
+        """The word of the first curve, told from that of the second."""
+        return "also measured" if self.predicted.origin == "measured" else self.predicted.origin
+
+    def _draw_first(self, axes: Axes, side: str) -> None:
+        first = self.predicted
+        look = "predicted" if first.origin == "measured" else first.origin
+        draw_loss(axes, first.steps, first.losses[side], look, side, name=self._first)
 
     def _draw_error(self, axes: Axes, side: str) -> None:
         curve, color = self.curves[side], plots.COLORS["predicted", side]
@@ -202,20 +214,21 @@ def compare(predicted: Trajectory, measured: Trajectory) -> Comparison:
     if not torch.allclose(predicted.times[rows[0]], measured.times[rows[1]], rtol=1e-9, atol=0):
         remedy = "predict and measure with the same SGD"
         raise ValueError(complaint("predicted and measured", "of the same learning rates", "different times", remedy))
-    train = _curve(steps, rows, predicted.train_loss, measured.train_loss, measured.n_runs)
-    test = None
-    if predicted.test_loss is not None and measured.test_loss is not None:
-        test = _curve(steps, rows, predicted.test_loss, measured.test_loss, measured.n_runs)
-    return Comparison(predicted, measured, train, test)
+    train = _curve(steps, rows, predicted, measured, "train")
+    both = predicted.test_loss is not None and measured.test_loss is not None
+    return Comparison(predicted, measured, train, _curve(steps, rows, predicted, measured, "test") if both else None)
 
 
 def _curve(
-    steps: Tensor, rows: tuple[Tensor, Tensor], predicted: LossBand, measured: LossBand, n_runs: int
+    steps: Tensor, rows: tuple[Tensor, Tensor], first: Trajectory, second: Trajectory, side: str
 ) -> CurveComparison:
+    predicted, measured = first.losses[side], second.losses[side]
     mean, other = predicted.mean[rows[0]], measured.mean[rows[1]]
     difference = mean - other
-    std = torch.fmax(measured.std[rows[1]], predicted.std[rows[0]])
-    z_score = torch.where(steps == 0, 0.0, difference / (std / n_runs**0.5))
+    error = torch.fmax(measured.std[rows[1]], predicted.std[rows[0]]) / second.n_runs**0.5
+    if first.origin != "predicted":
+        error = (error.square() + predicted.standard_error[rows[0]].square()).sqrt()
+    z_score = torch.where(steps == 0, 0.0, difference / error)
     z_score = torch.where(difference == 0, 0.0, z_score)
     relative = torch.where(difference == 0, 0.0, difference / other)
     return CurveComparison(steps, mean, other, relative, z_score, _coverage(rows, predicted, measured))

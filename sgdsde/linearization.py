@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from sgdsde import meanfield
 from sgdsde._checks import complaint
-from sgdsde._linear_parts import check_parts, check_problem, check_spectrum_fits, initial_outputs
+from sgdsde._linear_parts import check_parts, check_problem, check_spectrum_fits, initial_outputs, kernel_cost
+from sgdsde._progress import announce_barless, announced
 from sgdsde._types import Progress
 from sgdsde.jacobian import jacobian_product
 from sgdsde.kernel import (
@@ -24,12 +25,17 @@ from sgdsde.kernel import (
     gram,
 )
 from sgdsde.kernel.eigenbasis import Eigenbasis
+from sgdsde.kernel.followed_tail import follow_tail, halved
 from sgdsde.losses import SquaredError, in_dtype
+from sgdsde.machine import spectrum_cost
 from sgdsde.problem import Problem, check_training
 from sgdsde.sgd import SGD
 
 if TYPE_CHECKING:
     from sgdsde.networks import Network
+
+TailModel: TypeAlias = Literal["followed", "frozen"]
+"""What becomes of a residual outside of the leading eigenvectors."""
 
 ROWS = 256
 """Examples of one forward pass."""
@@ -107,6 +113,8 @@ class Linearization:
     def eigenbasis(self) -> Eigenbasis:
         """K = U diag(l) U^T on its range, or ``basis`` where it is truncated; computed once."""
         if self.basis is None:
+            if isinstance(self.kernel, Tensor):
+                announce_barless(spectrum_cost(len(self.kernel)))
             return Eigenbasis.of(self.kernel)
         return self.basis.per_output(self.kernel.n_outputs) if isinstance(self.kernel, KroneckerKernel) else self.basis
 
@@ -129,23 +137,56 @@ class Linearization:
         """K(test, train) as a tensor, or None without a test set."""
         return None if self.cross_kernel is None else as_operator(self.cross_kernel).to_dense()
 
-    def truncate(self, rank: int, *, tolerance: float | None = None, progress: Progress = None) -> Linearization:
-        """The same linearization, whose predictions by modes follow the ``rank`` leading eigenpairs of the kernel only.
+    def truncate(
+        self, rank: int, *, tail: TailModel = "followed", tolerance: float | None = None, progress: Progress = None
+    ) -> Linearization:
+        """The same linearization, whose predictions by modes follow the ``rank`` leading eigenpairs of the kernel.
 
-        The rest of the residual stays where it is; ``Trajectory.truncation_error`` bounds what that changes. Dynamics
-        that multiply with the kernel itself (``SDEPaths``) are not touched by it.
+        What the residual has outside of them is followed as well (``tail="followed"``): its mean by some ten Ritz
+        vectors for every output that has a kernel of its own, the noise that reaches the other directions by their
+        variances. ``Trajectory.truncation_error`` then estimates what is still missing. Dynamics that multiply with
+        the kernel itself (``SDEPaths``) are not touched by it.
 
         Args:
             rank: at most n*c; of a ``KroneckerKernel`` the eigenpairs of K_0, at most n. tolerance: as in
                 ``leading_eigenpairs``.
-        Cost: that of ``leading_eigenpairs``, and the kernel's diagonal blocks; a prediction whose noise follows the
-            state then takes about three times as long, two thirds of it for the bound.
+            tail: ``"frozen"`` leaves the rest where it is, which is right as long as lr s l k / n is small for its
+                largest eigenvalue l and any step k; ``truncation_error`` is then a bound that is proved. So it is
+                under other losses than squared error.
+        Cost: that of ``leading_eigenpairs``, and the kernel's diagonal blocks; followed, a hundred products more.
+            A prediction then takes about 1.3 times as long for the estimate; frozen, where its noise follows the state,
+            three times for the bound.
         """
+        if tail not in get_args(TailModel):
+            raise ValueError(complaint("tail", 'one of "followed", "frozen"', repr(tail)))
         kernel, n_outputs, scale = self.operator, self.problem.n_outputs, 1.0
         if isinstance(self.kernel, KroneckerKernel):
             kernel, n_outputs, scale = self.kernel.base, 1, self.kernel.scale
         basis = Eigenbasis.leading(kernel, rank, n_outputs, self.outputs.dtype, tolerance=tolerance, progress=progress)
+        if tail == "followed" and isinstance(self.problem.criterion, SquaredError):
+            basis = follow_tail(kernel, basis, self._moving(), n_outputs)
         return replace(self, basis=basis.scaled(scale))
+
+    @property
+    def follows_tail(self) -> bool:
+        """Whether what lies outside of the leading eigenvectors is followed by its own moments."""
+        return self.basis is not None and self.basis.tail is not None and self.basis.tail.bulk is not None
+
+    def halved(self) -> Linearization:
+        """The same with half of its leading eigenpairs, the others in a tail that is followed.
+
+        Raises:
+            ValueError: no tail is followed.
+        """
+        if self.basis is None or not self.follows_tail:
+            raise ValueError(complaint("a linearization to be halved", "one with a followed tail", "another"))
+        return replace(self, basis=halved(self.basis, self._moving()))
+
+    def _moving(self) -> list[Tensor]:
+        """What modes must hold: the residual, and J theta_0 where it is known; as columns of one output's kernel."""
+        columns = self.problem.n_outputs if isinstance(self.kernel, KroneckerKernel) else 1
+        moving = [self.residual] if self.weight_outputs is None else [self.residual, self.weight_outputs]
+        return [part.reshape(-1, columns) for part in moving]
 
 
 def linearize(
@@ -160,8 +201,9 @@ def linearize(
     """The linearization of a problem's model at its initial weights.
 
     Args:
-        rank: predictions follow the leading eigenpairs only, this many (``Linearization.truncate``). A kernel that does
-            not fit into ``memory`` is then never formed (``ImplicitKernel``).
+        rank: predictions follow this many leading eigenpairs one by one, and the rest by its own moments
+            (``Linearization.truncate``). A kernel that does not fit into ``memory`` is then never formed
+            (``ImplicitKernel``).
         kernel: K(train, train) as it was made before, e.g. a ``TiledKernel`` of this model and training set; with a
             ``KroneckerKernel`` test outputs follow the mean of the kernels of all outputs.
         memory: bytes allowed for kernels and Jacobians; default a quarter of what is free.
@@ -240,6 +282,7 @@ def _linearize_dense(
 ) -> Linearization:
     functional, x, x_test = problem.functional, problem.x_train, problem.x_test
     plan, test_plan = _plans(problem, memory, dtype)
+    progress = announced(kernel_cost(plan, test_plan), progress)
     kernel = gram(functional, x, None, plan=plan, progress=progress)
     test: dict[str, Any] = {"cross_kernel": None, "test_outputs": None, "test_weight_outputs": None}
     if x_test is not None and test_plan is not None:

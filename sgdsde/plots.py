@@ -27,6 +27,8 @@ COLORS = {
     ("measured", "test"): "#8a8a8a",
     ("predicted", "train"): "#0173b2",
     ("predicted", "test"): "#de8f05",
+    ("interpolated", "train"): "#029e73",
+    ("interpolated", "test"): "#cc78bc",
 }
 """Color of each curve."""
 

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint, whole_number
-from sgdsde._progress import ticker
+from sgdsde._progress import StageCost, announced, covered, ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics import ReducedMoments
+from sgdsde.dynamics.moments.modes import Modes, modes_of
 from sgdsde.dynamics.moments.reduced.forms import LossForms, OutputMap
 from sgdsde.dynamics.moments.reduced.model import ReducedModel
 from sgdsde.dynamics.moments.reduced.prediction import RELATIVE_DOWN_TO
 from sgdsde.dynamics.moments.reduced.resolvent import PastLimitError
 from sgdsde.dynamics.moments.reduced.schedule import segments_between, times_and_factors
-from sgdsde.dynamics.moments.reduced.start import ReducedStart, modes_of
+from sgdsde.dynamics.moments.reduced.start import ReducedStart
 from sgdsde.dynamics.moments.reduced.system import ReducedSystem, Segment, mean_at
+from sgdsde.evolution_cost import Course, Size, evolution_seconds
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
-from sgdsde.prediction import predict
+from sgdsde.machine import spectrum_cost
+from sgdsde.prediction import default_dynamics, predict
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
 from sgdsde.sgd import SGD, check_sgd
@@ -78,18 +81,32 @@ def predict_many(
         if _is_reducible(linearization, sgd) and n_steps:
             groups[sgd.weight_decay].append(i)
     found: dict[int, Trajectory] = {}
-    ticks = ticker(progress, len(sgds), "settings")
+    ticks = ticker(announced(_cost(linearization, sgds, groups, steps), progress), len(sgds), "settings")
     for members in groups.values():
         sweep = _Sweep.of(linearization, [sgds[i] for i in members], steps, tolerance)
         for i in members:
             trajectory = None if sweep is None else sweep.predict(sgds[i])
             if trajectory is not None:
                 found[i] = trajectory
-            ticks.update(1)
-    ticks.close()
+                ticks.update(1)
     for i in set(range(len(sgds))) - set(found):
-        found[i] = predict(linearization, sgds[i], n_steps, record=record)
+        found[i] = predict(linearization, sgds[i], n_steps, record=record, progress=covered)
+        ticks.update(1)
+    ticks.close()
     return [found[i] for i in range(len(sgds))]
+
+
+def _cost(
+    linearization: Linearization, sgds: Sequence[SGD], groups: Mapping[float, Sequence[int]], steps: Tensor
+) -> StageCost:
+    """A basis for each weight decay, and the predictions that have none; at least, since a basis may not do."""
+    courses = [Course.of(linearization, sgd, steps) for sgd in sgds]
+    alone = set(range(len(sgds))).difference(*groups.values())
+    costs = [evolution_seconds(default_dynamics(linearization.problem, sgds[i]), courses[i]) for i in alone]
+    basis = [evolution_seconds(ReducedMoments(), courses[members[0]]) for members in groups.values()]
+    size, seconds = Size.of(linearization), sum(cost.seconds for cost in (*costs, *basis))
+    seconds += 0 if size.has_basis else spectrum_cost(size.d).seconds
+    return StageCost("settings", seconds, max((cost.bytes for cost in (*costs, *basis)), default=0), at_least=True)
 
 
 def _is_reducible(linearization: Linearization, sgd: SGD) -> bool:
@@ -176,6 +193,7 @@ class _Sweep:
             problem_digest=self.linearization.problem.digest,
             diverged_at=torch.zeros(0, dtype=torch.int64),
             estimated_error=errors,
+            origin="predicted",
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sgdsde._checks import complaint, whole_number, word
-from sgdsde._progress import ticker
+from sgdsde._progress import covered, ticker
 from sgdsde._types import Progress
 from sgdsde.budget import ErrorBudget, error_budget
 from sgdsde.dynamics import MovingKernel
@@ -135,7 +135,7 @@ def rank(
     if not isinstance(masks, Mapping) or not masks or not all(isinstance(m, Masks) for m in masks.values()):
         received = f"a {type(masks).__name__} of {len(masks) if isinstance(masks, Mapping) else 'other things'}"
         raise TypeError(complaint("masks", "a mapping of names to Masks", received, 'use {"SynFlow": masks}'))
-    study = _Study(sgd, n_steps, moving, n_runs, seed)
+    study = _Study(sgd, n_steps, moving, n_runs, seed, covered if progress else None)
     ticks, rows = ticker(progress, len(masks) + 1, "networks"), []
     for name, mask in masks.items():
         pruned = mask.apply(problem)
@@ -158,17 +158,20 @@ class _Study:
     moving: bool
     n_runs: int
     seed: int
+    progress: Progress
 
     def row(self, name: str, problem: Problem, masks: Masks | None) -> RankedNetwork:
         with warnings.catch_warnings():  # no path from inputs to outputs: the table says so
             warnings.filterwarnings("ignore", message="the kernel is zero")
-            linearization = linearize(problem)
+            linearization = linearize(problem, progress=self.progress)
         trace = linearization.operator.trace()
         train, test = self._last(linearization, None)
         budget = None
         moved = self._moved(name, linearization) if self.moving and trace > 0 else (None, None)
         if self.n_runs:
-            budget = error_budget(linearization, self.sgd, self.n_steps, self.n_runs, seed=self.seed)
+            budget = error_budget(
+                linearization, self.sgd, self.n_steps, self.n_runs, seed=self.seed, progress=self.progress
+            )
         return RankedNetwork(
             name,
             density=1.0 if masks is None else masks.density,
@@ -186,14 +189,21 @@ class _Study:
         """By a moving kernel; a network that loses all of its gradients on the way leaves it without directions."""
         try:
             return self._last(linearization, MovingKernel())
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             warnings.warn(f"MovingKernel has no prediction of {name!r}: {error}", UserWarning, stacklevel=4)
             return None, None
 
     def _last(self, linearization: Linearization, dynamics: MovingKernel | None) -> tuple[float, float | None]:
         with warnings.catch_warnings():  # the table says so
             warnings.simplefilter("ignore", UnstableWarning)
-            found = predict(linearization, self.sgd, self.n_steps, dynamics=dynamics, record=[0, self.n_steps])
+            found = predict(
+                linearization,
+                self.sgd,
+                self.n_steps,
+                dynamics=dynamics,
+                record=[0, self.n_steps],
+                progress=self.progress,
+            )
         if dynamics is None and found.is_past_limit:
             return math.inf, None if found.test_loss is None else math.inf
         test = None if found.test_loss is None else float(found.test_loss.mean[-1])

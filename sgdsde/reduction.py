@@ -88,6 +88,7 @@ class Reducer:
             mean_square_limit=limit,
             train_accuracy=accuracies.get("train"),
             test_accuracy=accuracies.get("test"),
+            origin="predicted",
         )
 
     def _sides(self, what: str) -> list[str]:

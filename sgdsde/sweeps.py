@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from torch import Tensor
 
 from sgdsde._checks import complaint, positive_number, whole_number
-from sgdsde._progress import ticker
+from sgdsde._progress import StageCost, announced, covered, ticker
 from sgdsde._types import Progress, Sampling
 from sgdsde.dynamics import Dynamics
-from sgdsde.ensemble import run_ensemble
+from sgdsde.ensemble import run_ensembles
+from sgdsde.evolution_cost import Course, Size, evolution_seconds
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
-from sgdsde.prediction import predict
+from sgdsde.machine import spectrum_cost, step_seconds
+from sgdsde.prediction import default_dynamics, predict
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
 from sgdsde.sgd import SGD
@@ -117,7 +119,8 @@ def sweep(
     Raises:
         ValueError, TypeError: what ``SGD`` refuses, before anything is computed.
     Cost: one linearization; one mean-square limit for each combination of the words besides the learning rate, under
-        squared error or where a fraction of it is asked for; one prediction a setting that is not past its limit.
+        squared error or where a fraction of it is asked for; one prediction a setting that is not past its limit; the
+        measured runs of all settings in one ensemble.
     """
     n_steps = whole_number("n_steps", n_steps, minimum=1)
     words = {"sampling": sampling, "drop_last": drop_last, "label_noise_std": label_noise_std, "momentum": momentum}
@@ -132,16 +135,21 @@ def sweep(
     steps = recorded_steps(n_steps, [n_steps] if record is None else record)
     linearization = as_linearization(problem_or_linearization, progress=progress)
     cells = _Cells(problem_or_linearization, linearization, n_steps, steps, dynamics)
+    n_measured = n_runs * len(groups) * len(rates) if measured else 0
+    progress = announced(cells.cost(groups, len(rates), n_measured), progress)
     bar = ticker(progress, len(groups) * len(rates), "sweep")
-    rows: list[dict[str, Any]] = []
+    settings: list[tuple[SGD, float]] = []
     for group in groups:
         limit = cells.limit(group, rates)
-        for rate in rates:
-            sgd = replace(group, lr=rate.fraction * limit if isinstance(rate, LimitFraction) else rate)
-            rows += cells.rows(sgd, limit, cells.predicted(sgd, limit), "predicted")
-            if measured:
-                rows += cells.rows(sgd, limit, cells.measured(sgd, n_runs, seed), "measured")
-            bar.update(1)
+        factors = [rate.fraction * limit if isinstance(rate, LimitFraction) else rate for rate in rates]
+        settings += [(replace(group, lr=lr), limit) for lr in factors]
+    runs = cells.measured([sgd for sgd, _ in settings], n_runs, seed) if measured else []
+    rows: list[dict[str, Any]] = []
+    for number, (sgd, limit) in enumerate(settings):
+        rows += cells.rows(sgd, limit, cells.predicted(sgd, limit), "predicted")
+        if measured:
+            rows += cells.rows(sgd, limit, runs[number], "measured")
+        bar.update(1)
     bar.close()
     return Sweep(tuple(rows))
 
@@ -163,6 +171,22 @@ class _Cells:
             return max_lr_of(self.linearization, group)
         return math.nan
 
+    def cost(self, groups: Sequence[SGD], n_rates: int, n_measured: int) -> StageCost:
+        """The expected cost of all cells, each counted at the settings of its group."""
+        problem, size = self.linearization.problem, Size.of(self.linearization)
+        limit = spectrum_cost(size.d, part=0.4)
+        seconds = 0.0 if size.has_basis else spectrum_cost(size.d).seconds
+        held = limit.bytes
+        for sgd in groups:
+            dynamics = default_dynamics(problem, sgd) if self.dynamics is None else self.dynamics
+            cell = evolution_seconds(dynamics, Course.of(self.linearization, sgd, self.steps))
+            seconds += limit.seconds + n_rates * cell.seconds
+            held = max(held, cell.bytes)
+        if n_measured:
+            batch = max(sgd.batch_size_at(0) for sgd in groups)
+            seconds += n_measured * self.n_steps * step_seconds(problem, batch, n_measured * self.n_steps)
+        return StageCost("sweep", seconds, held)
+
     @property
     def _has_limit(self) -> bool:
         """Whether the loss of the linearized model diverges past the limit, as squared error does."""
@@ -177,10 +201,19 @@ class _Cells:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnstableWarning)  # a learning rate within rounding of the limit
-            return predict(self.linearization, sgd, self.n_steps, dynamics=self.dynamics, record=self.steps.tolist())
+            return predict(
+                self.linearization,
+                sgd,
+                self.n_steps,
+                dynamics=self.dynamics,
+                record=self.steps.tolist(),
+                progress=covered,
+            )
 
-    def measured(self, sgd: SGD, n_runs: int, seed: int) -> Trajectory:
-        return run_ensemble(self.trained, sgd, self.n_steps, n_runs, seed=seed, record=self.steps.tolist())
+    def measured(self, sgds: Sequence[SGD], n_runs: int, seed: int) -> list[Trajectory]:
+        """The runs of all settings, in one ensemble."""
+        record = self.steps.tolist()
+        return run_ensembles(self.trained, sgds, self.n_steps, n_runs, seed=seed, record=record, progress=covered)
 
     def rows(self, sgd: SGD, limit: float, found: Trajectory | None, kind: Kind) -> list[dict[str, Any]]:
         """One row a recorded step."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sgdsde import plots
-from sgdsde._checks import complaint
+from sgdsde._checks import complaint, word
 from sgdsde._files import replacing
 from sgdsde._result_file import check_contents, check_sizes
+from sgdsde._types import Origin
 from sgdsde.bands import AccuracyBand, LossBand, OutputBand, draw_loss, label_bands
 
 if TYPE_CHECKING:
@@ -45,6 +47,11 @@ class Trajectory:
         estimated_error: [T], estimated relative error of train_loss.mean against the theory that ``dynamics`` stands
             for, where it was not computed exactly (``ReducedMoments``); else None.
         assumptions: what a prediction takes for granted of kernel, noise and closure, in words; empty where measured.
+        origin: "predicted": no run of this setting was used. "interpolated": runs of other settings were. "measured":
+            runs of this setting (of the network, or of the linearized model, as ``dynamics`` says). Default: the word
+            that ``dynamics`` starts with, else "predicted".
+        obtained: how ``measure``, ``answer`` or a surface came to it, in words; else empty.
+        effort: numbers of that by name: what was done, reached and spent (``measure`` lists its own); else empty.
     """
 
     steps: Tensor
@@ -63,6 +70,19 @@ class Trajectory:
     truncation_error: Tensor | None = None
     estimated_error: Tensor | None = None
     assumptions: tuple[str, ...] = ()
+    origin: Origin = ""  # type: ignore[assignment]
+    obtained: str = ""
+    effort: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        words: tuple[Origin, ...] = get_args(Origin)
+        said = next((each for each in words if self.dynamics.startswith(each)), None)
+        if not self.origin:
+            object.__setattr__(self, "origin", said or "predicted")
+        word("origin", self.origin, words)
+        if said not in (None, self.origin):
+            received = f"{self.origin!r} with dynamics={self.dynamics!r}"
+            raise ValueError(complaint("origin", f"what dynamics says, {said!r}", received))
 
     @property
     def losses(self) -> dict[str, LossBand]:
@@ -83,15 +103,14 @@ class Trajectory:
         Raises:
             ModuleNotFoundError: no matplotlib. ValueError: a suffix that matplotlib cannot write.
         """
-        kind = "measured" if self.dynamics.startswith("measured") else "predicted"
         with plots.canvas(path, size=(6.4, 3.6)) as figure:
             axes = figure.subplots()
             for side, band in self.losses.items():
-                draw_loss(axes, self.steps, band, kind, side)
+                draw_loss(axes, self.steps, band, self.origin, side)
             plots.scale_losses(axes)
             plots.scale_steps(axes, int(self.steps[-1]))
             plots.title(axes, self.dynamics)
-            label_bands(axes, self.train_loss)
+            label_bands(axes, self.train_loss, self.origin)
         return axes
 
     def to_dataframe(self) -> pandas.DataFrame:
@@ -121,7 +140,8 @@ class Trajectory:
             dims: tuple[str, ...] = ("step", f"{side}_example", "output") if what == "outputs" else ("step",)
             data[name.replace(".", "_")] = (("run", *dims) if part == "samples" else dims, array)
         coordinates = {"step": self.steps.numpy(), "time": ("step", self.times.numpy())}
-        attributes = {key: value for key, value in self._header().items() if value is not None}
+        attributes = {key: value for key, value in self._header().items() if value is not None and key != "effort"}
+        attributes |= {f"effort_{key}": value for key, value in self.effort.items()}
         return xarray.Dataset(data, coords=coordinates, attrs=attributes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -168,6 +188,9 @@ class Trajectory:
             "problem_digest": self.problem_digest,
             "mean_square_limit": self.mean_square_limit,
             "assumptions": list(self.assumptions),
+            "origin": self.origin,
+            "obtained": self.obtained,
+            "effort": dict(self.effort),
         }
 
     def _errors(self) -> dict[str, Tensor]:

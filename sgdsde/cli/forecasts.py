@@ -12,9 +12,13 @@ from torch import Tensor
 import sgdsde
 from sgdsde._checks import whole_number
 from sgdsde.cli.builders import build_dynamics, build_problem, build_sgd, parse_lr, resolve_lr
+from sgdsde.cli.costs import forecast_cost
 from sgdsde.cli.options import Compare, Predict
 from sgdsde.cli.results import ResultFolder, write_manifest, write_table
 from sgdsde.cli.work import Work, default_name, facts_of, printed, say_written
+from sgdsde.cost import ExpectedCost
+from sgdsde.dynamics import Dynamics
+from sgdsde.sweeps import LimitFraction
 
 QUANTILES = {"q10": 0.1, "q90": 0.9}
 
@@ -24,7 +28,11 @@ def compare(command: Compare, argv: list[str]) -> None:
     names = ("comparison.png", "predicted.npz", "measured.npz", "comparison.csv")
     n_runs = whole_number("--runs", command.runs, minimum=2)
     folder = ResultFolder.prepared(command.output, default_name("compare", command), names)
-    forecast, n_steps, seed = Forecast.of(command), command.training.steps, command.compute.seed
+    asked = Asked.of(command)
+    if command.compute.dry_run:
+        print(asked.cost(n_runs))
+        return
+    forecast, n_steps, seed = Forecast.of(asked, command), asked.n_steps, command.compute.seed
     problem, sgd, predicted = forecast.problem, forecast.sgd, forecast.predicted
     measured = forecast.work.stage(
         f"{n_runs} runs", lambda bar: sgdsde.run_ensemble(problem, sgd, n_steps, n_runs, seed=seed, progress=bar)
@@ -45,7 +53,11 @@ def predict(command: Predict, argv: list[str]) -> None:
     """Predict without training; print and write the losses."""
     names = ("prediction.png", "predicted.npz", "prediction.csv")
     folder = ResultFolder.prepared(command.output, default_name("predict", command), names)
-    forecast = Forecast.of(command)
+    asked = Asked.of(command)
+    if command.compute.dry_run:
+        print(asked.cost())
+        return
+    forecast = Forecast.of(asked, command)
     predicted, facts = forecast.predicted, forecast.facts()
     with folder.writing() as target:
         predicted.save(target / "predicted.npz")
@@ -58,6 +70,29 @@ def predict(command: Predict, argv: list[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is to be predicted, every option checked; ``sgd`` has a learning rate of 1 where a part is asked for."""
+
+    problem: sgdsde.Problem
+    sgd: sgdsde.SGD
+    rate: float | LimitFraction
+    theory: Dynamics | None
+    n_steps: int
+
+    @classmethod
+    def of(cls, command: Compare | Predict) -> Asked:
+        training = command.training
+        n_steps = whole_number("--steps", training.steps, minimum=1)
+        theory, rate = build_dynamics(command.theory.dynamics), parse_lr(training)
+        sgd = build_sgd(training, rate if isinstance(rate, float) else 1.0)
+        problem = build_problem(command.data, command.network, command.compute, training.loss)
+        return cls(problem, sgd, rate, theory, n_steps)
+
+    def cost(self, n_runs: int = 0) -> ExpectedCost:
+        return forecast_cost(self.problem, self.sgd, self.n_steps, self.theory, n_runs)
+
+
+@dataclasses.dataclass(frozen=True)
 class Forecast:
     """A prediction with the problem and the SGD that it is for."""
 
@@ -67,15 +102,12 @@ class Forecast:
     work: Work
 
     @classmethod
-    def of(cls, command: Compare | Predict) -> Forecast:
-        """The forecast of a command, every option checked before anything is computed; prints problem and SGD."""
-        work, training = Work(command.compute.quiet), command.training
-        n_steps = whole_number("--steps", training.steps, minimum=1)
-        theory, rate = build_dynamics(command.theory.dynamics), parse_lr(training)
-        build_sgd(training)
-        problem = build_problem(command.data, command.network, command.compute, training.loss)
+    def of(cls, asked: Asked, command: Compare | Predict) -> Forecast:
+        """The forecast of a command; prints problem and SGD."""
+        work, training, problem = Work(command.compute.quiet), command.training, asked.problem
+        n_steps, theory = asked.n_steps, asked.theory
         linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
-        lr, words = resolve_lr(rate, training, linearization)
+        lr, words = resolve_lr(asked.rate, training, linearization)
         sgd = build_sgd(training, lr)
         print(problem)
         print(f"{words}, batch size {training.batch_size}, {n_steps} steps", flush=True)

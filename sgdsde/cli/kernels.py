@@ -10,6 +10,7 @@ import sgdsde
 from sgdsde import stability
 from sgdsde._checks import whole_number
 from sgdsde.cli.builders import build_problem
+from sgdsde.cli.costs import kernel_command_cost
 from sgdsde.cli.options import Ntk
 from sgdsde.cli.results import ResultFolder, write_manifest
 from sgdsde.cli.work import Work, default_name, facts_of, say_written
@@ -22,6 +23,9 @@ def ntk(command: Ntk, argv: list[str]) -> None:
     folder = ResultFolder.prepared(command.output, default_name("ntk", command), names)
     work = Work(command.compute.quiet)
     problem = build_problem(command.data, command.network, command.compute, command.loss)
+    if command.compute.dry_run:
+        print(kernel_command_cost(problem))
+        return
     linearization = work.stage("kernel", lambda bar: sgdsde.linearize(problem, progress=bar))
     values = linearization.eigenbasis.values.flip(0)
     facts: dict[str, Any] = {

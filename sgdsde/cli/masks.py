@@ -13,6 +13,7 @@ from sgdsde import pruning
 from sgdsde._checks import complaint, fraction_below_one, whole_number
 from sgdsde._types import Progress
 from sgdsde.cli.builders import build_problem, build_sgd, parse_lr, resolve_lr
+from sgdsde.cli.costs import pruning_cost
 from sgdsde.cli.options import Prune
 from sgdsde.cli.results import ResultFolder, write_manifest, write_rows
 from sgdsde.cli.work import Work, default_name, facts_of, say_written
@@ -42,8 +43,12 @@ def prune(command: Prune, argv: list[str]) -> None:
     names = ("ranking.csv", *(f"masks-{cell}.npz" for cell in cells))
     folder = ResultFolder.prepared(command.output, default_name("prune", command), names)
     rate = parse_lr(training)
-    build_sgd(training)
+    sgd = build_sgd(training, rate if isinstance(rate, float) else 1.0)
     problem = build_problem(command.data, command.network, command.compute, training.loss)
+    if command.compute.dry_run:
+        rounds = sum(command.rounds or CRITERIA[name].n_rounds for name, _ in cells.values())
+        print(pruning_cost(problem, sgd, n_steps, len(cells), rounds))
+        return
     print(problem, flush=True)
     for cell, (name, sparsity) in cells.items():
         criterion = CRITERIA[name]

@@ -90,6 +90,8 @@ class ComputeOptions:
     """Device of torch: cpu, cuda, cuda:1, ..."""
     quiet: bool = False
     """Show no progress bars."""
+    dry_run: bool = False
+    """Print what it would cost (seconds, memory, plain training runs), and compute and write nothing."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,8 @@ class Eoc:
     """Activation: relu, tanh, erf, gelu, ..."""
     sigma_b: float = 0.1
     """Standard deviation of the biases."""
+    dry_run: bool = False
+    """Print what it would cost, and compute nothing."""
 
 
 Command = Predict | Compare | Diagnose | Sweep | Ntk | Prune | Eoc

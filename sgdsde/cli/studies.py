@@ -10,6 +10,7 @@ import sgdsde
 from sgdsde import sweeps
 from sgdsde._checks import complaint, positive_number, whole_number
 from sgdsde.cli.builders import build_dynamics, build_problem, build_sgd, parse_lr, resolve_lr
+from sgdsde.cli.costs import diagnosis_cost, sweep_cost
 from sgdsde.cli.options import Diagnose, Sweep
 from sgdsde.cli.results import ResultFolder, write_manifest, write_rows
 from sgdsde.cli.work import Work, default_name, facts_of, say_written
@@ -24,8 +25,11 @@ def diagnose(command: Diagnose, argv: list[str]) -> None:
     tolerance = positive_number("--tolerance", command.tolerance)
     folder = ResultFolder.prepared(command.output, default_name("diagnose", command), names)
     rate = parse_lr(training)
-    build_sgd(training)
+    sgd = build_sgd(training)
     problem = build_problem(command.data, command.network, command.compute, training.loss)
+    if command.compute.dry_run:
+        print(diagnosis_cost(problem, sgd, n_steps))
+        return
     linearization = work.stage("kernel", lambda bar: as_linearization(problem, progress=bar))
     lr, words = resolve_lr(rate, training, linearization)
     print(problem)
@@ -65,8 +69,11 @@ def sweep(command: Sweep, argv: list[str]) -> None:
             raise ValueError(complaint(option, "one value at least", "none"))
     theory = build_dynamics(command.theory.dynamics)
     folder = ResultFolder.prepared(command.output, default_name("sweep", command), names)
-    build_sgd(training)
+    groups = [build_sgd(dataclasses.replace(training, batch_size=size)) for size in sizes]
     problem = build_problem(command.data, command.network, command.compute, training.loss)
+    if command.compute.dry_run:
+        print(sweep_cost(problem, groups, len(rates), n_steps, theory))
+        return
     linearization = work.stage("kernel", lambda bar: as_linearization(problem, progress=bar))
     print(problem)
     print(f"{n_steps} steps", flush=True)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgdsde._progress import LONG, Units, covered
 from sgdsde._types import Progress
 from sgdsde.cli.options import Command, Compare, Diagnose, Ntk, Predict, Prune, Sweep
 
@@ -31,15 +32,19 @@ class Work:
         return result
 
     def _bar(self, name: str) -> Progress:
+        if self._quiet:
+            return covered
         try:
             from tqdm import tqdm
         except ModuleNotFoundError:
             return None
-        if self._quiet:
-            return None
 
         def bar(items: Iterable[int]) -> Iterable[int]:
-            return tqdm(items, desc=name, unit="step", leave=False, disable=None, file=sys.stderr)
+            cost = items.cost if isinstance(items, Units) else None
+            if cost is not None and cost.seconds > LONG:
+                print(f"sgdsde: {cost.sentence()}", file=sys.stderr)
+            words = name if cost is None else f"{name}, {cost.duration}"
+            return tqdm(items, desc=words, unit="step", leave=False, disable=None, file=sys.stderr)
 
         return bar
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from sgdsde._checks import complaint, positive_number, whole_number
+from sgdsde._progress import SharedBar, announced
 from sgdsde._types import Progress
-from sgdsde.diagnosis.evidence import Evidence
+from sgdsde.diagnosis.evidence import Evidence, diagnosis_cost
 from sgdsde.diagnosis.result import Advice, Diagnosis
 from sgdsde.diagnosis.wording import checks, summary
 from sgdsde.dynamics import Dynamics, MovingKernel
@@ -32,7 +33,7 @@ def diagnose(
     Args:
         n_steps: how long it is trained: kernels drift and losses fall with the steps.
         tolerance: relative error of the training loss that is asked for, at every recorded step.
-        record: as in ``predict``.
+        record: as in ``predict``. progress: as in ``predict``; one bar, which ends with the diagnosis.
     Returns:
         A ``Diagnosis`` with checks ``stability``, ``kernel_drift``, ``laziness``, ``noise_scale``, ``confusion``,
         ``feedback``, ``linearization``, ``sde``; each has its number, threshold, source of the threshold, grade and
@@ -49,14 +50,16 @@ def diagnose(
         raise ValueError(complaint("record", "with a step after 0", steps, "omit it for about 50 geometric steps"))
     check_sgd(sgd)
     linearization = as_linearization(problem_or_linearization, sgd=sgd, progress=progress)
-    found = Evidence(linearization, sgd, steps, progress)
+    cost = diagnosis_cost(linearization, sgd, steps)
+    bar = SharedBar(announced(cost.stage, progress, cost.run_seconds), cost.parts, "diagnosis")
+    found = Evidence(linearization, sgd, steps, bar)
     made = checks(found, tolerance)
     advice = _advice(found, tolerance)
     predictors: dict[Advice, Dynamics] = {
         Advice.FROZEN_KERNEL: found.frozen_theory,
         Advice.MOVING_KERNEL: MovingKernel(),
     }
-    return Diagnosis(
+    diagnosis = Diagnosis(
         checks=made,
         advice=advice,
         predictor=predictors.get(advice),
@@ -68,6 +71,8 @@ def diagnose(
         frozen_losses=found.frozen_losses,
         moving_losses=found.moving[0],
     )
+    bar.close()
+    return diagnosis
 
 
 def _advice(found: Evidence, tolerance: float) -> Advice:

@@ -9,13 +9,16 @@ from functools import cached_property
 
 from torch import Tensor
 
-from sgdsde._types import Progress
+from sgdsde._progress import SharedBar, StageCost
 from sgdsde.diagnosis import calibration, indicators
 from sgdsde.diagnosis.kernel_path import KernelPath, kernel_path
 from sgdsde.dynamics import Dynamics, GaussianClosure, GradientDescent, MovingKernel, SDEPaths
-from sgdsde.linearization import Linearization
+from sgdsde.evolution_cost import Course, Size, evolution_seconds
+from sgdsde.linearization import Linearization, problem_of
 from sgdsde.losses import SquaredError
+from sgdsde.machine import spectrum_cost, step_seconds
 from sgdsde.prediction import default_dynamics
+from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
 
 CLOSED_OUTPUTS = 1024
@@ -36,7 +39,7 @@ class Evidence:
     linearization: Linearization
     sgd: SGD
     record: list[int]
-    progress: Progress
+    bar: SharedBar
 
     @cached_property
     def frozen_theory(self) -> Dynamics:
@@ -49,13 +52,13 @@ class Evidence:
 
         A sampling error would pass for an effect of the kernel.
         """
-        theory = self.frozen_theory
+        theory, at = self.frozen_theory, (self.linearization, self.sgd, self.record)
         if isinstance(theory, SDEPaths) and self.linearization.outputs.numel() <= CLOSED_OUTPUTS:
             try:
-                return indicators.expected_losses(GaussianClosure(), self.linearization, self.sgd, self.record)
+                return indicators.expected_losses(GaussianClosure(), *at, progress=self.bar.part("frozen kernel"))
             except ValueError:  # no second derivative, or shuffled epochs
                 pass
-        return indicators.expected_losses(theory, self.linearization, self.sgd, self.record)
+        return indicators.expected_losses(theory, *at, progress=self.bar.part("frozen kernel"))
 
     @cached_property
     def moving(self) -> tuple[Tensor | None, str]:
@@ -65,7 +68,8 @@ class Evidence:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                losses = indicators.expected_losses(MovingKernel(), self.linearization, self.sgd, self.record)
+                at = (self.linearization, self.sgd, self.record)
+                losses = indicators.expected_losses(MovingKernel(), *at, progress=self.bar.part("moving kernel"))
             except ValueError as error:
                 return None, str(error)
         return losses, str(caught[0].message) if caught else ""
@@ -74,7 +78,7 @@ class Evidence:
     def path(self) -> KernelPath | str:
         """The path of full-batch descent, or the error where it diverges."""
         try:
-            return kernel_path(self.linearization, self.sgd, self.record, progress=self.progress)
+            return kernel_path(self.linearization, self.sgd, self.record, progress=self.bar.part("path"))
         except ValueError as error:
             return str(error)
 
@@ -136,3 +140,28 @@ class Evidence:
         if self.is_beyond_measure:
             return math.inf
         return self.kernel_gap + calibration.moving_error(self.feedback)
+
+
+@dataclass(frozen=True)
+class DiagnosisCost:
+    """The expected cost of a diagnosis: of the whole, its parts in seconds by name, and of one plain run."""
+
+    stage: StageCost
+    parts: dict[str, float]
+    run_seconds: float
+
+
+def diagnosis_cost(problem_or_linearization: Problem | Linearization, sgd: SGD, record: list[int]) -> DiagnosisCost:
+    """Counted like the evolutions; the moving kernel, and with it the whole, at its least."""
+    problem, size = problem_of(problem_or_linearization), Size.of(problem_or_linearization)
+    course = Course.of(problem_or_linearization, sgd, record)
+    theory = default_dynamics(problem, sgd)
+    if isinstance(theory, SDEPaths) and size.d <= CLOSED_OUTPUTS:
+        theory = GaussianClosure()
+    frozen, moving = evolution_seconds(theory, course), evolution_seconds(MovingKernel(), course)
+    spectrum = spectrum_cost(size.d).seconds
+    path = record[-1] * step_seconds(problem, problem.n_train, record[-1])
+    rest = spectrum * (2 if size.has_basis else 3) + len(record) * spectrum / 9
+    parts = {"frozen kernel": frozen.seconds, "path": path, "moving kernel": moving.seconds, "checks": rest}
+    stage = StageCost("diagnosis", sum(parts.values()), max(frozen.bytes, moving.bytes), at_least=True)
+    return DiagnosisCost(stage, parts, record[-1] * step_seconds(problem, sgd.batch_size_at(0), record[-1]))

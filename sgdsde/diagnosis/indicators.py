@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from torch import Tensor
 
+from sgdsde._progress import covered
+from sgdsde._types import Progress
 from sgdsde.dynamics import GradientDescent, MomentEquations
 from sgdsde.dynamics.dynamics import Dynamics
 from sgdsde.linearization import Linearization
@@ -33,13 +36,12 @@ def limit_ratio(linearization: Linearization, sgd: SGD, n_steps: int) -> float:
         iid = dataclasses.replace(sgd, sampling="without_replacement", drop_last=False)
     plan = iid.plan(linearization.problem.n_train, n_steps)
     noise = plan.noise_factor(int(plan.batch_size.argmin()))
+    words: dict[str, Any] = {name: getattr(sgd, name) for name in ("momentum", "dampening", "nesterov", "weight_decay")}
     try:
-        limit = limit_at_noise(
-            linearization, noise, momentum=sgd.momentum, nesterov=sgd.nesterov, weight_decay=sgd.weight_decay
-        )
+        limit = limit_at_noise(linearization, noise, **words)
     except ValueError:  # no positive curvature
         return math.nan
-    return float(plan.lr.max()) / limit
+    return float(plan.lr.max()) / limit if limit > 0 else math.inf  # dampening above 1 has a limit of zero
 
 
 def laziness(linearization: Linearization) -> float:
@@ -70,9 +72,11 @@ def noise_ratio(linearization: Linearization, sgd: SGD) -> float:
     return factor * gradient_noise_scale(linearization) if factor else 0.0
 
 
-def expected_losses(dynamics: Dynamics, linearization: Linearization, sgd: SGD, record: list[int]) -> Tensor:
+def expected_losses(
+    dynamics: Dynamics, linearization: Linearization, sgd: SGD, record: list[int], *, progress: Progress = covered
+) -> Tensor:
     """Mean training losses [T], without the warning of ``predict``."""
-    return evolve(dynamics, linearization, sgd, record).train_loss.mean
+    return evolve(dynamics, linearization, sgd, record, progress=progress).train_loss.mean
 
 
 def noise_share(losses: Tensor, linearization: Linearization, sgd: SGD, record: list[int]) -> float:

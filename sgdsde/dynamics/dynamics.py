@@ -22,13 +22,14 @@ class Dynamics(ABC):
     Attributes:
         squared_error_only, smooth_loss_only, independent_batches_only: what ``check`` refuses besides what no theory
             represents; a smooth loss has a second derivative. freezes_kernel: whether the kernel stays that of the
-            initial weights.
+            initial weights. follows_bulk: whether noise reaches the directions that have no modes (``BulkState``).
     """
 
     squared_error_only: ClassVar[bool] = False
     smooth_loss_only: ClassVar[bool] = False
     freezes_kernel: ClassVar[bool] = True
     independent_batches_only: ClassVar[bool] = False
+    follows_bulk: ClassVar[bool] = False
 
     @property
     def needs_spectrum(self) -> bool:

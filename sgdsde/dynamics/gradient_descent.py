@@ -11,7 +11,7 @@ from torch import Tensor
 from sgdsde._types import Progress
 from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
 from sgdsde.dynamics.moments.modal_state import ModalState
-from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics.moments.modes import modes_of
 from sgdsde.dynamics.moments.state import MomentState, laws
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
@@ -43,7 +43,7 @@ class GradientDescent(Dynamics):
         plan = sgd.plan(linearization.problem.n_train, record[-1])
         state: MomentState
         if isinstance(linearization.problem.criterion, SquaredError):
-            state = ModalState(Modes.of(linearization), sgd, plan, noise="none")
+            state = ModalState(modes_of(linearization), sgd, plan, noise="none")
         else:
             state = OutputDescent(linearization, sgd, plan)
         return laws(state, plan, record, "gradient descent", progress)

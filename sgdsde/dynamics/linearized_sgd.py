@@ -65,18 +65,21 @@ class SampledRuns(MomentState):
 
     def __init__(self, learner: LinearizedLearner, sgd: SGD, plan: StepPlan, *, n_runs: int, seed: int) -> None:
         variant = Minibatches()
-        at_once = learner.runs_at_once(sgd, variant.examples(plan), None, n_runs)
-        starts = range(0, n_runs, at_once)
-        blocks = [range(start, min(start + at_once, n_runs)) for start in starts]
+        layout = learner.needs(sgd, variant.examples(plan)).layout(n_runs, None, learner.device)
+        starts = range(0, n_runs, layout.held)
+        blocks = [range(start, min(start + layout.held, n_runs)) for start in starts]
         streams = [RunStreams(seed, runs, learner.device, learner.dtype) for runs in blocks]
-        self._groups = [RunGroup(learner, sgd, variant, plan, part) for part in streams]
+        self._groups = [
+            RunGroup(learner, [sgd], [plan], variant=variant, streams=part, layout=layout) for part in streams
+        ]
 
     def advance(self, k: int) -> None:
         for group in self._groups:
-            group.advance(k)
+            for _ in group.advance(range(k, k + 1)):
+                pass
 
     def law(self, step: int, time: float) -> OutputLaw:
-        parts = [group.outputs() for group in self._groups]
+        parts = [(train, test) for group in self._groups for _, train, test in group.outputs()]
         train = torch.cat([part for part, _ in parts])
         tests: list[Tensor] = [test for _, test in parts if test is not None]
         if not tests:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -13,17 +14,23 @@ from torch import Tensor
 from sgdsde._types import Progress
 from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
 from sgdsde.dynamics.moments.modal_state import ModalMean
-from sgdsde.dynamics.moments.modes import Modes
-from sgdsde.dynamics.moments.state import MomentState, laws
+from sgdsde.dynamics.moments.modes import Modes, modes_of
+from sgdsde.dynamics.moments.state import MomentState, laws, march
+from sgdsde.dynamics.moments.variance_jumps import NoFitError, VarianceJumps, jumps_pay
+from sgdsde.dynamics.moments.variances import BulkState, Variances
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.noise.example_blocks import times_blocks
 from sgdsde.sgd import SGD, StepPlan
 from sgdsde.stability.second_moments import largest_eigenvalue
-from sgdsde.step import ModalStep, Step
+from sgdsde.step import Step
 
 TRUSTED_SHARE = 0.6
 """Of the mean-square limit: below it closures of the variances were within 2 to 5 % in all cases tried."""
+
+
+STEPS_BEFORE_JUMPS = 32
+"""One by one: they hold what decays or alternates too fast for a fit."""
 
 
 class ClosureRangeWarning(UserWarning):
@@ -50,6 +57,7 @@ class ModalMoments(Dynamics):
     """
 
     squared_error_only: ClassVar[bool] = True
+    follows_bulk: ClassVar[bool] = True
     independent_batches_only: ClassVar[bool] = True
 
     @property
@@ -63,62 +71,119 @@ class ModalMoments(Dynamics):
         self, linearization: Linearization, sgd: SGD, record: Sequence[int], *, progress: Progress = None
     ) -> Iterator[OutputLaw]:
         self.check(linearization, sgd)
-        modes = Modes.of(linearization)
-        plan = sgd.plan(modes.n_train, record[-1])
+        modes = modes_of(linearization)
+        jumps = jumps_pay(modes, sgd, record[-1])
+        plan = sgd.plan(modes.n_train, STEPS_BEFORE_JUMPS if jumps else record[-1])
         state = DiagonalState(modes, sgd, plan)
         warn_beyond_range("ModalMoments", sgd, plan, state.limit)
-        return laws(state, plan, record, "modal moments", progress)
+        if not jumps:
+            return laws(state, plan, record, "modal moments", progress)
+        return self._by_jumps(state, plan, sgd, record, progress)
+
+    @staticmethod
+    def _by_jumps(
+        state: DiagonalState, plan: StepPlan, sgd: SGD, record: Sequence[int], progress: Progress
+    ) -> Iterator[OutputLaw]:
+        """The first steps one by one, the others at once, or one by one where their sources have no fit."""
+        first, lr = STEPS_BEFORE_JUMPS, float(plan.lr[0])
+        wanted = [k for k in record if k < first]
+        for k in march(state, [*wanted, first], "modal moments, first steps"):
+            if k < first:
+                yield state.law(k, k * lr)
+        late = [k for k in record if k >= first]
+        jumps = state.jumps(record[-1] - first)
+        if jumps is None:
+            state.follow(sgd.plan(state.modes.n_train, record[-1]))
+            for k in march(state, late, "modal moments", progress, first=first):
+                yield state.law(k, k * lr)
+            return
+        for k in late:
+            yield state.law_after(jumps, k - first, step=k, time=k * lr)
 
 
 class DiagonalState(MomentState):
-    """Means [r, 1] and the covariance of (e, u) in every mode by itself: [r] each."""
+    """Means [r, k] and the covariance of (e, u) in every mode by itself."""
 
     def __init__(self, modes: Modes, sgd: SGD, plan: StepPlan) -> None:
-        self._modes, self._sgd, self._plan = modes, sgd, plan
-        self._mean = ModalMean(modes, sgd)
-        self.ee, self.eu, self.uu = (torch.zeros_like(modes.values) for _ in range(3))
+        self.modes, self._sgd, self._plan = modes, sgd, plan
+        self.mean, self._variances = ModalMean(modes, sgd), Variances(modes.values)
+        self.bulk = BulkState.of(modes, sgd, plan)
+
+    @property
+    def ee(self) -> Tensor:
+        """Variances of the residual, [r]."""
+        return self._variances.ee
 
     def law(self, step: int, time: float) -> OutputLaw:
-        return self._modes.law(step, time, self._mean.e, self.ee.diag(), weight_factor=self._mean.weight_factor)
+        law = self.modes.law(step, time, self.mean.e, self.ee.diag(), weight_factor=self.mean.weight_factor)
+        return law if self.bulk is None else self.bulk.law(law)
+
+    def jumps(self, horizon: int) -> VarianceJumps | None:
+        """From here on; None where the steps must be made one by one."""
+        modes, sgd, mean = self.modes, self._sgd, self.mean
+        try:
+            return VarianceJumps(modes, sgd, mean=mean, variances=self.ee, bulk=self.bulk, horizon=horizon)
+        except NoFitError:
+            return None
+
+    def law_after(self, jumps: VarianceJumps, k: int, *, step: int, time: float) -> OutputLaw:
+        """The law k steps after the start of the jumps."""
+        variances, of_bulk = jumps.variances(k)
+        law = self.modes.law(step, time, jumps.mean(k), variances.diag(), weight_factor=jumps.weight_factor(k))
+        return law if self.bulk is None or of_bulk is None else self.bulk.law(law, of_bulk)
+
+    def follow(self, plan: StepPlan) -> None:
+        """Goes on along this plan."""
+        self._plan = plan
+        if self.bulk is not None:
+            self.bulk.follow(plan)
 
     def advance(self, k: int) -> None:
         step = Step.of(self._sgd, float(self._plan.lr[k]), first=k == 0)
-        modal = step.modal(self._modes.drift)
-        self._spread(modal, self._noise(k))
-        self._mean.advance(step, modal)
+        modal = step.modal(self.modes.drift)
+        self._variances.advance(modal, self._noise(k))
+        if self.bulk is not None:
+            self.bulk.advance(k, step)
+        self.mean.advance(step, modal)
 
     def _noise(self, k: int) -> Tensor:
         """Variance of one step's gradient in every mode, [r]."""
-        modes, factor = self._modes, self._plan.noise_factor(k)
-        h, n, mean = modes.drift, modes.n_train, self._mean.e[:, 0]
+        modes, factor = self.modes, self._plan.noise_factor(k)
+        h, n = modes.drift, modes.n_train
         noise = torch.zeros_like(h)
         if factor:
-            blocks = modes.mean_blocks(self._mean.e) + self.to_blocks(self.ee)
-            noise = factor * h.square() * (n * self.from_blocks(blocks) - mean.square() - self.ee)
+            blocks = modes.mean_blocks(self.mean.e) + self.to_blocks(self.ee)
+            if self.bulk is not None:
+                blocks = blocks + self.bulk.blocks()
+                self.bulk.see(blocks)
+            noise = factor * h.square() * (n * self.from_blocks(blocks) - self.mean.e.square().sum(1) - self.ee)
         if self._sgd.label_noise_std:
-            noise = noise + h.square() * (n * self._sgd.label_noise_std**2 / int(self._plan.batch_size[k]))
+            variance = modes.n_columns * self._sgd.label_noise_std**2 / int(self._plan.batch_size[k])
+            noise = noise + h.square() * (n * variance)
         return noise
 
     def to_blocks(self, variances: Tensor) -> Tensor:
         """sum_i s_i u_a,i u_a,i^T, [n, c, c]."""
-        rows = self._modes.examples.by_example
+        if self.modes.n_outputs == 1:
+            return (self._squares @ variances).view(-1, 1, 1)
+        rows = self.modes.examples.by_example
         return (rows * variances) @ rows.mT
 
     def from_blocks(self, blocks: Tensor) -> Tensor:
         """sum_a u_a,i^T D_a u_a,i, [r]."""
-        vectors = self._modes.vectors
+        if self.modes.n_outputs == 1:
+            return self._squares.mT @ blocks.flatten()
+        vectors = self.modes.vectors
         return (times_blocks(blocks, vectors) * vectors).sum(0)
 
-    def _spread(self, step: ModalStep, noise: Tensor) -> None:
-        a, b, p, q = step.ee, step.eu, step.ue, step.uu
-        ee, eu, uu = self.ee, self.eu, self.uu
-        self.ee = a * a * ee + 2 * a * b * eu + b * b * uu + step.e_gain**2 * noise
-        self.eu = a * p * ee + (a * q + b * p) * eu + b * q * uu + step.e_gain * step.u_gain * noise
-        self.uu = p * p * ee + 2 * p * q * eu + q * q * uu + step.u_gain**2 * noise
+    @cached_property
+    def _squares(self) -> Tensor:
+        """u_a,i^2, [n, r], of one output."""
+        return self.modes.vectors.square()
 
     def limit(self, noise: float) -> float:
         """The largest learning rate of plain SGD at phi/B = noise below which these variances stay bounded."""
-        h, n = self._modes.drift, self._modes.n_train
+        h, n = self.modes.drift, self.modes.n_train
         root = (h / 2).sqrt()
 
         def ratio(column: Tensor) -> Tensor:

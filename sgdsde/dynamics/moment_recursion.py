@@ -47,6 +47,7 @@ class MomentRecursion(Dynamics):
     epoch_starts: int | None = field(default=None, repr=False)
 
     squared_error_only: ClassVar[bool] = True
+    follows_bulk: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.epoch_starts is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -81,6 +82,52 @@ def _unknown() -> ValueError:
     return ValueError(
         'TracedRecursion cannot represent the law of single outputs; use MomentRecursion or observe "loss"'
     )
+
+
+@dataclass(frozen=True, eq=False)
+class CovarianceWithBulk(Covariance):
+    """F C F^T and, in the directions outside of the orthonormal F, variances of which only sums are known.
+
+    Attributes:
+        inside: F C F^T. variances: v_j, [J], each in counts_j directions. density: of these on the rows, [rows], 1 on
+            average.
+    """
+
+    inside: Covariance
+    variances: Tensor
+    counts: Tensor
+    density: Tensor
+
+    @classmethod
+    def around(cls, inside: Covariance, variances: Tensor, counts: Tensor, density: Tensor) -> CovarianceWithBulk:
+        return cls(inside.factor, inside.core, inside.gram, inside, variances, counts, density)
+
+    @property
+    def _of_rows(self) -> Tensor:
+        return self.density * ((self.counts * self.variances).sum() / len(self.density))
+
+    @property
+    def trace(self) -> Tensor:
+        return self.inside.trace + (self.counts * self.variances).sum()
+
+    @property
+    def squared_norm(self) -> Tensor:
+        columns = self.inside.n_outputs if isinstance(self.inside, SharedCovariance) else 1
+        return self.inside.squared_norm + columns * (self.counts * self.variances.square()).sum()
+
+    def quadratic(self, vector: Tensor) -> Tensor:
+        rows = vector.view(len(self.factor), -1)
+        left = rows - self.factor @ (self.factor.mT @ rows)
+        return self.inside.quadratic(vector) + (self._of_rows[:, None] * left.square()).sum()
+
+    def diagonal(self) -> Tensor:
+        return self.inside.diagonal() + self._of_rows
+
+    def blocks(self, n_outputs: int) -> Tensor:
+        return self.inside.blocks(n_outputs) + torch.diag_embed(self._of_rows.view(-1, n_outputs))
+
+    def to_dense(self) -> Tensor:
+        return self.inside.to_dense() + self._of_rows.diag()
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,9 @@ from sgdsde._checks import complaint, finite_number
 from sgdsde._types import Progress
 from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
 from sgdsde.dynamics.moment_recursion import MomentRecursion
+from sgdsde.dynamics.moments.modes import is_shared
 from sgdsde.dynamics.moments.reduced.prediction import EXACT_STEPS, ReducedLaws, ReducedPrediction, TooInaccurateError
 from sgdsde.dynamics.moments.reduced.resolvent import PastLimitError
-from sgdsde.dynamics.moments.reduced.start import is_shared
 from sgdsde.dynamics.shared_kernel import TracedRecursion
 from sgdsde.kernel import KroneckerKernel
 from sgdsde.linearization import Linearization

@@ -34,6 +34,7 @@ class TracedRecursion(Dynamics):
     """
 
     squared_error_only: ClassVar[bool] = True
+    follows_bulk: ClassVar[bool] = True
     independent_batches_only: ClassVar[bool] = True
 
     @property

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from sgdsde import _memory
 from sgdsde._checks import complaint
-from sgdsde._streams import BLOCK
 from sgdsde._types import Params
-from sgdsde.ensemble.variants import Draw
+from sgdsde.ensemble.batches import Batches
+from sgdsde.ensemble.layout import Needs
+from sgdsde.ensemble.rates import Update, over
+from sgdsde.ensemble.stepper import gradient_at
 from sgdsde.kernel import KernelOperator, StackedKernel, rows_times
 from sgdsde.linearization import Linearization
-from sgdsde.losses import SquaredError
 from sgdsde.sgd import SGD
+
+BAG_FRACTION = 1 / 4
+"""Drawn examples, as a fraction of all, up to which picking their columns is faster than a product with all of them."""
 
 
 class LinearizedLearner:
     """The linearized model in output space: state = outputs [runs, n + m, c], train first.
 
-    A step moves all outputs by -lr K(all, train) r(batch) / B, with r zero outside the batch.
+    A step moves all outputs by -lr K(all, batch) r(batch) / B. Of a kernel that is a matrix the columns of the batch
+    are summed as they are, unless the batch is a large part of the training set; no run's weights are gathered.
     """
 
     label = "measured: SGD of the linearized model"
@@ -27,11 +34,12 @@ class LinearizedLearner:
     def __init__(self, linearization: Linearization) -> None:
         self.problem = linearization.problem
         kernel, cross = linearization.kernel, linearization.cross_kernel
-        self.kernel: Tensor | KernelOperator = kernel
-        if isinstance(kernel, Tensor) and isinstance(cross, Tensor):
-            self.kernel = torch.cat([kernel, cross])
-        elif cross is not None:
-            self.kernel = StackedKernel([kernel, cross])
+        self.kernel: KernelOperator | None = None
+        self._columns: Tensor | None = None  # [n*c, (n + m)*c]
+        if isinstance(kernel, Tensor) and (cross is None or isinstance(cross, Tensor)):
+            self._columns = _transposed(kernel, cross)
+        else:
+            self.kernel = StackedKernel([kernel] if cross is None else [kernel, cross])
         outputs, test = linearization.outputs, linearization.test_outputs
         self.initial = outputs if test is None else torch.cat([outputs, test])
         self.targets = linearization.targets
@@ -44,34 +52,74 @@ class LinearizedLearner:
     def start(self, n_runs: int) -> Params:
         return {"outputs": self.initial.expand(n_runs, *self.initial.shape).clone()}
 
-    def weights(self, name: str, value: Tensor) -> Tensor:
+    def advance(self, state: Params, buffer: Params, batches: Batches, updates: Sequence[Update]) -> Tensor:
+        """One step a batch, in place. Returns [K, runs], finite where the outputs at the training set are."""
+        finite = []
+        for k, update in enumerate(updates):
+            outputs = state["outputs"]
+            finite.append(outputs[:, : self.problem.n_train].sum((1, 2)))
+            if update.is_plain and update.decay is None:
+                outputs.sub_(self._move(outputs, batches, k, update.lr))
+                continue
+            decayed = None if update.decay is None else self._weights(outputs)
+            update.apply(outputs, buffer["outputs"], self._move(outputs, batches, k), decayed)
+        return torch.stack(finite)
+
+    def gradient(self, state: Params, batches: Batches) -> tuple[Params, Tensor]:
+        """What the first of these batches moves the outputs by, for a learning rate of -1, and sums of the outputs."""
+        outputs = state["outputs"]
+        return {"outputs": self._move(outputs, batches, 0)}, outputs[:, : self.problem.n_train].sum((1, 2))
+
+    def _weights(self, outputs: Tensor) -> Tensor:
         if self._offset is None:
             received = "a linearization without weight_outputs"
             remedy = "make it with linearize(problem), or use weight_decay=0"
             raise ValueError(complaint("weight_decay", "0 where J theta_0 is unknown", received, remedy))
-        return value + self._offset
+        return outputs + self._offset
 
-    def gradient(self, state: Params, draw: Draw, label_noise: Tensor | None) -> tuple[Params, Tensor]:
-        n, c = self.problem.n_train, self.problem.n_outputs
-        outputs, indices, weights = state["outputs"][:, :n], draw.indices, draw.weights
-        runs, size = indices.shape
-        if weights is None:
-            weights = torch.full((), 1 / size, dtype=self.dtype, device=self.device).expand_as(indices)
-        counts = torch.zeros(runs, n, dtype=self.dtype, device=self.device)
-        counts.scatter_add_(1, indices, weights)
-        residual = self.problem.criterion.gradient(outputs, self.targets)
-        weighted = residual * counts[..., None]
-        if label_noise is not None and isinstance(self.problem.criterion, SquaredError):
-            places = indices[..., None].expand(-1, -1, c)
-            weighted.scatter_add_(1, places, label_noise * (-self.problem.criterion.curvature * weights[..., None]))
-        move = rows_times(weighted.reshape(runs, n * c), self.kernel)
-        return {"outputs": move.view(runs, -1, c)}, residual.sum((1, 2))
+    def _move(self, outputs: Tensor, batches: Batches, k: int, lr: Tensor | None = None) -> Tensor:
+        """K(all, batch) r(batch) / B of every run, times its learning rate if given; [runs, n + m, c]."""
+        indices, c = batches.indices[k], self.problem.n_outputs
+        targets = self.targets[indices]
+        if batches.label_noise is not None:
+            targets = targets + batches.label_noise[k]
+        drawn = outputs[:, : self.problem.n_train].gather(1, indices[..., None].expand(-1, -1, c))
+        residual = gradient_at(self.problem.criterion, drawn, targets)
+        if batches.weights is not None:
+            residual = residual * batches.weights[k][..., None]
+        else:
+            lr = torch.full_like(residual[:, 0, 0], 1 / indices.shape[1]) if lr is None else lr / indices.shape[1]
+        if lr is not None:
+            residual = residual * over(lr, residual)
+        places = indices if c == 1 else (indices[..., None] * c + torch.arange(c, device=self.device)).flatten(1)
+        return self._columns_times(places, residual.flatten(1)).view(outputs.shape)
+
+    def _columns_times(self, places: Tensor, factors: Tensor) -> Tensor:
+        """Sums of the kernel's columns [runs, rows], the columns at these places times these factors [runs, B c]."""
+        d = self.problem.n_train * self.problem.n_outputs
+        if self._columns is not None and places.shape[1] <= BAG_FRACTION * d:
+            return functional.embedding_bag(places, self._columns, per_sample_weights=factors, mode="sum")
+        counted = torch.zeros(len(places), d, dtype=factors.dtype, device=factors.device)
+        counted.scatter_add_(1, places, factors)
+        if self._columns is not None:
+            return counted @ self._columns
+        assert self.kernel is not None
+        return rows_times(counted, self.kernel)
 
     def all_outputs(self, state: Params) -> tuple[Tensor, Tensor | None]:
         outputs, n = state["outputs"], self.problem.n_train
         return outputs[:, :n], outputs[:, n:] if self.problem.n_test else None
 
-    def runs_at_once(self, sgd: SGD, examples: int, memory: int | None, n_runs: int) -> int:
-        per_run = 8 * self.initial.numel() * self.dtype.itemsize
-        available = _memory.budget(memory, self.device)
-        return _memory.rows_within(available, per_run, min(n_runs, 16 * BLOCK), "one run of the linearized model")
+    def needs(self, sgd: SGD, examples: int) -> Needs:
+        """Bytes of one run with batches of so many examples."""
+        copies, size = 2 if sgd.momentum else 1, self.dtype.itemsize
+        held = copies * self.initial.numel() * size + 2 * examples * torch.int64.itemsize
+        moved = (8 - copies) * self.initial.numel() * size
+        return Needs(held, moved, None, "one run of the linearized model")
+
+
+def _transposed(kernel: Tensor, cross: Tensor | None) -> Tensor:
+    """[kernel; cross]^T in contiguous rows; a symmetric kernel alone as it is."""
+    if cross is not None:
+        return torch.cat([kernel.mT, cross.mT], dim=1)
+    return kernel if kernel.is_contiguous() and torch.equal(kernel, kernel.mT) else kernel.mT.contiguous()

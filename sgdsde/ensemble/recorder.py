@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +24,6 @@ class Recorder:
     ) -> None:
         self._problem, self._steps, self._n_runs = problem, steps, n_runs
         self._rows = {int(step): row for row, step in enumerate(steps)}
-        self.last_step = int(steps[-1])
         sides = {"train": problem.n_train} | ({"test": problem.n_test} if problem.n_test else {})
         self._losses = {side: torch.full((n_runs, len(steps)), torch.inf, dtype=torch.float64) for side in sides}
         shape = (n_runs, len(steps))
@@ -39,14 +39,17 @@ class Recorder:
         }
         self._diverged_at = torch.full((n_runs,), n_steps + 1, dtype=torch.int64, device=problem.device)
 
-    def wants(self, step: int) -> bool:
-        return step in self._rows
+    @property
+    def stretches(self) -> list[range]:
+        """The steps up to each record, which may be none: 0 -> first record, first -> second and so on."""
+        edges = [0, *self._steps.tolist()]
+        return [range(start, stop) for start, stop in itertools.pairwise(edges)]
 
-    def watch(self, step: int, runs: range, loss: Tensor) -> None:
-        """Mark runs whose batch loss stopped being finite; no synchronization with the device."""
+    def watch(self, steps: Tensor, runs: range, losses: Tensor) -> None:
+        """Mark runs whose losses [K, runs] at these steps [K] are not all finite; nothing waits for the device."""
         window = self._diverged_at[runs.start : runs.stop]
-        now = torch.where(torch.isfinite(loss), window, step)
-        torch.minimum(window, now, out=window)
+        now = torch.where(torch.isfinite(losses), window, steps.to(window.device)[:, None])
+        torch.minimum(window, now.amin(0), out=window)
 
     def record(self, step: int, runs: range, train: Tensor, test: Tensor | None) -> None:
         row = self._rows[step]
@@ -57,7 +60,7 @@ class Recorder:
             assert targets is not None
             loss = self._problem.criterion.mean(outputs, in_dtype(targets, outputs.dtype)).double()
             if side == "train":
-                self.watch(step, runs, loss)
+                self.watch(torch.tensor([step]), runs, loss[None])
             self._losses[side][runs.start : runs.stop, row] = loss.cpu()
             if side in self._accuracies:
                 right = is_right(outputs, self._labels[side]).double().mean(-1)
@@ -84,4 +87,5 @@ class Recorder:
             diverged_at=diverged_at,
             train_accuracy=accuracies.get("train"),
             test_accuracy=accuracies.get("test"),
+            origin="measured",
         )

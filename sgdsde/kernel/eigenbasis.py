@@ -18,17 +18,35 @@ WORKING_MATRICES = 4
 
 
 @dataclass(frozen=True, eq=False)
+class Bulk:
+    """Spectrum of what a ``Tail`` holds, for the moments of directions that are not followed one by one.
+
+    Attributes:
+        values: nodes l_j > 0, [J]. counts: how many directions have each, [J], not whole; sum_j counts_j l_j = tr K_t.
+        density: rho_i, [n], the share of these directions that examples have, 1 on average.
+        n_followed: how many of the modes beside it are Ritz vectors of the tail, not eigenvectors.
+    """
+
+    values: Tensor
+    counts: Tensor
+    density: Tensor
+    n_followed: int
+
+
+@dataclass(frozen=True, eq=False)
 class Tail:
     """Part of a kernel outside of a truncated eigenbasis: K_t = K - U diag(l) U^T.
 
     Attributes:
         largest: no eigenvalue of K_t is larger. trace: tr K_t.
         example: k_i, [n], the largest eigenvalue of K_t's diagonal block of example i.
+        bulk: its spectrum, where its moments are followed; None where it is taken to stay where it is.
     """
 
     largest: float
     trace: float
     example: Tensor
+    bulk: Bulk | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +96,20 @@ class Eigenbasis:
             return self
         tail = self.tail
         if tail is not None:
-            tail = Tail(factor * tail.largest, factor * tail.trace, factor * tail.example)
+            bulk = None if tail.bulk is None else replace(tail.bulk, values=factor * tail.bulk.values)
+            tail = Tail(factor * tail.largest, factor * tail.trace, factor * tail.example, bulk)
         return Eigenbasis(factor * self.values, self.vectors, tail)
 
     def per_output(self, n_outputs: int) -> Eigenbasis:
         """Eigenbasis of K (x) I_c. Cost: n c^2 r numbers."""
-        tail = None if self.tail is None else replace(self.tail, trace=n_outputs * self.tail.trace)
+        tail = self.tail
+        if tail is not None:
+            bulk = None
+            if tail.bulk is not None:
+                bulk = replace(
+                    tail.bulk, counts=n_outputs * tail.bulk.counts, n_followed=n_outputs * tail.bulk.n_followed
+                )
+            tail = replace(tail, trace=n_outputs * tail.trace, bulk=bulk)
         vectors = torch.kron(self.vectors, torch.eye(n_outputs).to(self.vectors))
         return Eigenbasis(self.values.repeat_interleave(n_outputs), vectors, tail)
 
@@ -109,15 +135,24 @@ class Eigenbasis:
         if kernel.dtype != dtype:  # rounded to few digits, they are not orthonormal in many
             vectors = vectors @ _inverse_root(vectors.mT @ vectors)
         basis = cls._above_rounding(values, vectors, len(kernel))
-        rows = basis.vectors.view(-1, n_outputs, len(basis.values))
-        blocks = kernel.diagonal_blocks(n_outputs).to(dtype) - (rows * basis.values) @ rows.mT
-        example = torch.linalg.eigvalsh((blocks + blocks.mT) / 2)[:, -1].clamp_min(0)
+        blocks = basis.left_out(kernel, n_outputs)
+        example = largest_of_blocks(blocks)
         trace = float(blocks.diagonal(dim1=1, dim2=2).sum().clamp_min(0))
         largest = min(float(values[0] + found.residuals.max()), trace)
         rounding = len(kernel) * torch.finfo(kernel.dtype).eps * float(basis.values.sum())
         if len(kernel) == rank or trace <= rounding:
             return basis
         return replace(basis, tail=Tail(largest, trace, example))
+
+    def left_out(self, kernel: KernelOperator, n_outputs: int) -> Tensor:
+        """Diagonal blocks of K - U diag(l) U^T, [n, c, c]."""
+        rows = self.vectors.view(-1, n_outputs, len(self.values))
+        return kernel.diagonal_blocks(n_outputs).to(self.vectors.dtype) - (rows * self.values) @ rows.mT
+
+
+def largest_of_blocks(blocks: Tensor) -> Tensor:
+    """The largest eigenvalue of every block [n, c, c], not below 0."""
+    return torch.linalg.eigvalsh((blocks + blocks.mT) / 2)[:, -1].clamp_min(0)
 
 
 def _check_fits(kernel: Tensor) -> None:

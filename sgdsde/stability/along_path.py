@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint, positive_number, whole_number
+from sgdsde._progress import StageCost, Ticker, announced, ticker
 from sgdsde._streams import BLOCK
-from sgdsde._types import Params, Sampling
+from sgdsde._types import Params, Progress, Sampling
 from sgdsde.kernel.moved_weights import kernel_between
+from sgdsde.machine import step_seconds
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
 from sgdsde.stability.limits import is_below_limit, limit_of_map, noise_among
@@ -44,6 +46,9 @@ FARTHEST = 1000.0
 
 GROWTH = 1.5
 """Factor from one learning rate to the next until the threshold is enclosed."""
+
+LIKELY_RATES = 10
+"""Learning rates that a search takes, about."""
 
 START_WITHOUT_CURVATURE = 0.1
 """First learning rate tried where the loss has no second derivative, or no curvature at the initial outputs."""
@@ -85,13 +90,15 @@ def max_lr_along_path(
     n_paths: int = 5,
     seed: int = 0,
     precision: float = 0.05,
+    progress: Progress = None,
 ) -> PathLimit:
     """The largest learning rate that trains the network itself, below the limit of the kernel that its path reaches.
 
     Args:
         batch_size: B. momentum, nesterov, weight_decay, sampling: as in ``max_lr``. n_steps: length of the training.
         n_paths: sampled runs a learning rate, at most 64; most of them decide. seed: of their batches, which are not
-            those of ``run_ensemble``. precision: relative width of the bracket that is left.
+            those of ``run_ensemble``. precision: relative width of the bracket that is left. progress: as in
+            ``predict``; a unit of the bar is one path, and the search rarely takes all of them.
     Returns:
         A float with ``at_initialization``, ``bound`` and ``sentence`` (``PathLimit``): the lower end of the bracket.
     Exactness: ``max_lr`` for a model linear in its parameters that can fit its data. Else an estimate from few paths,
@@ -110,13 +117,19 @@ def max_lr_along_path(
     precision = positive_number("precision", precision)
     sgd = SGD(1.0, batch_size, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, sampling=sampling)
     noise = noise_among(problem.n_train, batch_size, sampling)
-    trial = _Trial(problem, sgd, n_steps, n_paths, whole_number("seed", seed), noise)
+    paths = math.ceil(LIKELY_RATES * n_paths)
+    cost = paths * n_steps * step_seconds(problem, sgd.batch_size_at(0), paths * n_steps)
+    size = sum(value.numel() * value.element_size() for value in problem.params.values())
+    progress = announced(StageCost("limit along the path", cost, 8 * OUTPUTS**2 * 4 + (RECORDED + 4) * size), progress)
+    ticks = ticker(progress, paths, "limit along the path")
+    trial = _Trial(problem, sgd, n_steps, n_paths, whole_number("seed", seed), noise, ticks)
     initial = trial.moments(problem.params)
     at_start = math.nan if initial is None else limit_of_map(initial, trial.noise, sgd=sgd)
     if at_start == math.inf:
         return PathLimit(math.inf, at_start, "", "the kernel is zero: nothing moves at any learning rate")
     # Just below, so that a limit that does not move is found to that number.
     low, high = _bracket(trial.holds, (1 - 1e-6) * at_start if at_start > 0 else START_WITHOUT_CURVATURE, precision)
+    ticks.close()
     bound = "lower" if high == math.inf else "upper" if low == 0 or problem.criterion.kink else ""
     return PathLimit(low or high, at_start, bound, _sentence(trial, low, high, at_start))
 
@@ -143,7 +156,11 @@ def _bracket(holds: Callable[[float], bool], start: float, precision: float) -> 
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """The question whether a learning rate holds; ``sgd`` has everything but that, ``noise`` is phi/B."""
+    """The question whether a learning rate holds; ``sgd`` has everything but that, ``noise`` is phi/B.
+
+    Attributes:
+        ticks: counts the paths.
+    """
 
     problem: Problem
     sgd: SGD
@@ -151,6 +168,7 @@ class _Trial:
     n_paths: int
     seed: int
     noise: float
+    ticks: Ticker
 
     def holds(self, lr: float) -> bool:
         """Whether most of the paths hold."""
@@ -160,6 +178,7 @@ class _Trial:
                 held += 1
             else:
                 failed += 1
+            self.ticks.update(1)
         return held > failed
 
     def _path_holds(self, lr: float, run: int) -> bool:

@@ -162,10 +162,22 @@ def is_below_limit(moments: SecondMomentMap, sgd: SGD, lr: float, noise: float) 
     if not moments.drift.any():
         return True
     if sgd.momentum == 0 and sgd.weight_decay == 0:
-        return lr <= _plain_limit(moments, noise)
+        return lr <= _sufficient_of_map(moments, noise) or lr <= _plain_limit(moments, noise)
     if not lr < _full_batch_limit(moments, sgd):
         return False
     return noise == 0 or moments.amplification(sgd, lr, noise) < 1
+
+
+def _sufficient_of_map(moments: SecondMomentMap, noise: float) -> float:
+    """``sufficient_lr`` of the eigenpairs that a map holds: 2 / l_max[(1 - q) H + q n D(H)], H = W W^T / sqrt n."""
+    rows, root = moments.examples.rows, moments.blocks_shape[0] ** 0.5
+    blocks = moments.examples.of_product(rows)
+
+    def product(vector: torch.Tensor) -> torch.Tensor:
+        return (1 - noise) / root * (rows @ (rows.mT @ vector)) + noise * root * times_blocks(blocks, vector)
+
+    start = numpy_stream(0, "start of a Lanczos iteration", 0).standard_normal(len(rows))
+    return 2 / largest_eigenvalue(product, (len(rows), 1), rows, start=start)
 
 
 def _plain_limit(moments: SecondMomentMap, noise: float) -> float:

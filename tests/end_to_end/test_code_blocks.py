@@ -35,6 +35,8 @@ SMALLER = {
         "n_steps=200": "n_steps=20",
         "10, 21, 68, 200": "10, 20",
         "lr=0.3": "lr=0.05",
+        "n_steps=100": "n_steps=10",
+        "n_runs=16": "n_runs=4",
     },
     "quick_start.md": {"n_train=64": "n_train=24", "256": "64", "n_steps=60": "n_steps=20", "lr=0.2": "lr=0.05"}
     | SHELL,

@@ -10,6 +10,8 @@ import sgdsde
 from sgdsde.dynamics import GradientDescent, ModalMoments, MomentRecursion, Volterra
 from sgdsde.dynamics.modal_moments import ClosureRangeWarning, DiagonalState
 from sgdsde.dynamics.moments.modes import Modes
+from sgdsde.dynamics.moments.state import laws
+from sgdsde.dynamics.moments.variance_jumps import jumps_pay
 from sgdsde.dynamics.volterra import lanczos, spectral_measure
 from tests.problems import BY_NAME, LARGER, digits_problem
 
@@ -133,3 +135,61 @@ def test_volterra_tells_nothing_of_single_outputs_or_the_test_set(digits):
     assert predict(digits, sgdsde.SGD(0.01, 4), Volterra()).test_loss is None
     with pytest.raises(ValueError, match="cannot represent the law of single outputs"):
         sgdsde.predict(digits, sgdsde.SGD(0.01, 4), 5, dynamics=Volterra(), observe=("outputs",))
+
+
+JUMPED = [0, 1, 10, 31, 32, 33, 50, 200, 1500, 4000]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{}, {"weight_decay": 0.02}, {"label_noise_std": 0.3}, {"sampling": "without_replacement", "weight_decay": 0.02}],
+)
+@pytest.mark.parametrize("tail", ["none", "followed", "frozen"])
+def test_many_steps_at_once_are_the_steps(digits, limit, words, tail):
+    linearization = digits if tail == "none" else digits.truncate(12, tail=tail)
+    assert_jumps_are_steps(linearization, sgdsde.SGD(0.4 * limit, 4, **words))
+
+
+@pytest.mark.parametrize("words", [{"weight_decay": 0.05}, {"label_noise_std": 0.3}])
+def test_many_steps_at_once_of_several_outputs(words):
+    linearization = sgdsde.linearize(BY_NAME["two outputs, constant part, null space"].problem())
+    lr = 0.4 * sgdsde.stability.max_lr(linearization, 2)
+    assert_jumps_are_steps(linearization, sgdsde.SGD(lr, 2, **words))
+
+
+def assert_jumps_are_steps(linearization, sgd) -> None:
+    modes = Modes.of(linearization)
+    plan = sgd.plan(modes.n_train, JUMPED[-1])
+    assert jumps_pay(modes, sgd, 10**6)
+    stepped = list(laws(DiagonalState(modes, sgd, plan), plan, JUMPED, "steps"))
+    state = DiagonalState(modes, sgd, plan)
+    jumped = list(ModalMoments._by_jumps(state, sgd.plan(modes.n_train, 32), sgd, JUMPED, None))
+    assert state.jumps(JUMPED[-1] - 32) is not None
+    assert [one.step for one in jumped] == JUMPED
+    for ours, theirs in zip(jumped, stepped):
+        assert ours.time == pytest.approx(theirs.time)
+        torch.testing.assert_close(ours.mean, theirs.mean, rtol=1e-9, atol=1e-11)
+        if theirs.test_mean is not None:
+            torch.testing.assert_close(ours.test_mean, theirs.test_mean, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(ours.covariance.trace, theirs.covariance.trace, rtol=1e-5, atol=1e-14)
+
+
+def test_the_time_of_jumps_does_not_grow_with_the_horizon(digits, limit, monkeypatch):
+    """Ten million steps without one of them beyond the first."""
+    made = []
+    advance = DiagonalState.advance
+    monkeypatch.setattr(DiagonalState, "advance", lambda self, k: (made.append(k), advance(self, k))[1])
+    sgd = sgdsde.SGD(0.4 * limit, 4, label_noise_std=0.2)
+    far = predict(digits, sgd, ModalMoments(), [0, 10**6, 10**7]).train_loss.mean
+    assert len(made) == 32
+    assert torch.isfinite(far).all()
+    assert far[2] <= far[1] * (1 + 1e-9)
+
+
+def test_what_cannot_be_jumped_is_stepped(digits, limit):
+    modes = Modes.of(digits)
+    for sgd in (sgdsde.SGD(0.1, 4, momentum=0.5), sgdsde.SGD(lambda k: 0.1, 4)):
+        assert not jumps_pay(modes, sgd, 10**6)
+    descent = sgdsde.SGD(1.9 / float(modes.drift.max()), 48, sampling="without_replacement")  # modes that overshoot
+    ours, theirs = (predict(digits, descent, one, [0, 60, 3000]) for one in (ModalMoments(), GradientDescent()))
+    torch.testing.assert_close(ours.train_loss.mean, theirs.train_loss.mean, rtol=1e-10, atol=0)

@@ -8,9 +8,10 @@ import torch
 
 import sgdsde
 from sgdsde.dynamics import MomentRecursion
+from sgdsde.dynamics.moments.modes import modes_of
 from sgdsde.dynamics.moments.reduced.model import ReducedModel
 from sgdsde.dynamics.moments.reduced.schedule import segments_between
-from sgdsde.dynamics.moments.reduced.start import ReducedStart, modes_of
+from sgdsde.dynamics.moments.reduced.start import ReducedStart
 from sgdsde.prediction_sweep import predict_many, reduced_limit
 from tests.problems import LARGER, digits_problem
 

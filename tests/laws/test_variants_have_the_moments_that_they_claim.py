@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import sgdsde
 from sgdsde.dynamics import EulerMaruyama, MomentRecursion
+from sgdsde.ensemble.batches import Batches
 from sgdsde.ensemble.linearized import LinearizedLearner
 from sgdsde.ensemble.real import RealLearner
 from sgdsde.ensemble.variants import SVAG, Draw, NoisyGradient
@@ -45,11 +46,15 @@ class Prepared:
         return lambda *shape: self._numbers
 
 
+def batches_of(draw: Draw) -> Batches:
+    return Batches(draw.indices[None], None if draw.weights is None else draw.weights[None])
+
+
 def stepped(learner: LinearizedLearner, draws: list[Draw], chances: Tensor, lr: float) -> tuple[Tensor, Tensor]:
     """Mean and covariance of all outputs after these draws, run r with probability chances[r]."""
     state = learner.start(len(chances))["outputs"]
     for draw in draws:
-        gradient, _ = learner.gradient({"outputs": state}, draw, None)
+        gradient, _ = learner.gradient({"outputs": state}, batches_of(draw))
         state = state - lr * gradient["outputs"]
     mean = torch.einsum("r,rxc->xc", chances, state)
     deviation = (state - mean).flatten(1)
@@ -123,7 +128,7 @@ def test_a_noisy_gradient_of_a_network_has_the_covariance_of_a_batchs(build: obj
     n = problem.n_train
     draw = weights_of_all_signs(sgdsde.SGD(0.1, batch_size, sampling=sampling), n)
     learner = RealLearner(problem)
-    gradients, _ = learner.gradient(learner.start(2**n), draw, None)
+    gradients, _ = learner.gradient(learner.start(2**n), batches_of(draw))
     found = torch.cat([value.flatten(1) for value in gradients.values()], dim=1)
     each = []
     for i in range(n):

@@ -190,3 +190,18 @@ def test_one_run_is_scored_by_the_predicted_spread():
     result = compare(sgdsde.predict(problem, sgd, 5), sgdsde.run_ensemble(problem, sgd, 5, 1))
     assert torch.isfinite(result.train.z_score).all()
     assert result.train.z_score[0] == 0
+
+
+def test_the_table_says_what_an_interpolated_curve_is():
+    between = predicted(1.2 * CURVE, dynamics="interpolated between ensembles")
+    table = str(compare(between, measured()))
+    assert "interpolated     measured" in table
+    assert "predicted" not in table
+    assert "   predicted     measured" in str(compare(predicted(), measured()))
+
+
+def test_an_interpolated_mean_has_an_error_of_its_own():
+    own = torch.full((4,), 0.03, dtype=torch.float64)
+    between = trajectory(LossBand(CURVE + 0.05, 0 * own, own), dynamics="interpolated between ensembles")
+    z = compare(between, measured()).train.z_score
+    torch.testing.assert_close(z[1:], torch.full((3,), 0.05 / ((STD / 2) ** 2 + 0.03**2) ** 0.5, dtype=torch.float64))

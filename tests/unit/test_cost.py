@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 import sgdsde
-from sgdsde.dynamics import GaussianClosure, MomentRecursion, ReducedMoments
+from sgdsde.dynamics import MomentEquations, MomentRecursion, ReducedMoments
 from tests.problems import digits_problem
 
 
@@ -60,6 +60,6 @@ def test_the_default_is_that_of_predict(problem):
 
 def test_a_cost_that_is_not_known_beforehand_is_refused(problem):
     with pytest.raises(ValueError, match="whose cost is known beforehand"):
-        sgdsde.expected_cost(problem, SGD, 10, dynamics=GaussianClosure())
+        sgdsde.expected_cost(problem, SGD, 10, dynamics=MomentEquations())
     with pytest.raises(TypeError, match="problem must be a Problem"):
         sgdsde.expected_cost(nn.Linear(1, 1), SGD, 10)

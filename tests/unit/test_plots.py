@@ -136,3 +136,16 @@ def test_seaborn_is_not_needed_and_matplotlib_is_asked_for(comparison, tmp_path,
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError, match=re.escape("install it with: pip install 'sgdsde[plots]'")):
         comparison.plot(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "name"),
+    [("interpolated between 5 ensembles", "interpolated"), ("measured: SGD", "also measured")],
+)
+def test_the_legend_tells_the_origins_apart(dynamics, name):
+    first = trajectory([2.0, 1.5, 1.0, 0.3, 0.1], runs=0, dynamics=dynamics)
+    top, bottom = compare(first, trajectory([2.0, 1.6, 1.0, 0.3, 0.08], runs=16)).plot()
+    lines = {line.get_label(): line.get_color() for line in top.get_lines()}
+    assert set(lines) == {f"{kind}, {side}" for kind in (name, "measured") for side in ("train", "test")}
+    assert len(set(lines.values())) == 4
+    assert f"({name} - measured) / measured" in bottom.get_title(loc="left")

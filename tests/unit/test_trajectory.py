@@ -245,3 +245,58 @@ def test_the_data_set_names_its_dimensions():
 def test_past_the_limit_is_said():
     assert full().is_past_limit
     assert not replace(full(), mean_square_limit=None).is_past_limit
+
+
+# ------------------------------------------------------------------------------------------------- origins
+
+
+def test_the_origin_is_what_the_words_say_unless_it_is_given():
+    assert full().origin == "measured"
+    assert bare().origin == "predicted"
+    assert replace(bare(), origin="", dynamics="interpolated between 5 ensembles").origin == "interpolated"
+    assert replace(bare(), origin="measured").origin == "measured"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"origin": "predicted", "dynamics": "measured: SGD"}, "origin must be what dynamics says, 'measured'"),
+        ({"origin": "measured", "dynamics": "interpolated"}, "origin must be what dynamics says, 'interpolated'"),
+        ({"origin": "simulated"}, "origin must be one of 'predicted', 'interpolated', 'measured', got 'simulated'"),
+    ],
+)
+def test_an_origin_that_contradicts_the_words_is_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        replace(bare(), **words)
+
+
+def test_origin_words_and_effort_are_saved(tmp_path):
+    made = replace(bare(), origin="measured", obtained="measured by »hand«", effort={"n_runs": 3.0, "cost": 0.25})
+    made.save(tmp_path / "result.npz")
+    assert_same(Trajectory.load(tmp_path / "result.npz"), made)
+    assert made.to_xarray().attrs["effort_cost"] == 0.25
+
+
+@pytest.mark.parametrize(("make", "origin"), [(full, "measured"), (bare, "predicted")])
+def test_a_file_from_before_origins_is_read(make, origin, tmp_path):
+    path = tmp_path / "result.npz"
+    made = make()
+    made.save(path)
+    with np.load(path) as file:
+        header = json.loads(file["header"].tobytes())
+        arrays = {name: file[name] for name in file.files if name != "header"}
+    for name in ("origin", "obtained", "effort"):
+        header.pop(name)
+    np.savez(path, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)
+    loaded = Trajectory.load(path)
+    assert_same(loaded, made)
+    assert loaded.origin == origin
+
+
+@pytest.mark.parametrize("words", [{"origin": 3}, {"origin": "guessed"}, {"effort": [1]}, {"effort": {"a": "b"}}])
+def test_a_damaged_origin_is_refused(words, tmp_path):
+    path = tmp_path / "result.npz"
+    bare().save(path)
+    with_header(path, HEADER | {"format_version": 1} | words)
+    with pytest.raises(ValueError, match="must be a complete file"):
+        Trajectory.load(path)

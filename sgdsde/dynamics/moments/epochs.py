@@ -95,13 +95,13 @@ class EpochFluctuation(Fluctuation):
         self._deviations, self._usage = self._deviations @ wide.mT, wide @ self._usage
         self.covariance = self._rest + self._deviations.mT @ self._deviations
 
-    def expectations(self, features: Features, outputs: Tensor) -> Expectations:
+    def expectations(self, features: Features, outputs: Tensor, extra: Tensor | None = None) -> Expectations:
         if self.is_certain:
             return self._expectations(features, outputs)
         seen = self._deviations[:, : self._size] @ features.train.mT
         moved_rest = features.train @ self._rest[: self._size]
         moved = torch.addmm(moved_rest, seen.mT, self._deviations)
-        return replace(self._expectations(features, outputs, moved), moved_rest=moved_rest)
+        return replace(self._expectations(features, outputs, moved, extra), moved_rest=moved_rest)
 
     def output_gradient(self, k: int, seen: Expectations) -> Tensor:
         """E r of the examples that are still to come: E r - Cov(r, u) / rho at each example's own u."""

@@ -106,8 +106,12 @@ class Fluctuation(ABC):
         self._targets = in_dtype(targets, dtype)
 
     @abstractmethod
-    def expectations(self, features: Features, outputs: Tensor) -> Expectations:
-        """Expected derivatives of the loss at mean outputs [n + m, c]."""
+    def expectations(self, features: Features, outputs: Tensor, extra: Tensor | None = None) -> Expectations:
+        """Expected derivatives of the loss at mean outputs [n + m, c].
+
+        Args:
+            extra: covariance of every example's outputs that the features do not show, [n, c, c].
+        """
 
     @abstractmethod
     def output_gradient(self, k: int, seen: Expectations) -> Tensor:
@@ -142,7 +146,9 @@ class Fluctuation(ABC):
             return train, None
         return train, Covariance(features.test, self.weights, features.test_gram)
 
-    def _expectations(self, features: Features, outputs: Tensor, moved: Tensor | None = None) -> Expectations:
+    def _expectations(
+        self, features: Features, outputs: Tensor, moved: Tensor | None = None, extra: Tensor | None = None
+    ) -> Expectations:
         criterion, outputs = self._problem.criterion, outputs[: self._n].to(self.covariance.dtype)
         if moved is None:
             gradient = criterion.gradient(outputs, self._targets)
@@ -150,6 +156,8 @@ class Fluctuation(ABC):
             return Expectations(features, GaussianMoments(gradient, criterion.hessian(outputs, self._targets), moment))
         blocks = ExampleBlocks(features.train, self._c).of_product(moved[:, : self._size])
         blocks = (blocks + blocks.mT) / 2
+        if extra is not None:
+            blocks = blocks + extra
         return Expectations(features, gaussian_moments(criterion, outputs, blocks, self._targets), blocks, moved)
 
     def _step(self, k: int) -> Step:
@@ -172,13 +180,19 @@ class Fluctuation(ABC):
         """nu nu^T (x) noise."""
         return self._gained(step, self._gained(step, noise).mT)
 
-    def _label_noise(self, k: int, features: Features) -> Tensor | None:
-        """Covariance [r, r] that freshly drawn targets give to the gradient of a step."""
+    def label_variance(self, k: int) -> float:
+        """v, if v K is the covariance of the outputs' gradients that freshly drawn targets give to a step."""
         criterion, std = self._problem.criterion, self._sgd.label_noise_std
         if not std:
-            return None
+            return 0.0
         assert isinstance(criterion, SquaredError)
-        variance = (criterion.curvature * std) ** 2 / (self._n * float(self._plan.batch_size[k]))
+        return float((criterion.curvature * std) ** 2 / (self._n * float(self._plan.batch_size[k])))
+
+    def _label_noise(self, k: int, features: Features) -> Tensor | None:
+        """Covariance [r, r] that freshly drawn targets give to the gradient of a step."""
+        variance = self.label_variance(k)
+        if not variance:
+            return None
         identity = torch.eye(self._size, dtype=self.covariance.dtype, device=self.covariance.device)
         return variance * (identity if features.along_gradients else features.gram)
 
@@ -236,9 +250,9 @@ class Fluctuation(ABC):
 class IndependentFluctuation(Fluctuation):
     """The fluctuation under i.i.d. batches."""
 
-    def expectations(self, features: Features, outputs: Tensor) -> Expectations:
+    def expectations(self, features: Features, outputs: Tensor, extra: Tensor | None = None) -> Expectations:
         moved = None if self.is_certain else features.train @ self.covariance[: self._size]
-        return self._expectations(features, outputs, moved)
+        return self._expectations(features, outputs, moved, extra)
 
     def output_gradient(self, k: int, seen: Expectations) -> Tensor:
         return seen.moments.gradient

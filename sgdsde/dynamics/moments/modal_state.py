@@ -10,6 +10,7 @@ from torch import Tensor
 from sgdsde.dynamics.dynamics import NoiseSource
 from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.moments.state import MomentState
+from sgdsde.dynamics.moments.variances import BulkState
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.sgd import SGD, StepPlan
 from sgdsde.step import ModalStep, Step
@@ -23,16 +24,20 @@ class ModalState(MomentState):
         self.mean = ModalMean(modes, sgd)
         self._noise = StepNoise(modes, sgd, plan, noise)
         self._spread = None if noise == "none" else Spread.zero(modes.values, with_buffer=sgd.momentum > 0)
+        self.bulk = None if noise == "none" else BulkState.of(modes, sgd, plan)
 
     def law(self, step: int, time: float) -> OutputLaw:
         spread = None if self._spread is None else self._spread.ee
-        return self._modes.law(step, time, self.mean.e, spread, weight_factor=self.mean.weight_factor)
+        law = self._modes.law(step, time, self.mean.e, spread, weight_factor=self.mean.weight_factor)
+        return law if self.bulk is None else self.bulk.law(law)
 
     def advance(self, k: int) -> None:
         step = Step.of(self._sgd, float(self._plan.lr[k]), first=k == 0)
         modal = step.modal(self._modes.drift)
         if self._spread is not None:
-            self._spread.advance(modal, self._noise(k, self._spread.ee, self.mean.e))
+            self._spread.advance(modal, self._noise(k, self._spread.ee, self.mean.e, bulk=self.bulk))
+            if self.bulk is not None:
+                self.bulk.advance(k, step)
         self.mean.advance(step, modal)
 
 
@@ -43,8 +48,13 @@ class StepNoise:
         self._modes, self._plan, self._source = modes, plan, source
         self._label_variance = modes.n_columns * sgd.label_noise_std**2
 
-    def __call__(self, k: int, covariance: Tensor | None, mean: Tensor) -> Tensor | None:
-        """The covariance of the step k -> k + 1 at mean [r, k] and covariance [r, r]; None where there is none."""
+    def __call__(
+        self, k: int, covariance: Tensor | None, mean: Tensor, *, bulk: BulkState | None = None
+    ) -> Tensor | None:
+        """The covariance of the step k -> k + 1 at mean [r, k] and covariance [r, r]; None where there is none.
+
+        A bulk adds to the noise what it has itself, and sees what its own comes from.
+        """
         if self._source == "none":
             return None
         modes, factor, noise = self._modes, self._plan.noise_factor(k), None
@@ -56,6 +66,9 @@ class StepNoise:
                 moment = mean @ mean.mT
             else:
                 moment, blocks = torch.addmm(covariance, mean, mean.mT), blocks + modes.examples.of(covariance)
+            if bulk is not None:
+                blocks = blocks + bulk.blocks()
+                bulk.see(blocks)
             noise = modes.noise.of(blocks, moment, factor)
         if self._label_variance:
             noise = modes.noise.add_labels(noise, self._label_variance / int(self._plan.batch_size[k]))

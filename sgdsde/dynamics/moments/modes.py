@@ -27,7 +27,8 @@ class Modes:
         f_test = f_test,0 + (g - 1) J_test theta_0 + K(test, train) U diag(1/l) (a - a_0 - (g - 1) U^T J theta_0)
 
     where theta = g theta_0 + J^T w; g = 1 without weight decay. Exact for a rank-deficient K. On a truncated eigenbasis
-    what is left out stays where it is, like a null space (``truncation_bound``).
+    Ritz vectors of the tail are modes like others, and what they leave out is a ``bulk`` of variances; where the tail
+    is frozen it stays where it is, like a null space (``truncation_bound``).
 
     Coordinates are columns [r, k]: k = 1, or one for every output where the outputs share the kernel of one
     (``Modes.shared``); a covariance [r, r] is then the sum over outputs.
@@ -36,6 +37,7 @@ class Modes:
         values, vectors: l [r] and U [n*c, r], or those of the shared kernel, [n, r].
         n_train, n_outputs: n, and how many rows of U belong to an example.
         n_columns: k. loss_curvature: s. start: a_0, [r, k].
+        bulk: spectrum of the directions that have no modes, or None.
     """
 
     def __init__(self, linearization: Linearization, basis: Eigenbasis, *, n_columns: int = 1) -> None:
@@ -45,6 +47,7 @@ class Modes:
         self.loss_curvature = squared_error_of(linearization).curvature
         dtype = linearization.outputs.dtype
         self.values, self.vectors = basis.values.to(dtype), basis.vectors.to(dtype)
+        self.bulk = None if basis.tail is None else basis.tail.bulk
         initial = self._columns(linearization.residual)
         self.start = self.vectors.mT @ initial
         self._fixed = initial - self.vectors @ self.start
@@ -176,3 +179,13 @@ def squared_error_of(linearization: Linearization) -> SquaredError:
         remedy = "use dynamics.LinearizedSGD()"
         raise ValueError(complaint("loss", "nn.MSELoss() for moments in closed form", received, remedy))
     return criterion
+
+
+def is_shared(linearization: Linearization) -> bool:
+    """Whether several outputs share the kernel of one."""
+    return isinstance(linearization.kernel, KroneckerKernel) and linearization.problem.n_outputs > 1
+
+
+def modes_of(linearization: Linearization) -> Modes:
+    """Of all outputs, or of the kernel that the outputs share."""
+    return Modes.shared(linearization) if is_shared(linearization) else Modes.of(linearization)

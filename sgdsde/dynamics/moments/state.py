@@ -30,11 +30,13 @@ class MomentState(ABC):
         """The update k -> k + 1."""
 
 
-def march(state: Advances, record: Sequence[int], note: str, progress: Progress = None) -> Iterator[int]:
-    """Advances a state from step 0 to the last of ``record`` (sorted) and stops at each of them on the way."""
+def march(
+    state: Advances, record: Sequence[int], note: str, progress: Progress = None, *, first: int = 0
+) -> Iterator[int]:
+    """Advances a state from step ``first`` to the last of ``record`` (sorted) and stops at each of them on the way."""
     wanted, last = set(record), record[-1]
-    ticks = ticker(progress, last, note)
-    for k in range(last + 1):
+    ticks = ticker(progress, last - first, note)
+    for k in range(first, last + 1):
         if k in wanted:
             yield k
         if k < last:

@@ -43,21 +43,38 @@ class MeanPath:
         buffers = {name: torch.zeros_like(value) for name, value in problem.params.items()}
         return cls(problem, sgd, plan, problem.params, buffers)
 
-    def advanced(self, step: int, output_gradient: Tensor | None = None, correction: Params | None = None) -> MeanPath:
+    def advanced(
+        self, step: int, gradient: Params | None = None, correction: Params | None = None, *, count: int = 1
+    ) -> MeanPath:
         """The path one step later.
 
         Args:
             step: k of the update k -> k + 1.
-            output_gradient: what stands for r(f), [n, c]; default the gradient of the loss of each example.
-            correction: added to the gradient of the weights.
+            gradient: of the weights; default that of the mean loss here.
+            correction: added to the gradient.
+            count: of steps, with the gradient kept.
         """
-        gradient = self.gradient(output_gradient)
-        params, buffers = {}, {}
-        update = Step.of(self.sgd, float(self.plan.lr[step]), first=step == 0)
-        for name, value in self.params.items():
-            slope = gradient[name] if correction is None else gradient[name] + correction[name]
-            params[name], buffers[name] = update.move(value, self.buffers[name], slope)
+        gradient = self.gradient() if gradient is None else gradient
+        params, buffers = self.params, self.buffers
+        if correction is not None:
+            gradient = {name: value + correction[name] for name, value in gradient.items()}
+        for k in range(step, step + count):
+            update = Step.of(self.sgd, float(self.plan.lr[k]), first=k == 0)
+            moved = {name: update.move(value, buffers[name], gradient[name]) for name, value in params.items()}
+            params = {name: value for name, (value, _) in moved.items()}
+            buffers = {name: value for name, (_, value) in moved.items()}
         return dataclasses.replace(self, params=params, buffers=buffers)
+
+    def forward_pass(self, step: int) -> ForwardPass:
+        """The training outputs here, kept for a backward pass.
+
+        Raises:
+            ValueError: they are not finite at this step.
+        """
+        leaves = {name: value.detach().requires_grad_() for name, value in self.params.items()}
+        with torch.enable_grad():
+            outputs = self.problem.forward(leaves, self.problem.x_train)
+        return ForwardPass(leaves, _finite(outputs, step))
 
     def gradient(self, output_gradient: Tensor | None = None) -> Params:
         """(1/n) J^T r by parameter, decay aside."""
@@ -87,11 +104,16 @@ class MeanPath:
         Raises:
             ValueError: it is not finite at this step.
         """
-        train, x_test = self.train_outputs(step), self.problem.x_test
+        train, test = self.train_outputs(step), self.test_outputs(step)
+        return train if test is None else torch.cat([train, test])
+
+    def test_outputs(self, step: int) -> Tensor | None:
+        """f at all test examples, [m, c], or None without any. Raises as ``train_outputs``."""
+        x_test = self.problem.x_test
         if x_test is None:
-            return train
+            return None
         with torch.no_grad():
-            return torch.cat([train, _finite(self.problem.forward(self.params, x_test), step)])
+            return _finite(self.problem.forward(self.params, x_test), step)
 
 
 def _finite(outputs: Tensor, step: int) -> Tensor:
@@ -101,6 +123,27 @@ def _finite(outputs: Tensor, step: int) -> Tensor:
             "descent diverges at this learning rate, use a smaller lr"
         )
     return outputs
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardPass:
+    """Training outputs of one pass through the network, [n, c], and the way back."""
+
+    leaves: Params
+    graph: Tensor
+
+    @property
+    def outputs(self) -> Tensor:
+        return self.graph.detach()
+
+    def pull(self, output_gradient: Tensor) -> Params:
+        """(1/n) J^T r by parameter for r [n, c], once."""
+        r = output_gradient.to(self.graph) / len(self.graph)
+        with torch.enable_grad():  # a checkpoint in forward computes again while the backward pass runs
+            parts = torch.autograd.grad(
+                self.graph, list(self.leaves.values()), r, allow_unused=True, materialize_grads=True
+            )
+        return {name: part.to_dense() for name, part in zip(self.leaves, parts)}
 
 
 class PathWalk:

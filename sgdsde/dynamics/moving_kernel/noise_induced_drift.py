@@ -69,6 +69,10 @@ class NoiseCorrection:
     def share(self, size: float) -> float:
         return size / self.size if self.size > 0 else 0.0
 
+    def weighted(self, share: float) -> Params | None:
+        """That share of the change of the gradient."""
+        return None if self.gradient is None else {name: share * value for name, value in self.gradient.items()}
+
 
 def draws(covariance: Tensor, count: int) -> Tensor:
     """a_p [count, r], of which +-a_p have this covariance in its ``count`` leading directions, and about it beyond.
@@ -180,7 +184,8 @@ def _features_change(
     rows = leading.mT.to(directions.rows) @ directions.rows
     count = min(count, len(next(iter(deltas.values()))))
     train = -features.train @ leading
-    test = None if features.test is None else -features.test @ leading
+    at_mean = directions.test_features(path.params)
+    test = None if at_mean is None else -at_mean @ leading
     for i in range(count):
         for sign in (1, -1):
             moved = {name: value + sign * deltas[name][i] for name, value in path.params.items()}

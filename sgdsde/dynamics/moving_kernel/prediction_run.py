@@ -5,20 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
-from sgdsde._types import Params
 from sgdsde.dynamics.moments.epochs import EpochFluctuation
-from sgdsde.dynamics.moments.feature_state import Features, Fluctuation, IndependentFluctuation
+from sgdsde.dynamics.moments.feature_state import Expectations, Features, Fluctuation, IndependentFluctuation
 from sgdsde.dynamics.moments.state import MomentState
+from sgdsde.dynamics.moving_kernel.diagonal_tail import DiagonalTail, TailBlocks
 from sgdsde.dynamics.moving_kernel.kernel_refresh import Margin, Refresh
-from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
+from sgdsde.dynamics.moving_kernel.mean_path import ForwardPass, MeanPath
 from sgdsde.dynamics.moving_kernel.noise_induced_drift import NoiseCorrection, NoiseFeedback, noise_correction
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace, kernel_distance
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD, StepPlan
+from sgdsde.step import Step
 
 GROWTH = 2.0
 """Growth of the interval between refreshes, at most."""
@@ -31,6 +34,10 @@ FLICKER = 0.7
 """Share of the drift over an interval: a shorter one that keeps more than this is not worth its refresh."""
 
 
+STRIDE = 0.25
+"""Length of a step of the look ahead, in units of the inverse of the sharpness."""
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of a prediction, see ``MovingKernel``."""
@@ -38,31 +45,49 @@ class Options:
     tolerance: float
     first_interval: int
     feedback: NoiseFeedback | None
+    rank: int
     neglected: float
     epoch_starts: int
 
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """Features and mean outputs [n + m, c] at one step, the noise's effect on them included; correction of the mean."""
+    """Features of the training outputs and their means [n, c] at one step, the noise's effect on them included.
+
+    Attributes:
+        forward: the pass that gave them. share: of the effect of the noise at the last refresh.
+    """
 
     features: Features
     outputs: Tensor
-    correction: Params | None
+    forward: ForwardPass
+    share: float
 
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """From one refresh of the kernel to the next: features go from ``first`` to ``last`` on a straight line."""
+    """From one refresh of the kernel to the next: features go from ``first`` to ``last`` on a straight line.
+
+    Attributes:
+        test_ends: makes those of the test outputs at both ends; asked for where a law is.
+    """
 
     start: int
     length: int
     first: Features
     last: Features
     drift: float
+    make_test_ends: Callable[[], tuple[Tensor, Tensor] | None] | None = None
 
-    def at(self, step: int) -> Features:
-        return self.first.toward(self.last, (step - self.start) / self.length)
+    @cached_property
+    def test_ends(self) -> tuple[Tensor, Tensor] | None:
+        return None if self.make_test_ends is None else self.make_test_ends()
+
+    def at(self, step: int, *, with_test: bool = True) -> Features:
+        share = (step - self.start) / self.length
+        ends = self.test_ends if with_test else None
+        test = None if ends is None else torch.lerp(*ends, share)
+        return Features(torch.lerp(self.first.train, self.last.train, share), test)
 
     @property
     def stop(self) -> int:
@@ -82,9 +107,13 @@ class PredictionRun(MomentState):
     ) -> None:
         problem = linearization.problem
         self._options, self._n_steps, self._on_refresh = options, len(plan), on_refresh
+        self._sgd, self._plan, self._stride = sgd, plan, 1
         self._path = MeanPath.start(problem, sgd, plan)
-        self._subspace = WeightSubspace.leading(linearization, neglected=options.neglected)
-        self._features = self._initial = self._subspace.features(problem.params)
+        self._subspace = WeightSubspace.leading(
+            linearization, rank=options.rank, neglected=options.neglected
+        )
+        self._tail = _tail(linearization, sgd, leading=len(self._subspace))
+        self._features = self._initial = self._subspace.features(problem.params, with_test=False)
         self._fluctuation = _fluctuation(options, linearization, sgd, plan, size=len(self._subspace))
         self._correction, self._wish = NoiseCorrection(), options.first_interval
         self._interval: Interval | None = None
@@ -93,19 +122,36 @@ class PredictionRun(MomentState):
         self._now: tuple[int, Expected] | None = None  # what the law and the step of one k share
 
     def law(self, step: int, time: float) -> OutputLaw:
-        expected = self._expected(step)
-        train, test = self._fluctuation.covariances(expected.features)
-        n, outputs = self._path.problem.n_train, expected.outputs.to(expected.features.train.dtype)
-        if expected.features.test is None:
-            return OutputLaw(step, time, outputs, train)
-        return OutputLaw(step, time, outputs[:n], train, test_mean=outputs[n:], test_covariance=test)
+        expected, effect = self._expected(step), self._correction
+        features = self._features
+        if self._interval is not None and not self._fluctuation.is_certain:
+            features = self._interval.at(step)
+        if effect.features is not None:
+            features = features.plus(effect.features, expected.share)
+        train, test = self._fluctuation.covariances(features)
+        if self._tail is not None and train is not None:
+            train, test = self._tail.joined(train, test)
+        n, dtype = self._path.problem.n_train, features.train.dtype
+        mean, test_mean = expected.outputs.to(dtype), self._path.test_outputs(step)
+        if test_mean is None:
+            return OutputLaw(step, time, mean, train)
+        if effect.outputs is not None:
+            test_mean = test_mean + expected.share * effect.outputs[n:]
+        return OutputLaw(step, time, mean, train, test_mean=test_mean.to(dtype), test_covariance=test)
 
     def advance(self, k: int) -> None:
         expected = self._expected(k)
-        seen = self._fluctuation.expectations(expected.features, expected.outputs)
-        gradient = self._fluctuation.output_gradient(k, seen)
-        self._path = self._path.advanced(k, gradient, expected.correction)
+        seen = self._seen(expected)
+        gradient = expected.forward.pull(self._fluctuation.output_gradient(k, seen))
+        self._path = self._path.advanced(k, gradient, self._correction.weighted(expected.share))
+        if self._tail is not None:
+            step = Step.of(self._sgd, float(self._plan.lr[k]), first=k == 0)
+            self._tail.advance(step, seen, self._plan.noise_factor(k), self._fluctuation.label_variance(k))
         self._fluctuation.advance(k, seen)
+
+    def _seen(self, expected: Expected) -> Expectations:
+        extra = None if self._tail is None or self._fluctuation.is_certain else self._tail.blocks
+        return self._fluctuation.expectations(expected.features, expected.outputs, extra)
 
     def _expected(self, step: int) -> Expected:
         if self._now is None or self._now[0] != step:
@@ -115,21 +161,18 @@ class PredictionRun(MomentState):
     def _expected_anew(self, step: int) -> Expected:
         if step < self._n_steps and (self._interval is None or step == self._interval.stop):
             self._refresh(step)
-        if self._interval is not None:
-            self._features = self._interval.at(step)
-        return self._with_noise(step)
+        features = self._features if self._interval is None else self._interval.at(step, with_test=False)
+        return self._with_noise(step, features)
 
-    def _with_noise(self, step: int) -> Expected:
-        effect, outputs, features = self._correction, self._path.outputs(step), self._features
+    def _with_noise(self, step: int, features: Features) -> Expected:
+        effect, forward = self._correction, self._path.forward_pass(step)
+        outputs = forward.outputs
         share = effect.share(self._fluctuation.output_variance(self._variance_features)) if effect.size else 0.0
         if effect.features is not None:
             features = features.plus(effect.features, share)
         if effect.outputs is not None:
-            outputs = outputs + share * effect.outputs
-        correction = None
-        if effect.gradient is not None:
-            correction = {name: share * value for name, value in effect.gradient.items()}
-        return Expected(features, outputs, correction)
+            outputs = outputs + share * effect.outputs[: len(outputs)]
+        return Expected(features, outputs, forward, share)
 
     def _refresh(self, step: int) -> None:
         started = time.perf_counter()
@@ -138,9 +181,9 @@ class PredictionRun(MomentState):
             self._settle(self._interval)
             self._turn()
         self._update_noise_correction(step)
+        seen = self._seen(self._with_noise(step, self._features))
+        self._stride = self._largest_stride(seen)
         interval = self._interval = self._reach(step)
-        expected = self._with_noise(step)
-        seen = self._fluctuation.expectations(expected.features, expected.outputs)
         refresh = Refresh(
             step=step,
             interval=interval.length,
@@ -170,7 +213,10 @@ class PredictionRun(MomentState):
         """Goes over to the leading directions of the Jacobian here."""
         turned = self._subspace.turned(self._path.params, self._features, self._fluctuation.weights)
         self._fluctuation.turn(turned.overlap(self._subspace))
-        self._subspace, self._features = turned, turned.features(self._path.params)
+        self._subspace, self._features = turned, turned.features(self._path.params, with_test=False)
+        trace = turned.trace(self._path.params)
+        if self._tail is not None and trace is not None:
+            self._tail.rescale(trace - float(self._features.gram.trace()))
 
     def _update_noise_correction(self, step: int) -> None:
         self._variance_features = self._features
@@ -201,13 +247,27 @@ class PredictionRun(MomentState):
             found = shorter
         return found
 
+    def _largest_stride(self, seen: Expectations) -> int:
+        """Steps that the look ahead takes at once: full-batch descent by them is still far from its limit."""
+        slope = seen.features.train.mT @ seen.weighted(seen.features.train)
+        sharpness = float(torch.linalg.eigvalsh((slope + slope.mT) / 2)[-1]) / self._path.problem.n_train
+        lr = float(self._plan.lr.max()) / (1 - self._sgd.momentum)
+        return max(1, int(min(STRIDE / max(lr * sharpness, 1e-12), 1e6)))
+
     def _ahead(self, step: int, length: int) -> Interval:
-        path = self._path
-        for k in range(step, step + length):
-            path = path.advanced(k, correction=self._correction.gradient)
-        path.outputs(step + length)
-        last = self._subspace.features(path.params)
-        return Interval(step, length, self._features, last, kernel_distance(last, self._features))
+        path, here = self._path, self._path
+        n_strides = -(-length // self._stride)
+        for i in range(n_strides):
+            start, stop = (step + length * j // n_strides for j in (i, i + 1))
+            path = path.advanced(start, correction=self._correction.gradient, count=stop - start)
+        path.train_outputs(step + length)
+        subspace, last = self._subspace, self._subspace.features(path.params, with_test=False)
+
+        def test_ends() -> tuple[Tensor, Tensor] | None:
+            ends = [subspace.test_features(params) for params in (here.params, path.params)]
+            return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+
+        return Interval(step, length, self._features, last, kernel_distance(last, self._features), test_ends)
 
 
 def _fluctuation(options: Options, linearization: Linearization, sgd: SGD, plan: StepPlan, *, size: int) -> Fluctuation:
@@ -215,3 +275,11 @@ def _fluctuation(options: Options, linearization: Linearization, sgd: SGD, plan:
     if sgd.sampling == "shuffled":
         return EpochFluctuation(problem, sgd, plan, size=size, dtype=dtype, most_starts=options.epoch_starts)
     return IndependentFluctuation(problem, sgd, plan, size=size, dtype=dtype)
+
+
+def _tail(linearization: Linearization, sgd: SGD, *, leading: int) -> DiagonalTail | None:
+    """Of fresh batches; the anticorrelated noise of shuffled epochs hardly moves slow directions."""
+    if sgd.sampling == "shuffled":
+        return None
+    blocks = TailBlocks.of(linearization, linearization.eigenbasis, leading)
+    return None if blocks is None else DiagonalTail(blocks, parts=2 if sgd.momentum else 1)

@@ -59,6 +59,7 @@ class MovingKernel(Dynamics):
     tolerance: float = 0.1
     first_interval: int = 2
     feedback: NoiseFeedback | None = DEFAULT_FEEDBACK
+    rank: int = 64
     neglected: float = 0.01
     epoch_starts: int = 8
     on_refresh: Callable[[Refresh], None] | None = field(default=None, repr=False, compare=False)
@@ -69,6 +70,7 @@ class MovingKernel(Dynamics):
         positive_number("tolerance", self.tolerance)
         whole_number("first_interval", self.first_interval, minimum=1)
         fraction_below_one("neglected", self.neglected)
+        whole_number("rank", self.rank, minimum=1)
         whole_number("epoch_starts", self.epoch_starts)
         if not isinstance(self.feedback, NoiseFeedback | None):
             remedy = "use dynamics.NoiseFeedback(...)"
@@ -87,7 +89,7 @@ class MovingKernel(Dynamics):
         if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
             raise self.refuse("label noise without squared error", "dynamics.MovingKernel() with label_noise_std=0")
         plan = sgd.plan(problem.n_train, record[-1])
-        options = Options(self.tolerance, self.first_interval, self.feedback, self.neglected, self.epoch_starts)
+        options = Options(self.tolerance, self.first_interval, self.feedback, self.rank, self.neglected, self.epoch_starts)
         monitor = RefreshMonitor(self.tolerance, sgd.momentum)
 
         def refreshed(refresh: Refresh) -> None:

@@ -6,7 +6,7 @@ order the outputs move by J delta = Phi a, Phi = J V^T [rows, r]: nothing of the
 
 from __future__ import annotations
 
-import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -16,19 +16,16 @@ from sgdsde._checks import complaint
 from sgdsde._types import Params
 from sgdsde.dynamics.moments.feature_state import Features
 from sgdsde.kernel.eigenbasis import Eigenbasis
-from sgdsde.kernel.jacobian_products import Directional, directional
+from sgdsde.kernel.layer_products import JacobianProducts, NetworkJacobian
 from sgdsde.linearization import Linearization
 from sgdsde.problem import Problem
-
-VECTORS, ROWS = 64, 256
-"""Directions and examples of one pass of derivatives."""
-
-FEW = 256
-"""Directions of which none is left out."""
 
 KEPT_SHARE, LEAST_KEPT = 3, 2e-4
 """Directions of the fluctuation that J has turned away from: at most a third of those followed, of those that hold more
 than this of its variance."""
+
+WELL_CONDITIONED = 100.0
+"""Ratio of the largest to the smallest eigenvalue of a Gram matrix whose inverse root is right to rounding."""
 
 COPIES = 5
 """Of the directions, while they are turned."""
@@ -55,19 +52,24 @@ class WeightSubspace:
     """V [r, p] with orthonormal rows, in the model's dtype."""
 
     def __init__(
-        self, problem: Problem, derivatives: Directional, rows: Tensor, dtype: torch.dtype, *, followed: int
+        self,
+        problem: Problem,
+        jacobian: NetworkJacobian,
+        rows: Tensor,
+        dtype: torch.dtype,
+        *,
+        followed: int,
+        known: tuple[Params, JacobianProducts] | None = None,
     ) -> None:
-        self._problem, self._derivatives, self._dtype = problem, derivatives, dtype
-        self.rows, self._followed = rows, followed
+        self._problem, self._jacobian, self._dtype = problem, jacobian, dtype
+        self.rows, self._followed, self._known = rows, followed, known
 
     @classmethod
-    def leading(cls, linearization: Linearization, *, neglected: float) -> WeightSubspace:
-        """The right singular vectors of J, the largest first, without those of the last share ``neglected`` of |J|^2.
-
-        Up to ``FEW`` are all kept.
+    def leading(cls, linearization: Linearization, *, rank: int, neglected: float) -> WeightSubspace:
+        """The ``rank`` leading right singular vectors of J, the largest first.
 
         Raises:
-            ValueError: a truncated eigenbasis that leaves out more. MemoryError: the directions do not fit; names the
+            ValueError: a truncated eigenbasis that leaves out more than the share ``neglected`` of |J|^2. MemoryError: the directions do not fit; names the
                 bytes.
         """
         problem, basis = linearization.problem, linearization.eigenbasis
@@ -77,28 +79,32 @@ class WeightSubspace:
             remedy = "initialize the network anew; under the frozen kernel the loss is constant"
             raise ValueError(complaint("the kernel that moves", "different from zero", received, remedy))
         values, vectors = basis.values.flip(0), basis.vectors.flip(1)
-        rest = 1 - values.cumsum(0) / values.sum()
-        count = min(len(values), max(FEW, int((rest > neglected).sum()) + 1))
+        count = min(len(values), rank)
         needed = COPIES * problem.functional.n_params * problem.dtype.itemsize
         what = f"one of the {count} weight directions that the noise moves (n_params={problem.functional.n_params})"
         _memory.rows_within(_memory.budget(None, problem.device), needed * count, 1, f"{count} times {what}")
-        derivatives = directional(problem.functional, problem.x_train, problem.n_outputs)
-        start = cls(problem, derivatives, torch.empty(0), linearization.kernel.dtype, followed=count)
+        jacobian = NetworkJacobian.of(problem.functional, problem.x_train, problem.n_outputs)
+        start = cls(problem, jacobian, torch.empty(0), linearization.kernel.dtype, followed=count)
         cotangents = (vectors[:, :count] / values[:count].sqrt()).mT
         return start._spanning(problem.params, cotangents)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def features(self, params: Params) -> Features:
+    def features(self, params: Params, *, with_test: bool = True) -> Features:
         """J V^T at these parameters."""
-        return self.features_along(params, self.rows)
+        return self.features_along(params, self.rows, with_test=with_test)
 
-    def features_along(self, params: Params, rows: Tensor) -> Features:
+    def features_along(self, params: Params, rows: Tensor, *, with_test: bool = True) -> Features:
         """J W^T for other directions W [k, p]."""
-        problem = self._problem
-        train = self._push(params, rows, problem.x_train)
-        return Features(train, None if problem.x_test is None else self._push(params, rows, problem.x_test))
+        x_test = self._problem.x_test if with_test else None
+        train = self._products(params).push(rows).to(self._dtype).contiguous()
+        return Features(train, None if x_test is None else self._push(params, rows, x_test))
+
+    def test_features(self, params: Params) -> Tensor | None:
+        """J V^T of the test outputs, [m*c, r], or None without any."""
+        x_test = self._problem.x_test
+        return None if x_test is None else self._push(params, self.rows, x_test)
 
     def turned(self, params: Params, features: Features, covariance: Tensor) -> WeightSubspace:
         """The directions after one step of subspace iteration toward the leading ones of J at these parameters.
@@ -108,6 +114,10 @@ class WeightSubspace:
         """
         inverse = _power(features.gram, -1.0, self._problem.dtype, most=self._followed)
         return self._spanning(params, inverse @ features.train.mT)._keeping(self, covariance)
+
+    def trace(self, params: Params) -> float | None:
+        """Of the kernel of the training set at these parameters, or None where it is not known."""
+        return self._products(params).trace()
 
     def _keeping(self, other: WeightSubspace, covariance: Tensor) -> WeightSubspace:
         """These directions and the leading ones in which the other's fluctuation lies outside of their span."""
@@ -135,37 +145,30 @@ class WeightSubspace:
 
     def _spanning(self, params: Params, cotangents: Tensor) -> WeightSubspace:
         """Orthonormal directions that span J^T u for the rows u of cotangents [k, n*c]."""
-        rows = self._pull(params, cotangents.to(self._problem.dtype))
-        for _ in range(2):  # the second pass removes what rounding left of the first
-            rows = _power((rows @ rows.mT).double(), -0.5, rows.dtype).to(rows) @ rows
+        products = self._products(params)
+        rows = products.pull(cotangents.to(self._problem.dtype))
+        condition = math.inf
+        while condition > WELL_CONDITIONED:  # a further pass removes what rounding left of the first
+            gram = (rows @ rows.mT).double()
+            diagonal = torch.linalg.eigvalsh(gram)
+            condition = float(diagonal[-1] / diagonal[0].clamp_min(0)) if diagonal[0] > 0 else math.inf
+            rows = _power(gram, -0.5, rows.dtype).to(rows) @ rows
+        self._known = params, products
         return self._with(rows)
 
     def _with(self, rows: Tensor) -> WeightSubspace:
-        return WeightSubspace(self._problem, self._derivatives, rows, self._dtype, followed=self._followed)
+        return WeightSubspace(
+            self._problem, self._jacobian, rows, self._dtype, followed=self._followed, known=self._known
+        )
 
-    def _at(self, params: Params) -> Directional:
-        return type(self._derivatives)(dataclasses.replace(self._problem.functional, params=params))
+    def _products(self, params: Params) -> JacobianProducts:
+        """With J of the training set, not made anew where it was made last."""
+        if self._known is not None and self._known[0] is params:
+            return self._known[1]
+        return self._jacobian.at(params, self._problem.x_train)
 
     def _push(self, params: Params, rows: Tensor, x: Tensor) -> Tensor:
-        derivatives, shapes = self._at(params), {name: value.shape for name, value in params.items()}
-        slopes = []
-        for some in rows.split(VECTORS):
-            parts = some.split([shape.numel() for shape in shapes.values()], dim=1)
-            directions = {name: part.reshape(-1, *shapes[name]) for name, part in zip(shapes, parts)}
-            moved = torch.cat([derivatives.push(piece, directions) for piece in x.split(ROWS)], dim=1)
-            slopes.append(moved.flatten(1).to(self._dtype))
-        return torch.cat(slopes).mT.contiguous()
-
-    def _pull(self, params: Params, cotangents: Tensor) -> Tensor:
-        derivatives, problem = self._at(params), self._problem
-        rows = cotangents.new_empty(len(cotangents), problem.functional.n_params)
-        for start in range(0, len(cotangents), VECTORS):
-            some = cotangents[start : start + VECTORS].view(-1, problem.n_train, problem.n_outputs)
-            total = rows[start : start + VECTORS].zero_()
-            for first in range(0, problem.n_train, ROWS):
-                pulled = derivatives.pull(problem.x_train[first : first + ROWS], some[:, first : first + ROWS])
-                total += torch.cat([pulled[name].reshape(len(some), -1) for name in problem.params], dim=1)
-        return rows
+        return self._jacobian.at(params, x).push(rows).to(self._dtype).contiguous()
 
 
 def _power(gram: Tensor, exponent: float, precision: torch.dtype, *, most: int | None = None) -> Tensor:
@@ -175,6 +178,10 @@ def _power(gram: Tensor, exponent: float, precision: torch.dtype, *, most: int |
     """
     values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
     kept = values > values[-1] * len(values) * torch.finfo(precision).eps
+    if not kept.any():
+        received = "zero: the network dies on the way, its outputs no longer depend on the weights (dead units?)"
+        remedy = "use a smaller lr, or measure with run_ensemble"
+        raise ValueError(complaint("the kernel that moves", "different from zero along the path", received, remedy))
     if most is not None:
         kept[: max(0, len(kept) - most)] = False
     scaled = (vectors[:, kept] * values[kept] ** exponent).mT

@@ -172,7 +172,7 @@ def test_help_names_every_command_and_option_with_its_default(capsys):
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     for option, default in {"runs": 64, "lr": "half", "batch-size": 8, "data": "digits", "out": "auto"}.items():
         assert re.search(rf"--{option} [^-]*.*?\(default: {default}\)", text), option
-    assert text.count("(default: ") == len(re.findall(" --[a-z]", text)) - 1 == 32
+    assert text.count("(default: ") == len(re.findall(" --[a-z]", text)) - 1 == 33
     assert call("--version") == OK
     assert capsys.readouterr().out == f"sgdsde {sgdsde.__version__}\n"
 

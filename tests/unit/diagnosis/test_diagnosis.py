@@ -56,6 +56,15 @@ def test_the_ratio_to_the_limit_is_at_least_that_of_the_start(
     assert 0.3 * (1 - 1e-6) <= found.checks["stability"].value < 0.5
 
 
+def test_the_limit_knows_every_word_of_the_training(linearization: sgdsde.Linearization) -> None:
+    words = {"momentum": 0.8, "dampening": 0.5, "weight_decay": 0.3}
+    limit = sgdsde.stability.max_lr(linearization, 4, **words)
+    assert limit != pytest.approx(sgdsde.stability.max_lr(linearization, 4, momentum=0.8, weight_decay=0.3), rel=0.2)
+    assert indicators.limit_ratio(linearization, sgdsde.SGD(0.3 * limit, 4, **words), 10) == pytest.approx(0.3)
+    climbing = sgdsde.SGD(1e-3, 4, momentum=0.8, dampening=1.5)
+    assert indicators.limit_ratio(linearization, climbing, 10) == float("inf")
+
+
 def test_the_limit_of_a_schedule_is_that_of_its_worst_step(linearization: sgdsde.Linearization) -> None:
     limit = sgdsde.stability.max_lr(linearization, 2)
     schedule = sgdsde.SGD(lambda k: 0.5 * limit / (k + 1), lambda k: 2 + k)

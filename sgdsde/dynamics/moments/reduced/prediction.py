@@ -13,10 +13,11 @@ from torch import Tensor
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
 from sgdsde.dynamics.moments.modal_state import ModalState
+from sgdsde.dynamics.moments.modes import modes_of
 from sgdsde.dynamics.moments.reduced.covariance import RECORDS, reduced_covariance, reduced_states
 from sgdsde.dynamics.moments.reduced.model import ReducedModel
 from sgdsde.dynamics.moments.reduced.schedule import representative, segments_between, times_and_factors
-from sgdsde.dynamics.moments.reduced.start import ReducedStart, modes_of
+from sgdsde.dynamics.moments.reduced.start import ReducedStart
 from sgdsde.dynamics.moments.reduced.system import ReducedSystem, mean_at
 from sgdsde.dynamics.moments.state import march
 from sgdsde.dynamics.output_law import OutputLaw

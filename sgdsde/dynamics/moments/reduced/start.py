@@ -12,8 +12,6 @@ from sgdsde._checks import complaint
 from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.moments.reduced.pairs import PairSpace
 from sgdsde.dynamics.moments.reduced.sources import Sources
-from sgdsde.kernel import KroneckerKernel
-from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD
 
 STILL = 1e-10
@@ -24,16 +22,6 @@ NOTHING = 1e-12
 
 MATRICES = 120
 """Packed matrices that a model holds at most: sixty directions, and as many resolvents."""
-
-
-def is_shared(linearization: Linearization) -> bool:
-    """Whether several outputs share the kernel of one."""
-    return isinstance(linearization.kernel, KroneckerKernel) and linearization.problem.n_outputs > 1
-
-
-def modes_of(linearization: Linearization) -> Modes:
-    """Of all outputs, or of the kernel that the outputs share."""
-    return Modes.shared(linearization) if is_shared(linearization) else Modes.of(linearization)
 
 
 @dataclass(frozen=True, eq=False)

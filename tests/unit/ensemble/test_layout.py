@@ -1,0 +1,68 @@
+"""Runs held at once and stepped together: what they take is counted, and stays within the memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import sgdsde
+from sgdsde.ensemble.layout import Needs
+from sgdsde.ensemble.linearized import LinearizedLearner
+from sgdsde.ensemble.real import RealLearner
+from tests.problems import BY_NAME, linear_problem
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("memory", [10**4, 10**5, 10**7])
+@pytest.mark.parametrize("together", [1, 5, None])
+def test_what_is_held_moved_and_drawn_fits_and_one_byte_less_than_one_run_is_refused(memory: int, together: int | None):
+    needs = Needs(held=800, moved=3000, together=together, what="one run")
+    found = needs.layout(10**6, memory, CPU)
+    assert 1 <= found.together <= found.held
+    assert found.held * 800 + found.together * 3000 + found.ahead <= memory
+    assert found.together <= (together or found.held)
+    with pytest.raises(MemoryError, match="one run needs 3,800 bytes"):
+        needs.layout(10**6, 3800, CPU)
+
+
+def test_as_many_are_held_as_there_are_or_whole_blocks_of_streams():
+    needs = Needs(held=1, moved=1, together=4, what="one run")
+    assert [needs.layout(n, 10**6, CPU).held for n in (1, 63, 64, 100, 130)] == [1, 63, 64, 64, 128]
+
+
+def test_momentum_costs_one_more_copy_of_the_weights_of_every_run():
+    p = 1000
+    x, zeros = torch.ones(3, 1, p).double().numpy(), torch.zeros(p).double().numpy()
+    learner = RealLearner(linear_problem(x, zeros[:3, None], zeros))
+    plain, heavy = (learner.needs(sgdsde.SGD(0.1, 1, momentum=momentum), 1) for momentum in (0.0, 0.9))
+    assert plain.held == p * 8 + 16
+    assert heavy.held - plain.held == p * 8
+    assert heavy.moved == plain.moved >= 2 * p * 8
+
+
+def test_a_run_takes_more_with_the_batch_and_the_sets_that_are_evaluated():
+    model = nn.Linear(1, 1).double()
+    x = torch.ones(20_000, 1, dtype=torch.float64)
+    wide = RealLearner(sgdsde.Problem(model, x, x, loss=nn.MSELoss()))
+    narrow = RealLearner(sgdsde.Problem(model, x[:10], x[:10], loss=nn.MSELoss()))
+    sgd = sgdsde.SGD(0.1, 1)
+    assert wide.needs(sgd, 1).moved == pytest.approx(2 * 20_000 * 8, rel=0.05)
+    one, ten = (narrow.needs(sgd, batch).moved for batch in (1000, 10_000))
+    assert ten == pytest.approx(10 * one, rel=0.05)
+
+
+def test_linearized_runs_hold_a_few_copies_of_all_outputs():
+    """Outputs, residuals, moves and what is between them: bytes go with the outputs of both sets."""
+    problem = BY_NAME["two outputs"].problem()
+    learner, outputs = LinearizedLearner(sgdsde.linearize(problem)), (problem.n_train + problem.n_test) * 2
+    needs = learner.needs(sgdsde.SGD(0.1, 2), 2)
+    assert 4 * outputs * 8 <= needs.held + needs.moved <= 16 * outputs * 8
+
+
+def test_runs_of_little_memory_are_the_runs_of_much():
+    problem = BY_NAME["two outputs"].problem()
+    sgd = sgdsde.SGD(0.1, 2, momentum=0.5)
+    little, much = (sgdsde.run_ensemble(problem, sgd, 5, 70, memory=memory) for memory in (2**13, None))
+    torch.testing.assert_close(little.train_loss.samples, much.train_loss.samples, rtol=1e-12, atol=1e-14)
