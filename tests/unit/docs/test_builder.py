@@ -83,6 +83,8 @@ def test_what_a_page_names_leads_to_it(repository: Repository, text: str, linked
 
 
 def test_a_broken_link_of_a_site_is_found(tmp_path: Path) -> None:
+    assert "no index.html" in check_links.broken(tmp_path)[0]
+    (tmp_path / "index.html").touch()
     (tmp_path / "a.html").write_text(
         '<h1 id="top"></h1><a href="b.html#there"></a><a href="#top"></a><img src="x.png">'
     )
