@@ -58,7 +58,7 @@ def page(plate: Plate, repository: Repository, image: str | None) -> str:
     parts = re.split(rf"(?:^|(?<=[.!?]) )({'|'.join(FIELDS)}): ", body)
     lines += [escaped(parts[0]), ""] if parts[0] else []
     for name, told in zip(parts[1::2], parts[2::2]):
-        lines += [f"**{name}.** {escaped(told)}", ""]
+        lines += [f"**{name}.** {escaped(told[:1].upper() + told[1:])}", ""]
     sources = [f"experiments/{plate.experiment}.py", f"paper_figs/{plate.name}.py"]
     shown = [f"[`{each}`]({repository.page(repository.root / each)})" for each in sources]
     lines += [f"Computed by {shown[0]}, drawn by {shown[1]}: `make {plate.name}`, or with `SCALE=smoke` in seconds."]

@@ -32,6 +32,9 @@ def test_sections_of_one_line_and_of_two_titles() -> None:
     lines = restructured(["Text.", "Cost: one product", "and more.", "Raises, Exactness: see ``a``."], (), {"a": "m.a"})
     assert [line for line in lines if line.startswith(":")] == [":Cost:", ":Errors and Exactness:"]
     assert "    and more." in lines
+    both = restructured(["Text.", "Exactness: to 1e-6. Cost: about 15 radii."])
+    assert [line for line in both if line.startswith(":")] == [":Exactness:", ":Cost:"]
+    assert "    about 15 radii." in both
     assert any(":py:obj:`a <m.a>`" in line for line in lines)
 
 
