@@ -1,6 +1,6 @@
-"""What ``MovingKernel`` costs and how wrong it is where networks learn features: the table of choosing_a_predictor.md.
+"""What ``MovingKernel`` costs and how wrong it is where networks learn features: the table of choosing_a_dynamics.md.
 
-``python -m benchmarks.bench_moving_kernel`` prints it and writes benchmarks/results/moving_kernel.json; some ten minutes
+``python -m benchmarks.bench_moving_kernel`` prints it, writes benchmarks/results/moving_kernel.json; some ten minutes
 on one core. ``--settings relu_scalar --inits 0 1`` measures a part and writes nothing. Torch's own initialization
 in float32, digits; cost is in plain runs of ``torch.optim.SGD`` of the same setting, processor time, one thread, timed
 before and after each prediction; it holds everything that ``predict(problem, ...)`` does. Errors are the largest
@@ -80,9 +80,7 @@ class Setting:
         model = self.network()
         loss = nn.CrossEntropyLoss() if self.target == "class" else nn.MSELoss()
         y, y_test = (self._targets(classes) for classes in (data.y_train, data.y_test))
-        return sgdsde.Problem(
-            model, (x - shift) / scale, y, loss=loss, x_test=(x_test - shift) / scale, y_test=y_test
-        )
+        return sgdsde.Problem(model, (x - shift) / scale, y, loss=loss, x_test=(x_test - shift) / scale, y_test=y_test)
 
     def _targets(self, classes: Tensor) -> Tensor:
         if self.target == "class":

@@ -39,6 +39,16 @@ if TYPE_CHECKING:
     from sgdsde.prediction import predict
     from sgdsde.prediction_sweep import predict_many
     from sgdsde.problem import Problem
+    from sgdsde.questions import (
+        ChosenLR,
+        ScalingRule,
+        SpreadOverRuns,
+        StepsTo,
+        choose_lr,
+        scaling_rule,
+        spread_over_runs,
+        steps_to,
+    )
     from sgdsde.sgd import SGD
     from sgdsde.stability import UnstableWarning
     from sgdsde.surface import EnsembleSurface, SurfaceWarning
@@ -49,6 +59,7 @@ __all__ = [
     "SGD",
     "SVAG",
     "AccuracyBand",
+    "ChosenLR",
     "Comparison",
     "CurveComparison",
     "Diagnosis",
@@ -63,6 +74,9 @@ __all__ = [
     "NoisyGradient",
     "OutputBand",
     "Problem",
+    "ScalingRule",
+    "SpreadOverRuns",
+    "StepsTo",
     "SurfaceWarning",
     "Sweep",
     "Trajectory",
@@ -70,6 +84,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "answer",
+    "choose_lr",
     "cleaning",
     "compare",
     "datasets",
@@ -89,7 +104,10 @@ __all__ = [
     "run_ensemble",
     "run_ensembles",
     "sampling",
+    "scaling_rule",
+    "spread_over_runs",
     "stability",
+    "steps_to",
     "sweep",
 ]
 
@@ -97,6 +115,7 @@ __all__ = [
 # No name may be that of a module of the package: an import of the module would hide it.
 _HOMES = {
     "AccuracyBand": "bands",
+    "ChosenLR": "questions",
     "Comparison": "comparison",
     "CurveComparison": "comparison",
     "Diagnosis": "diagnosis",
@@ -113,12 +132,16 @@ _HOMES = {
     "Problem": "problem",
     "SGD": "sgd",
     "SVAG": "ensemble",
+    "ScalingRule": "questions",
+    "SpreadOverRuns": "questions",
+    "StepsTo": "questions",
     "SurfaceWarning": "surface",
     "Sweep": "sweeps",
     "Trajectory": "trajectory",
     "UnstableWarning": "stability",
     "Verdict": "comparison",
     "answer": "answering",
+    "choose_lr": "questions",
     "compare": "comparison",
     "diagnose": "diagnosis",
     "empirical_ntk": "kernel",
@@ -130,6 +153,9 @@ _HOMES = {
     "predict_many": "prediction_sweep",
     "run_ensemble": "ensemble",
     "run_ensembles": "ensemble",
+    "scaling_rule": "questions",
+    "spread_over_runs": "questions",
+    "steps_to": "questions",
     "sweep": "sweeps",
 }
 

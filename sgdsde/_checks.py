@@ -27,9 +27,13 @@ def finite_number(name: str, value: Any, remedy: str = "") -> float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(complaint(name, "a real number", f"{value!r} of type {type(value).__name__}", remedy))
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(complaint(name, "below 1.8e308", "a number beyond the range of float64", remedy)) from None
+    if not math.isfinite(number):
         raise ValueError(complaint(name, "finite", value, remedy))
-    return float(value)
+    return number
 
 
 def positive_number(name: str, value: Any, remedy: str = "") -> float:
@@ -71,7 +75,7 @@ def whole_number(name: str, value: Any, minimum: int = 0, remedy: str = "") -> i
         raise ValueError(complaint(name, "a whole number", value, remedy))
     if number < minimum:
         raise ValueError(complaint(name, f"at least {minimum}", value, remedy))
-    return int(number)
+    return int(value) if isinstance(value, numbers.Integral) else int(number)  # beyond 2**53 a float is another number
 
 
 def word(name: str, value: Any, allowed: Iterable[str]) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 from sgdsde import _memory
 from sgdsde._checks import complaint, finite_entries
 from sgdsde._progress import StageCost
-from sgdsde.kernel import KernelOperator, KernelPlan
+from sgdsde.jacobian import jacobian_product
+from sgdsde.kernel import DenseKernel, ImplicitKernel, KernelOperator, KernelPlan, KroneckerKernel, gram
 from sgdsde.kernel.eigenbasis import WORKING_MATRICES
 from sgdsde.losses import TorchLoss, refuse_domain
 from sgdsde.machine import Machine
@@ -114,3 +115,45 @@ def kernel_cost(*plans: KernelPlan | None) -> StageCost:
 
     held = sum(plan.result_bytes for plan in made) + max(plan.total_bytes - plan.result_bytes for plan in made)
     return StageCost("kernel", seconds(Machine.worth(seconds)), held)
+
+
+def implicit_where_needed(
+    problem: Problem, rank: int | None, memory: int | None, dtype: torch.dtype | None
+) -> KernelOperator | None:
+    """An implicit kernel where a rank is asked for and the dense kernels do not fit."""
+    if rank is None:
+        return None
+    try:
+        kernel_plans(problem, memory, dtype)
+    except MemoryError:
+        return ImplicitKernel(problem.functional, problem.x_train, memory=memory)
+    return None
+
+
+def cross_by_products(problem: Problem, kernel: KernelOperator, memory: int | None) -> KernelOperator | None:
+    """K(test, train) of the kind that the kernel is: of K_0 (x) I_c the mean of the kernels of all outputs."""
+    functional, x, x_test = problem.functional, problem.x_train, problem.x_test
+    if x_test is None:
+        return None
+    if not isinstance(kernel, KroneckerKernel):
+        return ImplicitKernel(functional, x_test, x, memory=memory)
+    plan = KernelPlan.make(functional, functional.params, x_test, x, problem.n_outputs, memory=memory, outputs="trace")
+    trace = gram(functional, x_test, x, plan=plan)
+    return KroneckerKernel(DenseKernel(trace), problem.n_outputs, scale=1 / problem.n_outputs)
+
+
+def kernel_plans(
+    problem: Problem, memory: int | None, dtype: torch.dtype | None
+) -> tuple[KernelPlan, KernelPlan | None]:
+    """Of K(train, train) and of K(test, train), which has what the first leaves of the memory."""
+    functional, x, x_test = problem.functional, problem.x_train, problem.x_test
+    plan = KernelPlan.make(functional, functional.params, x, None, problem.n_outputs, memory=memory, dtype=dtype)
+    if x_test is None:
+        return plan, None
+    left = None if memory is None else memory - plan.result_bytes
+    return plan, KernelPlan.make(functional, functional.params, x_test, x, problem.n_outputs, memory=left, dtype=dtype)
+
+
+def weight_outputs(problem: Problem, x: Tensor, plan: KernelPlan) -> Tensor:
+    """J theta_0, [n, c]."""
+    return jacobian_product(problem.functional, x, problem.params, rows=plan.rows).to(plan.dtype)

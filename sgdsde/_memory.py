@@ -8,6 +8,9 @@ import torch
 
 from sgdsde._checks import complaint, whole_number
 
+ALWAYS_THERE = 2**24
+"""Bytes that nobody has to ask for."""
+
 DEFAULT_FRACTION = 0.25
 """Fraction of the free memory that is used when the caller names no budget."""
 
@@ -43,3 +46,14 @@ def rows_within(allowed: int, bytes_per_row: int, n_rows: int, what: str, *, fix
         expected = f"at least {fixed + bytes_per_row:,} bytes"
         raise MemoryError(complaint("memory", expected, f"{allowed:,}", f"{remedy}; raise it or shrink the problem"))
     return int(rows)
+
+
+def check_count(name: str, count: int, bytes_each: int, what: str) -> None:
+    """Raise ``MemoryError`` where so many do not fit into a quarter of the free memory; names the bytes of each."""
+    if count * bytes_each <= ALWAYS_THERE:
+        return
+    allowed = budget(None, torch.device("cpu"))
+    if count * bytes_each > allowed:
+        expected = f"at most {allowed // bytes_each:,} with a quarter of the free memory"
+        received = f"{count:,}" if count < 10**15 else "10**15 or more"
+        raise MemoryError(complaint(name, expected, received, f"{what} take {bytes_each:,} bytes each"))

@@ -11,19 +11,20 @@ from torch import Tensor
 
 from sgdsde import meanfield
 from sgdsde._checks import complaint
-from sgdsde._linear_parts import check_parts, check_problem, check_spectrum_fits, initial_outputs, kernel_cost
+from sgdsde._linear_parts import (
+    check_parts,
+    check_problem,
+    check_spectrum_fits,
+    cross_by_products,
+    implicit_where_needed,
+    initial_outputs,
+    kernel_cost,
+    kernel_plans,
+    weight_outputs,
+)
 from sgdsde._progress import announce_barless, announced
 from sgdsde._types import Progress
-from sgdsde.jacobian import jacobian_product
-from sgdsde.kernel import (
-    DenseKernel,
-    ImplicitKernel,
-    KernelOperator,
-    KernelPlan,
-    KroneckerKernel,
-    as_operator,
-    gram,
-)
+from sgdsde.kernel import ImplicitKernel, KernelOperator, KroneckerKernel, as_operator, gram
 from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.kernel.followed_tail import follow_tail, halved
 from sgdsde.losses import SquaredError, in_dtype
@@ -219,7 +220,7 @@ def linearize(
         remedy = "wrap a matrix: sgdsde.kernel.DenseKernel(kernel)"
         raise TypeError(complaint("kernel", "a KernelOperator or None", type(kernel).__name__, remedy))
     if kernel is None:
-        kernel = _implicit_where_needed(problem, rank, memory, dtype)
+        kernel = implicit_where_needed(problem, rank, memory, dtype)
     else:
         kernel.check_made_of(problem.functional, problem.x_train)
     if kernel is not None:
@@ -229,24 +230,11 @@ def linearize(
     return made if rank is None else made.truncate(rank, progress=progress)
 
 
-def _implicit_where_needed(
-    problem: Problem, rank: int | None, memory: int | None, dtype: torch.dtype | None
-) -> KernelOperator | None:
-    """An implicit kernel where a rank is asked for and the dense kernels do not fit."""
-    if rank is None:
-        return None
-    try:
-        _plans(problem, memory, dtype)
-    except MemoryError:
-        return ImplicitKernel(problem.functional, problem.x_train, memory=memory)
-    return None
-
-
 def _linearize_by_products(
     problem: Problem, kernel: KernelOperator, memory: int | None, dtype: torch.dtype
 ) -> Linearization:
     functional, x, x_test = problem.functional, problem.x_train, problem.x_test
-    cross = _cross_by_products(problem, kernel, memory)
+    cross = cross_by_products(problem, kernel, memory)
     along = ImplicitKernel(functional, x, memory=memory).along(functional.params).to(dtype)
     test: dict[str, Any] = {"test_outputs": None, "test_weight_outputs": None}
     if cross is not None and x_test is not None:
@@ -256,45 +244,20 @@ def _linearize_by_products(
     return Linearization(problem, kernel, cross_kernel=cross, outputs=outputs, weight_outputs=along, **test)
 
 
-def _cross_by_products(problem: Problem, kernel: KernelOperator, memory: int | None) -> KernelOperator | None:
-    """K(test, train) of the kind that the kernel is: of K_0 (x) I_c the mean of the kernels of all outputs."""
-    functional, x, x_test = problem.functional, problem.x_train, problem.x_test
-    if x_test is None:
-        return None
-    if not isinstance(kernel, KroneckerKernel):
-        return ImplicitKernel(functional, x_test, x, memory=memory)
-    plan = KernelPlan.make(functional, functional.params, x_test, x, problem.n_outputs, memory=memory, outputs="trace")
-    trace = gram(functional, x_test, x, plan=plan)
-    return KroneckerKernel(DenseKernel(trace), problem.n_outputs, scale=1 / problem.n_outputs)
-
-
-def _plans(problem: Problem, memory: int | None, dtype: torch.dtype | None) -> tuple[KernelPlan, KernelPlan | None]:
-    functional, x, x_test = problem.functional, problem.x_train, problem.x_test
-    plan = KernelPlan.make(functional, functional.params, x, None, problem.n_outputs, memory=memory, dtype=dtype)
-    if x_test is None:
-        return plan, None
-    left = None if memory is None else memory - plan.result_bytes
-    return plan, KernelPlan.make(functional, functional.params, x_test, x, problem.n_outputs, memory=left, dtype=dtype)
-
-
 def _linearize_dense(
     problem: Problem, memory: int | None, dtype: torch.dtype | None, progress: Progress
 ) -> Linearization:
     functional, x, x_test = problem.functional, problem.x_train, problem.x_test
-    plan, test_plan = _plans(problem, memory, dtype)
+    plan, test_plan = kernel_plans(problem, memory, dtype)
     progress = announced(kernel_cost(plan, test_plan), progress)
     kernel = gram(functional, x, None, plan=plan, progress=progress)
     test: dict[str, Any] = {"cross_kernel": None, "test_outputs": None, "test_weight_outputs": None}
     if x_test is not None and test_plan is not None:
         test["cross_kernel"] = gram(functional, x_test, x, plan=test_plan, progress=progress)
         test["test_outputs"] = initial_outputs(problem, x_test, plan.rows).to(plan.dtype)
-        test["test_weight_outputs"] = _weight_outputs(problem, x_test, plan)
+        test["test_weight_outputs"] = weight_outputs(problem, x_test, plan)
     outputs = initial_outputs(problem, x, plan.rows).to(plan.dtype)
-    return Linearization(problem, kernel, outputs=outputs, weight_outputs=_weight_outputs(problem, x, plan), **test)
-
-
-def _weight_outputs(problem: Problem, x: Tensor, plan: KernelPlan) -> Tensor:
-    return jacobian_product(problem.functional, x, problem.params, rows=plan.rows).to(plan.dtype)
+    return Linearization(problem, kernel, outputs=outputs, weight_outputs=weight_outputs(problem, x, plan), **test)
 
 
 def problem_of(problem_or_linearization: Problem | Linearization) -> Problem:

@@ -25,7 +25,7 @@ def recorded_steps(n_steps: int, record: Sequence[int] | None = None) -> Tensor:
     if record is None:
         spaced = np.geomspace(1, max(n_steps, 1), num=min(N_RECORDED, max(n_steps, 1)))
         return torch.from_numpy(np.unique(np.concatenate([[0], np.rint(spaced)])).astype(np.int64)[: n_steps + 1])
-    if not isinstance(record, Iterable):
+    if not isinstance(record, Iterable) or getattr(record, "ndim", 1) == 0:
         raise TypeError(complaint("record", "a sequence of steps", repr(record), "use record=[0, 1, 10]"))
     steps = sorted({whole_number("record", step) for step in record})
     if not steps:

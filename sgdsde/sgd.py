@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from sgdsde import _memory
 from sgdsde._checks import (
     complaint,
     finite_number,
@@ -27,6 +28,9 @@ from sgdsde.adapters import ScheduledRate, SchedulerInterval, TrainedTensors, wo
 
 MOST = 2**40
 """Examples of a batch: more are a mistake, and no integers of the machine's."""
+
+PLAN_BYTES = 8 * 6
+"""Of a step in a plan, and of what is made from it."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +141,12 @@ class SGD:
 
         Raises:
             ValueError: a batch larger than the training set when drawn without replacement; a schedule that returns
-                a value that is not positive, not finite, or a fraction for a batch.
+                a value that is not positive, not finite, or a fraction for a batch. MemoryError: more steps than fit
+                into a quarter of the free memory one by one.
         """
-        lr = np.array([self.lr_at(k) for k in range(n_steps)], dtype=np.float64)
-        asked = np.array([self.batch_size_at(k) for k in range(n_steps)], dtype=np.int64)
+        _memory.check_count("n_steps", n_steps, PLAN_BYTES, "steps that are followed one by one")
+        lr = _each(self.lr, self.lr_at, n_steps, np.float64)
+        asked = _each(self.batch_size, self.batch_size_at, n_steps, np.int64)
         if self.sampling != "with_replacement" and n_steps and asked.max() > n_train:
             received = f"batch_size={asked.max()}, n_train={n_train}"
             expected = "at most n_train when drawn without replacement"
@@ -149,6 +155,13 @@ class SGD:
         if self.sampling == "shuffled":
             used, asked = _epochs(asked, n_train, self.drop_last)
         return StepPlan(n_train, self.sampling, lr, asked, used)
+
+
+def _each(word: Any, at: Callable[[int], float], n_steps: int, dtype: type[np.generic]) -> np.ndarray:
+    """A word of the SGD at every step."""
+    if callable(word):
+        return np.array([at(k) for k in range(n_steps)], dtype=dtype)
+    return np.full(n_steps, at(0), dtype=dtype)
 
 
 def _value(name: str, schedule: Callable[[int], float], step: int) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sgdsde._checks import complaint, positive_number, whole_number
 from sgdsde._progress import StageCost, announced, covered, ticker
 from sgdsde._types import Progress, Sampling
+from sgdsde._words import told
 from sgdsde.dynamics import Dynamics
 from sgdsde.ensemble import run_ensembles
 from sgdsde.evolution_cost import Course, Size, evolution_seconds
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 OneOrMore: TypeAlias = T | Sequence[T]
 Kind: TypeAlias = Literal["predicted", "measured"]
+
+
+_ROWS = 10
+"""Settings of a printed table, the smallest losses first."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,33 @@ class Sweep:
         row = min(finite, key=lambda row: row[loss])
         return SGD(**{field.name: row[field.name] for field in fields(SGD) if field.compare})
 
+    def __str__(self) -> str:
+        last = max((row["step"] for row in self.rows), default=0)
+        side = "test_loss" if self.rows and "test_loss" in self.rows[0] else "train_loss"
+        rows = sorted((row for row in self.rows if row["step"] == last), key=lambda row: row[side])
+        name, settled = side.replace("_", " "), [row for row in rows if math.isfinite(row[side])]
+        answer = f"none of the {len(rows)} has a finite {name}."
+        if settled:
+            best = settled[0]
+            answer = (
+                f"lr = {best['lr']:.4g}, batch_size = {best['batch_size']} has the smallest {best['kind']} {name}, "
+                f"{best[side]:.4g}."
+            )
+            lost = len(rows) - len(settled)
+            answer += f" {lost} of {len(rows)} have no finite loss." if lost else ""
+        table = [f"{'lr':>12} {'batch_size':>10} {'momentum':>9} {'kind':>10} {name:>12}"]
+        for row in rows[:_ROWS]:
+            cells = f"{row['lr']:>12.4g} {row['batch_size']:>10} {row['momentum']:>9g} {row['kind']:>10}"
+            table.append(f"{cells} {row[side]:>12.5g}")
+        return told(
+            asked=f"which of {len(rows)} settings and kinds has the smallest {name} after {last} steps?",
+            answer=answer,
+            sure="that of the predictions; past the mean-square limit the loss counts as infinite under squared error.",
+            do="train with sweep.best(), a measured one with kind='measured'; sweep.to_dataframe() has every row.",
+            table=table,
+            terms=["predicted", "measured", "mean-square limit"],
+        )
+
     def to_dataframe(self) -> pandas.DataFrame:
         """The rows as a data frame (needs pandas)."""
         import pandas
@@ -108,8 +140,9 @@ def sweep(
 
     Args:
         problem_or_linearization: a ``Problem`` is linearized once.
-        lr, ..., label_noise_std: options of ``SGD``, each one value or several; ``lr`` may hold ``LimitFraction(0.5)``.
-            No schedules. The learning rate varies fastest, then the batch size.
+        lr, batch_size, momentum, dampening, nesterov, weight_decay, sampling, drop_last, label_noise_std: options of
+            ``SGD``, each one value or several; ``lr`` may hold ``LimitFraction(0.5)``. No schedules.
+            The learning rate varies fastest, then the batch size.
         n_steps: updates of every setting. record: steps to report; default the last one only.
         dynamics: as in ``predict``.
         measured: also train ``n_runs`` times at every setting: a problem's own model, or the linearized one of a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from typing import Any
 
 import torch
@@ -101,6 +102,9 @@ def resolve_lr(
     limit = stability.max_lr_of(linearization, build_sgd(options))
     of = " of batches drawn without replacement" if options.sampling == "shuffled" else ""
     of += "" if options.loss == "mse" else " of the quadratic at the initial outputs"
+    if limit == math.inf:
+        received = f"{options.lr}, a part of an infinite limit: the kernel is zero, and no learning rate is too large"
+        raise ValueError(complaint("--lr", "a number", received, "write 0.1"))
     lr = rate.fraction * limit
     return lr, f"lr = {lr:.6g}, {rate.fraction:g} of the mean-square limit {limit:.6g}{of}"
 
@@ -123,10 +127,11 @@ def build_dynamics(text: str) -> dynamics.Dynamics | None:
 
     try:
         result = built(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError) as error:
-        if isinstance(error, ValueError) and not str(error).startswith("malformed"):
-            raise
-        raise ValueError(complaint("--dynamics", expected, repr(text))) from None
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
+        # Python's own words about the expression help nobody; those of a constructor do.
+        own = isinstance(error, ValueError | TypeError) and " must be " in str(error)
+        said = f"{text!r}, of which {error}" if own else repr(text)
+        raise ValueError(complaint("--dynamics", expected, said)) from None
     if not isinstance(result, dynamics.Dynamics):
         raise ValueError(complaint("--dynamics", expected, repr(text)))
     return result

@@ -10,6 +10,7 @@ import os
 import platform
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,8 +44,11 @@ class ResultFolder:
             received = f"{path} with {there[0]}"
             raise FileExistsError(complaint("--out", "a folder without results", received, "add --overwrite"))
         parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        if not os.access(parent, os.W_OK):
-            raise PermissionError(complaint("--out", "in a folder that can be written", parent))
+        try:
+            os.rmdir(tempfile.mkdtemp(dir=parent))  # some folders only look as if they could be written
+        except OSError as error:
+            received = f"{path}, where nothing can be made in {parent} ({error.strerror})"
+            raise PermissionError(complaint("--out", "in a folder that can be written", received)) from None
         return cls(path, names)
 
     @contextmanager

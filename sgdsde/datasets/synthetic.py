@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
+from sgdsde import _memory
 from sgdsde._checks import complaint, finite_number, nonnegative_number, whole_number, word
 from sgdsde._streams import numpy_stream, torch_stream
 from sgdsde.datasets.dataset import Dataset, check_dtype
@@ -87,6 +88,8 @@ def synthetic(
     """
     n_train, n_test = whole_number("n_train", n_train, 1), whole_number("n_test", n_test, 1)
     d, c = whole_number("in_features", in_features, 1), whole_number("out_features", out_features, 1)
+    for name, count in (("n_train", n_train), ("n_test", n_test), ("in_features", d)):
+        _memory.check_count(name, count, 3 * 8 * d, "rows of in_features numbers, in float64 and thrice,")
     r, seed = d if rank is None else whole_number("rank", rank, 1), whole_number("seed", seed)
     n_duplicates, noise_std = whole_number("n_duplicates", n_duplicates), nonnegative_number("noise_std", noise_std)
     word("teacher", teacher, ("linear", "mlp"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgdsde import _memory
 from sgdsde._checks import whole_number
 from sgdsde._types import Progress
 from sgdsde.dynamics.dynamics import Dynamics
@@ -56,6 +57,7 @@ class LinearizedSGD(Dynamics):
     ) -> Iterator[OutputLaw]:
         self.check(linearization, sgd)
         plan = sgd.plan(linearization.problem.n_train, record[-1])
+        _memory.check_count("n_runs", self.n_runs, 3 * 8 * linearization.outputs.numel(), "runs")
         runs = SampledRuns(LinearizedLearner(linearization), sgd, plan, n_runs=self.n_runs, seed=self.seed + PREDICTED)
         return laws(runs, plan, record, "SGD of the linearized model", progress)
 

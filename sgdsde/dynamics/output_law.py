@@ -22,6 +22,7 @@ class Covariance:
 
     @property
     def trace(self) -> Tensor:
+        """The trace of the covariance."""
         return (self.gram * self.core).sum()
 
     @property

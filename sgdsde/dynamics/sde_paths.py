@@ -88,6 +88,7 @@ class SDEPaths(Dynamics):
             self.check(linearization, sgd)
         plan = sgd.plan(linearization.problem.n_train, record[-1])
         displacement = None if self.ito_term is None else self.ito_term.displacement(linearization, sgd, plan)
+        _memory.check_count("n_paths", self.n_paths, 3 * 8 * linearization.outputs.numel(), "paths")
         setup = PathSetup(linearization, sgd, plan, self.seed, displacement)
         self.integrator.check(setup)
         self.check(linearization, sgd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sgdsde import _memory
 from sgdsde._checks import complaint, whole_number
 from sgdsde._progress import StageCost, Ticker, announced, covered, ticker
 from sgdsde._types import Observable, Progress
@@ -94,7 +95,7 @@ def run_ensembles(
     with a number of their own for each run, and share their draws; the others follow each other.
 
     Args:
-        sgds: at least one. n_runs: of each of them. The others: as in ``run_ensemble``.
+        sgds: at least one. n_runs: of each of them. variant, record, observe: as in ``run_ensemble``.
     Returns:
         One ``Trajectory`` for each SGD, in their order. Every SGD gets the runs of ``seed``: run j of two settings of
         one batch size and sampling is trained on the same batches.
@@ -114,6 +115,7 @@ def run_ensembles(
         check_training(problem, sgd)
         check_label_noise(sgd, problem)
     ensemble = _Ensemble(learner, sgds, variant, [sgd.plan(problem.n_train, n_steps) for sgd in sgds], seed, memory)
+    _memory.check_count("n_runs", n_runs, 2 * 8 * len(steps) * len(sgds), "runs, with their losses,")
     recorders = [Recorder(problem, steps, n_runs, n_steps, observe=observe) for _ in sgds]
     if progress is not covered:
         progress = announced(ensemble.expected_cost(n_steps, n_runs), progress)

@@ -205,7 +205,7 @@ class OuterLayer(Layer):
         return dataclasses.replace(self, x=x, deltas=deltas)
 
     def push(self, rows: Tensor) -> Tensor:
-        (n, c, places, o), q, k = self.deltas.shape, self.x.shape[-1], len(rows)
+        (n, _, places, o), q, k = self.deltas.shape, self.x.shape[-1], len(rows)
         weights = self._weights(rows[:, self.place], o, q)
         slopes = []
         at_once = max(1, NUMBERS // (k * places * o))
@@ -251,7 +251,9 @@ class OuterLayer(Layer):
         return rows.view(-1, q, o).mT if self.flipped else rows.view(-1, o, q)
 
 
-def _layers(functional: FunctionalModel, structure: Structure, seen: Observation, offsets: dict[str, int]) -> list[Layer]:
+def _layers(
+    functional: FunctionalModel, structure: Structure, seen: Observation, offsets: dict[str, int]
+) -> list[Layer]:
     layers: list[Layer] = []
     for term in structure.terms:
         if _is_outer(term, functional.n_outputs):

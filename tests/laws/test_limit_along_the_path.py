@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import sgdsde
 from benchmarks.bench_stability import CASES, measure
 from sgdsde.sampling import block_batches
-from sgdsde.stability import max_lr, max_lr_along_path, max_lr_full_batch
+from sgdsde.stability import along_path, max_lr, max_lr_along_path, max_lr_full_batch
 from sgdsde.stability.along_path import FARTHEST, _bracket
 from sgdsde.stability.sampled_path import PURPOSE, sampled_path
 
@@ -175,3 +175,19 @@ def test_the_threshold_of_real_training_is_near_the_limit_along_the_path(name: s
     found = measure(case)
     assert 1 / 1.5 <= found["measured_over_max_lr_along_path"] <= 1.5
     assert not 1 / 1.5 <= found["measured_over_max_lr"] <= 1.5  # the control
+
+
+def test_a_path_is_walked_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteenths from step 0 to the last one: growth in the last steps is seen."""
+    seen: list[list[int]] = []
+
+    def watched(problem: Any, sgd: Any, record: list[int], **words: Any) -> Any:
+        seen.append(list(record))
+        return sampled_path(problem, sgd, record, **words)
+
+    monkeypatch.setattr(along_path, "sampled_path", watched)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    problem = sgdsde.Problem(nn.Linear(3, 1).double(), x, x[:, :1], loss=nn.MSELoss())
+    max_lr_along_path(problem, 2, n_steps=32, precision=0.5)
+    assert all(record == list(range(0, 33, 2)) for record in seen)
+    assert seen

@@ -75,3 +75,11 @@ def test_a_draw_moves_no_mean() -> None:
     residual = torch.ones(5, 2, dtype=torch.float64)
     xi = torch.from_numpy(np.random.default_rng(2).normal(size=(3, 5)))
     assert float(noise_direction(residual.expand(3, 5, 2), xi).sum(1).abs().max()) < 1e-14
+
+
+@pytest.mark.parametrize(("batch_size", "sampling"), [(0, "with_replacement"), (9, "without_replacement")])
+def test_no_batch_is_empty_or_larger_than_the_set_it_is_drawn_from(batch_size: int, sampling: str) -> None:
+    eye = torch.eye(8, dtype=torch.float64)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, and at most n_train when drawn without"):
+        output_noise(eye, eye, n_train=8, batch_size=batch_size, sampling=sampling)
+    assert output_noise(eye, eye, n_train=8, batch_size=9, sampling="with_replacement").trace() > 0

@@ -79,3 +79,14 @@ def test_words_come_from_a_closed_set():
     assert _checks.word("a", "x", ("x", "y")) == "x"
     with pytest.raises(ValueError, match="a must be one of 'x', 'y', got 'z'"):
         _checks.word("a", "z", ("x", "y"))
+
+
+def test_numbers_beyond_floats_are_refused_in_words():
+    for value in (10**400, -(10**400)):
+        with pytest.raises(ValueError, match=r"lr must be below 1.8e308, got a number beyond the range of float64"):
+            _checks.finite_number("lr", value)
+
+
+def test_whole_numbers_are_not_rounded():
+    assert _checks.whole_number("seed", 2**53 + 1) == 2**53 + 1
+    assert _checks.whole_number("seed", 8.0) == 8

@@ -88,3 +88,27 @@ def test_updates_past_the_end_do_no_harm():
     ticks.update(5)
     ticks.close()
     assert progress.seen == [3]
+
+
+def test_more_than_fits_is_refused_by_count(monkeypatch):
+    monkeypatch.setattr(_memory, "free_bytes", lambda device: 4 * 10**9)
+    _memory.check_count("n_runs", 10**6, 1000, "runs")
+    message = (
+        "n_runs must be at most 1,000,000 with a quarter of the free memory, got 1,000,001; runs take 1,000 bytes each"
+    )
+    with pytest.raises(MemoryError, match=re.escape(message)):
+        _memory.check_count("n_runs", 10**6 + 1, 1000, "runs")
+    with pytest.raises(MemoryError, match=re.escape("10**15 or more")):
+        _memory.check_count("n_runs", 10**400, 1000, "runs")
+
+
+def test_more_runs_than_fit_are_refused_at_once():
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    problem = sgdsde.Problem(nn.Linear(3, 1), x, x[:, :1], loss=nn.MSELoss())
+    for call in (
+        lambda: sgdsde.run_ensemble(problem, sgdsde.SGD(0.1, 2), 3, 10**12),
+        lambda: sgdsde.predict(problem, sgdsde.SGD(0.1, 2), 3, dynamics=sgdsde.dynamics.SDEPaths(10**12)),
+        lambda: sgdsde.predict(problem, sgdsde.SGD(0.1, 2), 3, dynamics=sgdsde.dynamics.LinearizedSGD(10**12)),
+    ):
+        with pytest.raises(MemoryError, match=r"n_(runs|paths) must be at most"):
+            call()

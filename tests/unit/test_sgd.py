@@ -134,3 +134,11 @@ def test_it_is_frozen_and_compares_by_value():
     assert SGD(0.1, 2) == SGD(0.1, 2.0)
     with pytest.raises(AttributeError):
         SGD(0.1, 2).lr = 0.2  # type: ignore[misc]
+
+
+def test_a_plan_that_does_not_fit_is_refused_and_constants_need_no_loop():
+    plan = sgdsde.SGD(0.1, 4).plan(8, 100_000)
+    assert (plan.lr == 0.1).all()
+    assert (plan.batch_size == 4).all()
+    with pytest.raises(MemoryError, match=r"n_steps must be at most .* steps that are followed one by one"):
+        sgdsde.SGD(0.1, 4).plan(8, 10**13)

@@ -46,7 +46,11 @@ class TailBlocks:
         count = len(basis.values) - leading
         if count <= 0:
             return None
-        values, vectors, c = basis.values[:count].flip(0), basis.vectors[:, :count].flip(1), linearization.problem.n_outputs
+        values, vectors, c = (
+            basis.values[:count].flip(0),
+            basis.vectors[:, :count].flip(1),
+            linearization.problem.n_outputs,
+        )
         octave = (values[0] / values).log2().floor().clamp_max(OCTAVES - 1).long()
         _, sizes = octave.unique_consecutive(return_counts=True)
         groups = sizes.tolist()

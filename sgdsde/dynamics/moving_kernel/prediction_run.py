@@ -109,9 +109,7 @@ class PredictionRun(MomentState):
         self._options, self._n_steps, self._on_refresh = options, len(plan), on_refresh
         self._sgd, self._plan, self._stride = sgd, plan, 1
         self._path = MeanPath.start(problem, sgd, plan)
-        self._subspace = WeightSubspace.leading(
-            linearization, rank=options.rank, neglected=options.neglected
-        )
+        self._subspace = WeightSubspace.leading(linearization, rank=options.rank, neglected=options.neglected)
         self._tail = _tail(linearization, sgd, leading=len(self._subspace))
         self._features = self._initial = self._subspace.features(problem.params, with_test=False)
         self._fluctuation = _fluctuation(options, linearization, sgd, plan, size=len(self._subspace))

@@ -43,7 +43,7 @@ class MovingKernel(Dynamics):
     Exactness: that of ``MomentRecursion`` (shuffled epochs: with ``epoch_starts=0``) for a model linear in its
         parameters, up to ``neglected``; that of full-batch training at B = n. Beyond: weights are taken as Gaussian
         around their mean, their fluctuation as linear in J. The curvature of the network in the fluctuation is left
-        out. Errors on real networks: docs/choosing_a_predictor.md.
+        out. Errors on real networks: docs/choosing_a_dynamics.md.
     Cost: at least two full-batch gradients a step (every interval is walked ahead once or more to find its length),
         6 d r^2 + 4 r^3 operations a step for r directions of d = n c outputs; at each
         refresh about three products of r directions with the Jacobian and 2 ``feedback.n_draws`` full-batch gradients.
@@ -89,7 +89,9 @@ class MovingKernel(Dynamics):
         if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
             raise self.refuse("label noise without squared error", "dynamics.MovingKernel() with label_noise_std=0")
         plan = sgd.plan(problem.n_train, record[-1])
-        options = Options(self.tolerance, self.first_interval, self.feedback, self.rank, self.neglected, self.epoch_starts)
+        options = Options(
+            self.tolerance, self.first_interval, self.feedback, self.rank, self.neglected, self.epoch_starts
+        )
         monitor = RefreshMonitor(self.tolerance, sgd.momentum)
 
         def refreshed(refresh: Refresh) -> None:

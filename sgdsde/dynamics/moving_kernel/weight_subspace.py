@@ -69,8 +69,8 @@ class WeightSubspace:
         """The ``rank`` leading right singular vectors of J, the largest first.
 
         Raises:
-            ValueError: a truncated eigenbasis that leaves out more than the share ``neglected`` of |J|^2. MemoryError: the directions do not fit; names the
-                bytes.
+            ValueError: a truncated eigenbasis that leaves out more than the share ``neglected`` of |J|^2. MemoryError:
+                the directions do not fit; names the bytes.
         """
         problem, basis = linearization.problem, linearization.eigenbasis
         _refuse_truncation(basis, neglected)
@@ -149,6 +149,11 @@ class WeightSubspace:
         rows = products.pull(cotangents.to(self._problem.dtype))
         condition = math.inf
         while condition > WELL_CONDITIONED:  # a further pass removes what rounding left of the first
+            if not len(rows):
+                raise ValueError(
+                    "the gradients along the mean path must stay finite and different from zero, got none that are: "
+                    "the outputs no longer depend on the weights (dead or saturated units); use a smaller lr"
+                )
             gram = (rows @ rows.mT).double()
             diagonal = torch.linalg.eigvalsh(gram)
             condition = float(diagonal[-1] / diagonal[0].clamp_min(0)) if diagonal[0] > 0 else math.inf

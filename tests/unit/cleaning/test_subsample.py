@@ -12,7 +12,7 @@ from torch import nn
 import sgdsde
 from sgdsde.cleaning import Lawley, LedoitWolf, UncleanedWarning, sharpness_from_subsample
 from sgdsde.cleaning.subsample import own_curvatures, two_phase
-from sgdsde.stability import max_lr_from_subsample
+from sgdsde.stability import max_lr_from_subsample, subsample
 from tests.problems import classification_problem, digits_problem, linear_problem, mlp_problem
 
 
@@ -188,3 +188,22 @@ def test_sharpness_of_ten_thousand_images_from_a_hundred() -> None:
     assert np.abs(error).max() < 0.05
     assert abs(error.mean()) < 0.015
     assert 0.6 < np.sqrt((z**2).mean()) < 1.4
+
+
+@pytest.mark.parametrize("n_auxiliary", [20, 50])
+def test_the_error_of_a_limit_is_that_of_a_two_phase_ratio(n_auxiliary: int) -> None:
+    """Written out: value^2 sqrt(m (1/m - 1/m') V(ratio) + m (1/m' - 1/n) V(plain)), V by leaving groups out."""
+    problem, m = digits_problem(60, width=16), 20
+    found = max_lr_from_subsample(problem, 4, m, seed=3, n_auxiliary=n_auxiliary)
+    n, noise, sgd = problem.n_train, 1 / 4, sgdsde.SGD(1.0, 1)
+    drawn, kernel, s = subsample.subsample_kernel(problem, m, seed=3)
+    own = s * kernel.diagonal().numpy()
+    every = np.concatenate([own, own_curvatures(problem, drawn[m:n_auxiliary])])
+    plain, ratio = [], []
+    for i in range(m):  # twenty groups of one
+        kept = [j for j in range(m) if j != i]
+        plain.append(subsample._inverse_limit(kernel[kept][:, kept], 1, s, noise, sgd))
+        ratio.append(plain[-1] / own[kept].mean() * every.mean())
+    variance = [(m - 1) * np.var(values) for values in (ratio, plain)]
+    expected = m * ((1 / m - 1 / n_auxiliary) * variance[0] + (1 / n_auxiliary - 1 / n) * variance[1])
+    assert found.standard_error == pytest.approx(found.value**2 * expected**0.5, rel=1e-6)

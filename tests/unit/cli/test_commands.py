@@ -277,3 +277,19 @@ def test_the_module_runs_and_warnings_made_errors_stay_outside():
     assert answer.returncode == OK
     assert answer.stderr.count("\n") == 1
     assert "written to sgdsde-predict-synthetic-mlp16-batch4-seed0: prediction.png" in answer.stdout
+
+
+@pytest.mark.parametrize("out", ["/dev/null/x", "/proc/nothing/here"])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(out, capsys):
+    assert call("predict", SYNTHETIC, f"--steps 2 --out {out}") == USAGE
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(rf"sgdsde: error: --out must be in a folder that can be written, got {out}, .*\n", said.err)
+
+
+@pytest.mark.parametrize("theory", ["SDEPaths(n_paths=-1)", "SDEPaths(paths=3)", "(" * 200, "SDEPaths(1,2,3,4,5,6,7)"])
+def test_a_theory_that_cannot_be_built_names_the_option(theory, capsys):
+    assert call("predict", SYNTHETIC, f"--steps 2 --dynamics {theory}") == USAGE
+    error = capsys.readouterr().err
+    assert error.startswith("sgdsde: error: --dynamics must be one of ")
+    assert ("n_paths must be at least 2, got -1" in error) == ("-1" in theory)

@@ -12,11 +12,10 @@ from sgdsde.kernel import layer_products
 from sgdsde.kernel.layer_products import LayerProducts, NetworkJacobian, OuterLayer
 from tests.catalogue import CASES, jacobian_by_backward
 
-
 NAMES = (
     *("residual block", "unet skip", "batch norm 2d", "embedding", "transformer encoder layer", "rnn", "tied weights"),
     *("transposed tie", "layer used twice", "bare parameters", "frozen parameters", "parameter without influence"),
-    *("weight norm", "bilinear", "pair of function and parameters", "conv1d", "grouped"),
+    *("weight norm", "bilinear", "pair of function and parameters", "conv1d", "conv grouped"),
 )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutation.mutations import mutations, mutations_of, sample
-from tests.mutation.run import EQUIVALENT, ROOT, Reached, equivalents, is_noticed, within
+from tests.mutation.run import EQUIVALENT, ROOT, Reached, equivalents, is_noticed, within, without_parameters
 
 SOURCE = b'''"""Words - words."""
 
@@ -97,3 +97,16 @@ def test_every_equivalent_mutation_has_a_reason():
         assert file.startswith("sgdsde/"), f"{name} in {EQUIVALENT}"
         assert " -> " in change, f"{name} in {EQUIVALENT}"
         assert len(reason) > 10, f"{name} in {EQUIVALENT}"
+
+
+def test_a_default_in_the_names_of_tests_does_not_stop_the_run(tmp_path):
+    """The mutated default renames its own parametrized test, which is then found by its function."""
+    (tmp_path / "one.py").write_text("RATE = 2.0\n")
+    (tmp_path / "test_one.py").write_text(
+        "import pytest, one\n\n"
+        "@pytest.mark.parametrize('rate', [one.RATE], ids=repr)\n"
+        "def test_rate(rate):\n    assert rate == 2.0\n"
+    )
+    (mutation,) = mutations(tmp_path, "one.py")
+    assert is_noticed(tmp_path, mutation, ["test_one.py::test_rate[2.0]"], 60)
+    assert without_parameters(["a::f[1]", "a::f[2]", "a::g"]) == ["a::f", "a::g"]
