@@ -17,6 +17,9 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 
 TAG = re.compile(r"\\tag\{([A-Z]?\d+(?:\.\d+)?)\}")
+LONG = 40
+"""Characters of a formula within a line, from which on it may be wider than a telephone."""
+
 _REFERENCE = re.compile(r"\(((?:[A-Z]\d+|\d+\.\d+))\)")
 
 
@@ -39,7 +42,9 @@ def _shown(node: nodes.Element, *, as_block: bool) -> str:
 
 
 def visit_inline(translator: Any, node: nodes.Element) -> None:
-    translator.body.append(_shown(node, as_block=False))
+    formula = _shown(node, as_block=False)
+    long = len(node.astext()) > LONG  # a formula is not broken between lines: on a telephone it scrolls
+    translator.body.append(f'<span class="long-formula">{formula}</span>' if long else formula)
     raise nodes.SkipNode
 
 

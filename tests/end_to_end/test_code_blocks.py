@@ -27,10 +27,21 @@ from tests.pages import LANGUAGES, PAGES, ROOT, blocks, given
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+SHELL = {"--width 1024": "--width 16 --n-train 16 --n-test 8 --quiet", "--steps 400": "--steps 10"}
 SMALLER = {
-    "README.md": {"n_train=256": "n_train=24", "512": "64", "n_steps=200": "n_steps=20", "lr=0.3": "lr=0.05"},
-    "quick_start.md": {"n_train=64": "n_train=24", "256": "64", "n_steps=60": "n_steps=20", "lr=0.2": "lr=0.05"},
+    "README.md": {
+        "n_train=256": "n_train=24",
+        "512": "64",
+        "n_steps=200": "n_steps=20",
+        "10, 21, 68, 200": "10, 20",
+        "lr=0.3": "lr=0.05",
+        "n_steps=100": "n_steps=10",
+        "n_runs=16": "n_runs=4",
+    },
+    "quick_start.md": {"n_train=64": "n_train=24", "256": "64", "n_steps=60": "n_steps=20", "lr=0.2": "lr=0.05"}
+    | SHELL,
     "diagnosis.md": {"n_steps=400": "n_steps=20"},
+    "measuring.md": {"n_steps=400": "n_steps=8", "(0.03, 8)": "(0.03, 4)", "(0.025, 20)": "(0.025, 7)"},
     "stability.md": {"n_steps=200": "n_steps=20"},
     "large_kernels.md": {
         ", 500)": ", 5)",
@@ -41,7 +52,7 @@ SMALLER = {
     },
     "pruning.md": {", 300)": ", 20)"},
     "cleaning.md": {"100": "12"},
-    "command_line.md": {"--width 1024": "--width 16 --n-train 16 --n-test 8 --quiet", "--steps 400": "--steps 10"},
+    "command_line.md": SHELL,
 }
 """By page: words of its blocks, and the words that take their place here."""
 
