@@ -10,7 +10,7 @@ from sgdsde._checks import complaint, whole_number
 from sgdsde._progress import StageCost, covered
 from sgdsde._words import told
 from sgdsde.dynamics import Dynamics, MomentRecursion, ReducedMoments, SDEPaths, Volterra
-from sgdsde.dynamics.reduced_moments import cost_in_plain_steps
+from sgdsde.dynamics.reduced_moments import pays_after
 from sgdsde.ensemble import run_ensemble
 from sgdsde.evolution_cost import Course, evolution_cost
 from sgdsde.kernel import KernelPlan
@@ -131,8 +131,8 @@ def foreseen_cost(
 def chosen_dynamics(course: Course) -> Dynamics:
     """The dynamics that ``predict`` takes where none is named."""
     dynamics, sgd = default_dynamics(course.problem, course.sgd), course.sgd
-    reducible = isinstance(dynamics, MomentRecursion) and not sgd.momentum and sgd.sampling != "shuffled"
-    if reducible and course.n_steps > cost_in_plain_steps(course.size.rank, 1 if sgd.is_constant else 4):
+    reducible = isinstance(dynamics, MomentRecursion) and not sgd.momentum
+    if reducible and course.n_steps > pays_after(sgd, course.size.rank):
         return ReducedMoments()
     return dynamics
 

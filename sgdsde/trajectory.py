@@ -46,8 +46,9 @@ class Trajectory:
         mean_square_limit: the largest stable learning rate of the linearized SGD in mean square, where the learning
             rate lies past it; else None.
         train_accuracy, test_accuracy: ``AccuracyBand`` if observed, else None.
-        truncation_error: [T], a bound on |expected train loss on the whole kernel - train_loss.mean| of a prediction
-            on its leading eigenpairs; None where nothing was left out. Test losses have no such bound.
+        truncation_error: [T], of a prediction on leading eigenpairs |expected train loss on the whole kernel -
+            train_loss.mean|: an estimate where their tail is followed, a bound where it is frozen; None where nothing
+            was left out. Test losses have none.
         estimated_error: [T], estimated relative error of train_loss.mean against the theory that ``dynamics`` stands
             for, where it was not computed exactly (``ReducedMoments``); else None.
         assumptions: what a prediction takes for granted of kernel, noise and closure, in words; empty where measured.
@@ -154,7 +155,7 @@ class Trajectory:
                 draw_loss(axes, self.steps, band, self.origin, side)
             plots.scale_losses(axes)
             plots.scale_steps(axes, int(self.steps[-1]))
-            plots.title(axes, self.dynamics)
+            plots.title(axes, self.obtained or self.dynamics)
             label_bands(axes, self.train_loss, self.origin)
         return axes
 

@@ -81,7 +81,8 @@ class SharedCovariance(Covariance):
 
 def _unknown() -> ValueError:
     return ValueError(
-        'TracedRecursion cannot represent the law of single outputs; use MomentRecursion or observe "loss"'
+        "ModalMoments on a shared kernel and TracedRecursion cannot represent the law of single outputs; use "
+        'MomentRecursion or observe "loss"'
     )
 
 

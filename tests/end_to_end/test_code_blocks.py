@@ -41,6 +41,7 @@ SMALLER = {
     "quick_start.md": {"n_train=64": "n_train=24", "256": "64", "n_steps=60": "n_steps=20", "lr=0.2": "lr=0.05"}
     | SHELL,
     "diagnosis.md": {"n_steps=400": "n_steps=20"},
+    "measuring.md": {"n_steps=400": "n_steps=8", "(0.03, 8)": "(0.03, 4)", "(0.025, 20)": "(0.025, 7)"},
     "stability.md": {"n_steps=200": "n_steps=20"},
     "large_kernels.md": {
         ", 500)": ", 5)",
