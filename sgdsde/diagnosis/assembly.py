@@ -77,13 +77,14 @@ def diagnose(
     found = options(problem, sgd, pilot, (frozen, moving), costs, tolerance=tolerance, n_settings=n_settings)
     best = advised(found, tolerance)
     made = checks(sample, pilot, frozen, sgd, tolerance=tolerance)
+    sentence = summary(found, best, tolerance, pilot)
     bar.close()
     return Diagnosis(
         options=tuple(found),
         best=best,
         checks=made,
         tolerance=tolerance,
-        sentence=summary(found, best, tolerance, pilot),
+        sentence=sentence,
         steps=torch.tensor(steps),
         measured=pilot.real.mean(0),
         linearized=pilot.linear.mean(0),
