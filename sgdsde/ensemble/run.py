@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor, distributed
 
 from sgdsde import _memory
 from sgdsde._checks import complaint, whole_number
 from sgdsde._progress import StageCost, Ticker, announced, covered, ticker
 from sgdsde._types import Observable, Progress
 from sgdsde.ensemble.batches import settings_in
+from sgdsde.ensemble.blocks import BlockRun, BlockStore, Splitting, blocks_of_runs, marks_of, merged, words_of
 from sgdsde.ensemble.group import RunGroup
 from sgdsde.ensemble.layout import Layout
 from sgdsde.ensemble.linearized import LinearizedLearner
@@ -39,6 +43,8 @@ def run_ensemble(
     record: Sequence[int] | None = None,
     observe: Sequence[Observable] = ("loss",),
     memory: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    group: distributed.ProcessGroup | None = None,
     progress: Progress = None,
 ) -> Trajectory:
     """Losses of ``n_runs`` independent runs of minibatch SGD from the same initial weights.
@@ -53,10 +59,20 @@ def run_ensemble(
         progress: as in ``predict``; the cost of real runs is that of forward passes of a batch, timed where there are
             64 steps or more.
         memory: bytes allowed for the runs held and stepped together; default a quarter of what is free.
+        checkpoint: a folder, new or of this ensemble, that keeps every finished block of 64 runs: a call that was
+            killed goes on from there, also with more runs.
+        group: of ``torch.distributed``, whose ranks share the blocks; all make the same call and get the same result.
     Returns:
         A measured ``Trajectory`` with samples. A run whose loss stops being finite is recorded in ``diverged_at`` and
         as +inf from there on; the others go on.
-    Exactness: equal to a ``torch.optim.SGD`` loop over the same batches, to rounding.
+    Raises:
+        ValueError: a checkpoint of another ensemble, or of another version; names what differs. RuntimeError: a rank of
+            ``group`` failed, was lost, or took longer for a block than the group's timeout.
+    Warns:
+        CheckpointWarning: a damaged or foreign part of the checkpoint, which is computed again.
+    Exactness: equal to a ``torch.optim.SGD`` loop over the same batches, to rounding. With ``checkpoint`` or ``group``
+        the same bits however often it was killed and whatever the number of ranks (on one kind of machine, with one
+        number of threads).
     Cost: the gradients of n_runs batches a step, and a pass over all data for each run and recorded step: batched
         products for stacks of dense and convolutional layers, ``vmap`` for other networks, a loop where that cannot. A
         step of the linearized model sums B c columns of its kernel a run.
@@ -72,6 +88,8 @@ def run_ensemble(
         record=record,
         observe=observe,
         memory=memory,
+        checkpoint=checkpoint,
+        group=group,
         progress=progress,
     )[0]
 
@@ -87,6 +105,8 @@ def run_ensembles(
     record: Sequence[int] | None = None,
     observe: Sequence[Observable] = ("loss",),
     memory: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    group: distributed.ProcessGroup | None = None,
     progress: Progress = None,
 ) -> list[Trajectory]:
     """The trajectories of ``run_ensemble`` for several SGDs, all runs of all settings in one ensemble.
@@ -96,7 +116,8 @@ def run_ensembles(
     with a number of their own for each run, and share their draws; the others follow each other.
 
     Args:
-        sgds: at least one. n_runs: of each of them. variant, record, observe: as in ``run_ensemble``.
+        sgds: at least one. n_runs: of each of them. variant, record, observe, checkpoint, group: as in
+            ``run_ensemble``; with one of the last two every block of runs of every SGD is trained for itself.
     Returns:
         One ``Trajectory`` for each SGD, in their order. Every SGD gets the runs of ``seed``: run j of two settings of
         one batch size and sampling is trained on the same batches.
@@ -116,17 +137,25 @@ def run_ensembles(
         variant.check(sgd)
         check_training(problem, sgd)
         check_label_noise(sgd, problem)
-    ensemble = _Ensemble(learner, sgds, variant, [sgd.plan(problem.n_train, n_steps) for sgd in sgds], seed, memory)
     _memory.check_count("n_runs", n_runs, 2 * 8 * len(steps) * len(sgds), "runs, with their losses,")
-    recorders = [Recorder(problem, steps, n_runs, n_steps, observe=observe) for _ in sgds]
+    plans = [sgd.plan(problem.n_train, n_steps) for sgd in sgds]
+    splitting, store = Splitting(checkpoint, group), None
+    if splitting:
+        words = {"variant": variant, "seed": seed, "trained": learner.label}
+        store = BlockStore(
+            splitting, words_of(problem, sgds, n_steps, steps=steps, observe=observe, **words), learner.device
+        )
+        memory = store.begin(memory, marks_of(problem_or_linearization))
+    ensemble = _Ensemble(learner, sgds, variant, plans, seed, memory, steps, tuple(observe))
     if progress is not covered:
         progress = announced(ensemble.expected_cost(n_steps, n_runs), progress)
     ticks = ticker(progress, n_steps * n_runs * len(sgds), "SGD runs")
-    for settings in ensemble.together():
-        ensemble.train(settings, n_runs, recorders, ticks)
+    if store is None:
+        found = ensemble.trajectories(range(len(sgds)), range(n_runs), ticks)
+    else:
+        found = _in_blocks(ensemble, n_runs, store, ticks)
     ticks.close()
-    label = f"{learner.label}, {variant.label}" if variant.label else learner.label
-    return [recorder.trajectory(plan, label) for recorder, plan in zip(recorders, ensemble.plans)]
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,29 +168,43 @@ class _Ensemble:
     plans: Sequence[StepPlan]
     seed: int
     memory: int | None
+    steps: Tensor
+    observe: Sequence[Observable]
 
-    def together(self) -> list[list[int]]:
+    def trajectories(self, numbers: Sequence[int], runs: range, ticks: Ticker) -> list[Trajectory]:
+        """The trajectories of these runs of some of the SGDs, by number."""
+        problem, learner = self.learner.problem, self.learner
+        recorders = {
+            number: Recorder(problem, self.steps, runs, len(self.plans[number]), observe=self.observe)
+            for number in numbers
+        }
+        for settings in self._together(numbers):
+            self._train(settings, runs, [recorders[s] for s in settings], ticks)
+        label = f"{learner.label}, {self.variant.label}" if self.variant.label else learner.label
+        return [recorders[number].trajectory(self.plans[number], label) for number in numbers]
+
+    def _together(self, numbers: Sequence[int]) -> list[list[int]]:
         """The SGDs whose runs may be stepped together, by number."""
         found: dict[tuple[object, ...], list[int]] = {}
-        for number, (sgd, plan) in enumerate(zip(self.sgds, self.plans)):
-            found.setdefault(same_words(sgd, plan), []).append(number)
+        for number in numbers:
+            found.setdefault(same_words(self.sgds[number], self.plans[number]), []).append(number)
         return list(found.values())
 
-    def train(self, settings: list[int], n_runs: int, recorders: Sequence[Recorder], ticks: Ticker) -> None:
-        """All runs of these SGDs, as many at once as the layout says: all settings of some runs, or some of them."""
-        sgds, recorders = [self.sgds[s] for s in settings], [recorders[s] for s in settings]
+    def _train(self, settings: list[int], runs: range, recorders: Sequence[Recorder], ticks: Ticker) -> None:
+        """These runs of these SGDs, as many at once as the layout says: all settings of some runs, or some of them."""
+        sgds = [self.sgds[s] for s in settings]
         plans = [self.variant.refined(self.plans[s]) for s in settings]
-        layout = self._layout(settings, n_runs)
-        runs_held = min(n_runs, layout.held)
+        layout = self._layout(settings, len(runs))
+        runs_held = min(len(runs), layout.held)
         settings_held = layout.held // runs_held
         for first in range(0, len(settings), settings_held):
             some = slice(first, first + settings_held)
-            for start in range(0, n_runs, runs_held):
-                runs = range(start, min(start + runs_held, n_runs))
-                streams = RunStreams(self.seed, runs, self.learner.device, self.learner.dtype)
+            for start in range(runs.start, runs.stop, runs_held):
+                held = range(start, min(start + runs_held, runs.stop))
+                streams = RunStreams(self.seed, held, self.learner.device, self.learner.dtype)
                 words: dict[str, Any] = {"variant": self.variant, "streams": streams, "layout": layout}
                 # Made in the call, so that no group outlives its own training.
-                _train(RunGroup(self.learner, sgds[some], plans[some], **words), runs, recorders[some], ticks)
+                _train(RunGroup(self.learner, sgds[some], plans[some], **words), held, recorders[some], ticks)
 
     def expected_cost(self, n_steps: int, n_runs: int) -> StageCost:
         """Real runs: a forward pass is timed where there are many steps. Linearized ones: by their products."""
@@ -184,6 +227,20 @@ class _Ensemble:
     def _layout(self, settings: Sequence[int], n_runs: int) -> Layout:
         needs = self.learner.needs(self.sgds[settings[0]], self.variant.examples(self.plans[settings[0]]))
         return needs.layout(len(settings) * n_runs, self.memory, self.learner.device)
+
+
+def _in_blocks(ensemble: _Ensemble, n_runs: int, store: BlockStore, ticks: Ticker) -> list[Trajectory]:
+    """The trajectories of all SGDs, each block of runs of each for itself."""
+    blocks, numbers = blocks_of_runs(n_runs), range(len(ensemble.sgds))
+
+    def train(job: BlockRun) -> Trajectory:
+        return ensemble.trajectories([job[0]], job[1], ticker(None, 0, ""))[0]
+
+    found = {}
+    for job, part in store.finish([(number, runs) for number in numbers for runs in blocks], train):
+        found[job] = part
+        ticks.update(len(job[1]) * len(ensemble.plans[job[0]]))
+    return [merged([found[number, runs] for runs in blocks]) for number in numbers]
 
 
 def _train(group: RunGroup, runs: range, recorders: Sequence[Recorder], ticks: Ticker) -> None:
