@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -30,29 +30,23 @@ BlockRun: TypeAlias = tuple[int, range]
 """Number of the SGD, and its runs."""
 
 
-@dataclass(frozen=True)
-class Splitting:
-    """Where finished blocks are kept, and which processes share the work.
+class BlockStore:
+    """The blocks that are finished already, and those that are trained now by this process and the other ranks.
 
-    Attributes:
-        checkpoint: a folder, or None. group: of ``torch.distributed``, or None.
+    Args:
+        path: the folder that keeps them, or None. group: the processes that share the work, or None for this one alone.
+        words: what is trained, and how.
     """
 
-    checkpoint: str | os.PathLike[str] | None
-    group: distributed.ProcessGroup | None
-
-    def __bool__(self) -> bool:
-        return self.checkpoint is not None or self.group is not None
-
-
-class BlockStore:
-    """The blocks that are finished already, and those that are trained now by this process and the other ranks."""
-
-    def __init__(self, splitting: Splitting, words: Mapping[str, str], device: torch.device) -> None:
-        self._ranks, self._words, self._device = Ranks(splitting.group), words, device
-        self._path, self._checkpoint = splitting.checkpoint, None
-
-    _checkpoint: Checkpoint | None
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        group: distributed.ProcessGroup | None,
+        words: Mapping[str, str],
+        device: torch.device,
+    ) -> None:
+        self._path, self._ranks, self._words, self._device = path, Ranks(group), words, device
+        self._checkpoint: Checkpoint | None = None
 
     def begin(self, memory: int | None, numbers: Mapping[str, Sequence[float]]) -> int:
         """Bytes that every block is planned for, the same on all ranks."""
@@ -106,17 +100,6 @@ def merged(parts: Sequence[Trajectory]) -> Trajectory:
             bands[f"{side}_{name}"] = kind.from_samples(torch.cat(samples)) if samples else None
     diverged_at = torch.cat([part.diverged_at for part in parts])
     return replace(first, n_runs=sum(part.n_runs for part in parts), diverged_at=diverged_at, **bands)
-
-
-def words_of(
-    problem: Problem, sgds: Sequence[SGD], n_steps: int, *, steps: Tensor, observe: Sequence[str], **others: object
-) -> dict[str, str]:
-    """Everything that decides the blocks of an ensemble, but for the function that the model is, in words."""
-    words = {"problem": problem.digest, "n_steps": str(n_steps), "record": str(steps.tolist())}
-    words |= {"observe": str(sorted(set(observe))), "dtype and device": f"{problem.dtype}, {problem.device.type}"}
-    for number, sgd in enumerate(sgds):
-        words[f"setting {number}"] = in_words(sgd, problem.n_train, n_steps)
-    return words | {name: str(value) for name, value in others.items()}
 
 
 def in_words(sgd: SGD, n_train: int, n_steps: int) -> str:
