@@ -13,7 +13,7 @@ from sgdsde import _memory
 from sgdsde._checks import whole_number
 from sgdsde._progress import Ticker, announced, covered, ticker
 from sgdsde._types import Observable, Progress
-from sgdsde.ensemble.blocks import BlockRun, BlockStore, blocks_of_runs, marks_of, merged
+from sgdsde.ensemble.blocks import BlockStore, blocks_of_runs, marks_of, merged
 from sgdsde.ensemble.training import Ensemble
 from sgdsde.ensemble.variants import Variant
 from sgdsde.linearization import Linearization
@@ -142,12 +142,8 @@ def run_ensembles(
 def _in_blocks(ensemble: Ensemble, n_runs: int, store: BlockStore, ticks: Ticker) -> list[Trajectory]:
     """The trajectories of all SGDs, each block of runs of each for itself."""
     blocks, numbers = blocks_of_runs(n_runs), range(len(ensemble.sgds))
-
-    def train(job: BlockRun) -> Trajectory:
-        return ensemble.trajectories([job[0]], job[1], ticker(None, 0, ""))[0]
-
     found = {}
-    for job, part in store.finish([(number, runs) for number in numbers for runs in blocks], train):
+    for job, part in store.finish([(number, runs) for number in numbers for runs in blocks], ensemble.block):
         found[job] = part
         ticks.update(len(job[1]) * len(ensemble.plans[job[0]]))
     return [merged([found[number, runs] for runs in blocks]) for number in numbers]

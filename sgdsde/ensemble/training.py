@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from sgdsde._checks import complaint
-from sgdsde._progress import StageCost, Ticker
+from sgdsde._progress import StageCost, Ticker, ticker
 from sgdsde._types import Observable
 from sgdsde.ensemble.batches import settings_in
-from sgdsde.ensemble.blocks import in_words
+from sgdsde.ensemble.blocks import BlockRun, in_words
 from sgdsde.ensemble.group import RunGroup
 from sgdsde.ensemble.layout import Layout
 from sgdsde.ensemble.linearized import LinearizedLearner
@@ -76,6 +76,10 @@ class Ensemble:
             self._train(settings, runs, [recorders[s] for s in settings], ticks)
         label = f"{learner.label}, {self.variant.label}" if self.variant.label else learner.label
         return [recorders[number].trajectory(self.plans[number], label) for number in numbers]
+
+    def block(self, job: BlockRun) -> Trajectory:
+        """The trajectory of one block of runs of one SGD."""
+        return self.trajectories([job[0]], job[1], ticker(None, 0, ""))[0]
 
     def in_words(self) -> dict[str, str]:
         """Everything that decides the numbers but for the function that the model is, in words."""
