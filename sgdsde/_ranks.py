@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from torch import distributed
+from torch import Tensor, distributed
 
 from sgdsde._checks import complaint
 
@@ -64,6 +64,16 @@ class Ranks:
         found: list[Any] = self.gather(lambda: make() if self.number == 0 else None)
         return found[0]
 
+    def alone(self, make: Callable[[], T]) -> T:
+        """What this rank makes for itself; an error of one is an error of all."""
+        made: list[T] = []
+
+        def keep() -> None:
+            made.append(make())
+
+        self.gather(keep)
+        return made[0]
+
     def agree(self, what: str, asked: object) -> None:
         """Raise ValueError unless all ranks ask for the same, compared as text."""
         all_asked = self.gather(lambda: str(asked))
@@ -73,6 +83,19 @@ class Ranks:
                 raise ValueError(
                     complaint(what, f"that of rank 0, {all_asked[0]}", f"{other} on rank {number}", remedy)
                 )
+
+    def own(self, jobs: Sequence[J]) -> Sequence[J]:
+        """Those of this rank, dealt out in turn."""
+        return jobs[self.number :: self.count]
+
+    def dealt(self, parts: Sequence[Sequence[T]]) -> list[T]:
+        """Results for jobs in their order, of those of each rank for its own."""
+        total = sum(len(part) for part in parts)
+        return [parts[place % self.count][place // self.count] for place in range(total)]
+
+    def portable(self, tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+        """Tensors as they can be sent to the other ranks, which have devices of their own."""
+        return tensors if self._group is None else tuple(None if each is None else each.cpu() for each in tensors)
 
     def rounds(self, jobs: Sequence[J], work: Callable[[J], T]) -> Iterator[list[tuple[J, T]]]:
         """Jobs and their results, one a rank and round, so that no rank waits for longer than one job takes."""

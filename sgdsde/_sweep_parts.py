@@ -14,11 +14,11 @@ from sgdsde._progress import Ticker, ticker
 from sgdsde._streams import BLOCK
 from sgdsde._sweep_cells import Cells, Found, LimitFraction
 from sgdsde._types import Progress
-from sgdsde.ensemble.blocks import BlockRun, blocks_of_runs, in_words, marks_of, merged, name_of
+from sgdsde.ensemble.blocks import BlockRun, blocks_of_runs, marks_of, merged, name_of
 from sgdsde.ensemble.training import Ensemble
 from sgdsde.linearization import Linearization
 from sgdsde.problem import Problem
-from sgdsde.sgd import SGD
+from sgdsde.sgd import SGD, in_words
 from sgdsde.trajectory import Trajectory
 
 K = TypeVar("K")
@@ -39,7 +39,7 @@ def begin(
     words |= {"n_steps": str(cells.n_steps), "record": str(cells.steps.tolist()), "dynamics": repr(cells.dynamics)}
     words |= {"seed": str(seed), "dtype and device": f"{problem.dtype}, {problem.device.type}"}
     for number, group in enumerate(groups):
-        words[f"settings {number}"] = in_words(group, problem.n_train, cells.n_steps)
+        words[f"settings {number}"] = in_words(group, group.plan(problem.n_train, cells.n_steps))
     numbers = {"limits": list(limits)} | marks_of(cells.trained)
     if cells.linearization.basis is not None:
         values = cells.linearization.basis.values

@@ -13,7 +13,7 @@ from sgdsde import _memory
 from sgdsde._checkpoint import Checkpoint
 from sgdsde._checks import complaint, whole_number
 from sgdsde._jobs import checked_jobs
-from sgdsde._progress import announced, ticker
+from sgdsde._progress import announced, covered, ticker
 from sgdsde._sweep_cells import Cells, Found, Kind, LimitFraction
 from sgdsde._sweep_parts import BySetting, begin
 from sgdsde._types import Progress, Sampling
@@ -174,6 +174,9 @@ def sweep(
     limits = [cells.limit(group, rates) for group in groups]
     if kept is not None:
         limits = begin(kept, cells, groups, rates=rates, limits=limits, seed=seed)
+        if kept.memory != memory:  # another process began a moment ago, with another plan
+            linearization = as_linearization(problem_or_linearization, memory=kept.memory, progress=covered)
+            cells = replace(cells, linearization=linearization)
     settings: list[tuple[SGD, float]] = []
     for group, limit in zip(groups, limits):
         factors = [rate.fraction * limit if isinstance(rate, LimitFraction) else rate for rate in rates]

@@ -4,7 +4,8 @@ The whole sweep has 40 settings with two blocks of runs each, the small one 4.
 
 Prints one line of JSON: ``kills``, ``whole`` (sweeps that reached their end), ``same`` (of these, those whose rows have
 the bits of an uninterrupted one), ``lost`` (finished parts that were missing or changed after a kill), ``temporary``
-(kills that left a half-written file). Children are forked, so that a kill costs no imports.
+(kills that left a half-written file), ``together`` (of three sweeps at once in one folder, those with the same bits).
+Children are forked, so that a kill costs no imports.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ def rows(problem: sgdsde.Problem, grid: dict[str, Any], folder: Path) -> bytes:
     return pickle.dumps([sorted(row.items()) for row in found.rows])
 
 
-def forked(problem: sgdsde.Problem, grid: dict[str, Any], folder: Path) -> int:
+def forked(problem: sgdsde.Problem, grid: dict[str, Any], folder: Path, result: str = "rows") -> int:
     """The process of a sweep that writes its rows when it is done."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            folder.with_name("rows").write_bytes(rows(problem, grid, folder))
+            folder.with_name(result).write_bytes(rows(problem, grid, folder))
             status = 0
         finally:
             os._exit(status)
@@ -54,8 +55,9 @@ def parts(folder: Path) -> dict[str, bytes]:
 
 def main(folder: Path, n_kills: int, seed: int, grid: dict[str, Any]) -> dict[str, int]:
     problem, draw = mlp_problem(), random.Random(seed)
-    started = time.monotonic()
     expected = rows(problem, grid, folder / "uninterrupted")
+    started = time.monotonic()
+    os.waitpid(forked(problem, grid, folder / "timed"), 0)
     seconds = time.monotonic() - started
     counts = {"kills": 0, "whole": 0, "same": 0, "lost": 0, "temporary": 0}
     kept: dict[str, bytes] = {}
@@ -80,6 +82,11 @@ def main(folder: Path, n_kills: int, seed: int, grid: dict[str, Any]) -> dict[st
         counts["same"] += status == 0 and (folder / "rows").read_bytes() == expected
         shutil.rmtree(folder / "sweep")
         kept = {}
+    children = [forked(problem, grid, folder / "shared", f"rows-{number}") for number in range(3)]
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    counts["together"] = sum(
+        status == 0 and (folder / f"rows-{number}").read_bytes() == expected for number, status in enumerate(statuses)
+    )
     return counts
 
 

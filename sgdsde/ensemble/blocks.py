@@ -6,7 +6,6 @@ not on the other blocks, on the number of processes, or on the memory that is fr
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,6 @@ from sgdsde.bands import AccuracyBand, LossBand, OutputBand
 from sgdsde.kernel.tiles.manifest import fingerprint
 from sgdsde.linearization import Linearization
 from sgdsde.problem import Problem
-from sgdsde.sgd import SGD
 from sgdsde.trajectory import Trajectory
 
 BlockRun: TypeAlias = tuple[int, range]
@@ -100,17 +98,6 @@ def merged(parts: Sequence[Trajectory]) -> Trajectory:
             bands[f"{side}_{name}"] = kind.from_samples(torch.cat(samples)) if samples else None
     diverged_at = torch.cat([part.diverged_at for part in parts])
     return replace(first, n_runs=sum(part.n_runs for part in parts), diverged_at=diverged_at, **bands)
-
-
-def in_words(sgd: SGD, n_train: int, n_steps: int) -> str:
-    """An SGD in words, a schedule by the numbers of its steps."""
-    plan, hasher = sgd.plan(n_train, n_steps), hashlib.blake2b(digest_size=8)
-    for numbers in (plan.lr, plan.batch_size):
-        hasher.update(numbers.tobytes())
-    lr = "a schedule" if callable(sgd.lr) else f"{sgd.lr!r}"
-    batch_size = "a schedule" if callable(sgd.batch_size) else f"{sgd.batch_size}"
-    plain = replace(sgd, lr=1.0, batch_size=1)
-    return f"lr={lr}, batch_size={batch_size}, {hasher.hexdigest()}, {plain!r}"
 
 
 def marks_of(trained: Problem | Linearization) -> dict[str, list[float]]:

@@ -12,7 +12,7 @@ from sgdsde._checks import complaint
 from sgdsde._progress import StageCost, Ticker, ticker
 from sgdsde._types import Observable
 from sgdsde.ensemble.batches import settings_in
-from sgdsde.ensemble.blocks import BlockRun, in_words
+from sgdsde.ensemble.blocks import BlockRun
 from sgdsde.ensemble.group import RunGroup
 from sgdsde.ensemble.layout import Layout
 from sgdsde.ensemble.linearized import LinearizedLearner
@@ -25,7 +25,7 @@ from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
 from sgdsde.machine import STEP_OVERHEAD, Machine, step_seconds
 from sgdsde.problem import Problem, check_training
-from sgdsde.sgd import SGD, StepPlan, check_sgd
+from sgdsde.sgd import SGD, StepPlan, check_sgd, in_words
 from sgdsde.trajectory import Trajectory
 
 
@@ -89,7 +89,7 @@ class Ensemble:
         words |= {"variant": repr(self.variant), "seed": str(self.seed)}
         words["dtype and device"] = f"{self.learner.dtype}, {self.learner.device.type}"
         for number, sgd in enumerate(self.sgds):
-            words[f"setting {number}"] = in_words(sgd, problem.n_train, n_steps)
+            words[f"setting {number}"] = in_words(sgd, self.plans[number])
         return words
 
     def _together(self, numbers: Sequence[int]) -> list[list[int]]:

@@ -144,6 +144,7 @@ def killed(n_kills: int, size: str, folder: Path) -> dict[str, int]:
     assert counts["kills"] == n_kills
     assert counts["lost"] == 0
     assert counts["same"] == counts["whole"] >= 1
+    assert counts["together"] == 3
     return counts
 
 

@@ -2,7 +2,7 @@
 
 from sgdsde.dynamics.paths.integrators.euler_maruyama import EulerMaruyama
 from sgdsde.dynamics.paths.integrators.exponential_euler import ExponentialEuler
-from sgdsde.dynamics.paths.integrators.integrator import BlockDraws, Draws, Integrator, PathGroup, PathSetup
+from sgdsde.dynamics.paths.integrators.integrator import BlockDraws, Draws, Integrator, Outputs, PathGroup, PathSetup
 from sgdsde.dynamics.paths.integrators.sdeint_adapter import SDEInt
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "EulerMaruyama",
     "ExponentialEuler",
     "Integrator",
+    "Outputs",
     "PathGroup",
     "PathSetup",
     "SDEInt",
