@@ -55,6 +55,7 @@ class _EulerPaths(PathGroup):
         linearization = setup.linearization
         shape = (n_paths, *linearization.outputs.shape)
         self._w = linearization.outputs.new_zeros(shape)
+        self._space = torch.empty_like(self._w).flatten(1)
         self._buffer = torch.zeros_like(self._w) if setup.sgd.momentum else self._w
         self._weight_factor, self._weight_buffer = 1.0, 0.0
 
@@ -63,30 +64,48 @@ class _EulerPaths(PathGroup):
         for k in range(start, stop):
             step = Step.of(sgd, float(plan.lr[k]) / self._substeps, first=k == 0)
             for part in range(self._substeps):
-                gradient = self.gradient(k, k + part / self._substeps)
-                direction, self._buffer = step.direction(step.decayed(gradient, self._w), self._buffer)
-                self._w.sub_(direction, alpha=step.lr)
+                self._move(step, k, k + part / self._substeps)
                 self._weight_factor, self._weight_buffer = step.move(self._weight_factor, self._weight_buffer, 0.0)
 
-    def gradient(self, k: int, place: float) -> Tensor:
-        """r/n and its noise at the present outputs, [P, n, c]; a substep is shorter, so its noise is larger."""
-        setup, n = self._setup, self._setup.linearization.problem.n_train
-        criterion = setup.linearization.problem.criterion
-        gradient = criterion.gradient(self._train(place), setup.linearization.targets)
-        factor = setup.plan.noise_factor(k) * self._substeps
-        if factor:
-            # r/n + sqrt(factor) v of noise_direction: weights of the examples that average 1/n, one number each.
-            xi = self._draws.normal("sde paths", n)
-            shift = 1 / n - math.sqrt(factor / n) * xi.mean(1, keepdim=True)
-            gradient.mul_(torch.add(shift, xi, alpha=math.sqrt(factor / n)).unsqueeze(2))
-        else:
-            gradient.div_(n)
-        if setup.sgd.label_noise_std:
-            assert isinstance(criterion, SquaredError)
-            std = criterion.curvature * setup.sgd.label_noise_std
-            scale = std * math.sqrt(self._substeps / (n * int(setup.plan.batch_size[k])))
-            gradient.add_(self._draws.normal("sde labels", *gradient.shape[1:]), alpha=scale)
-        return gradient
+    def _move(self, step: Step, k: int, place: float) -> None:
+        slope, weights = self._slope(place), self._weights(k)
+        sgd = self._setup.sgd
+        if not (sgd.momentum or sgd.weight_decay or sgd.label_noise_std):
+            self._w.addcmul_(slope, weights, value=-step.lr)
+            return
+        gradient = slope.mul_(weights)
+        if sgd.label_noise_std:
+            self._add_label_noise(gradient, k)
+        direction, self._buffer = step.direction(step.decayed(gradient, self._w), self._buffer)
+        self._w.sub_(direction, alpha=step.lr)
+
+    def _slope(self, place: float) -> Tensor:
+        """r at the present outputs, [P, n, c], which the next call overwrites."""
+        linearization = self._setup.linearization
+        criterion, kernel = linearization.problem.criterion, linearization.kernel
+        if not (isinstance(criterion, SquaredError) and isinstance(kernel, Tensor)):
+            return criterion.gradient(self._train(place), linearization.targets)
+        base, s = (self._train_base(place) - linearization.targets).flatten(), criterion.curvature
+        torch.addmm(base, self._w.flatten(1), kernel.mT, beta=s, alpha=s, out=self._space)
+        return self._space.view_as(self._w)
+
+    def _weights(self, k: int) -> Tensor:
+        """Weights of the examples in a gradient and its noise, 1/n on average: [P, n, 1], or a number without noise.
+
+        r_i times them is r/n + sqrt(factor) v of ``noise_direction``; a substep is shorter, so its noise is larger.
+        """
+        n, factor = self._setup.linearization.problem.n_train, self._setup.plan.noise_factor(k) * self._substeps
+        if not factor:
+            return self._w.new_tensor(1 / n)
+        xi, scale = self._draws.normal("sde paths", n), math.sqrt(factor / n)
+        return torch.add(1 / n - scale * xi.mean(1, keepdim=True), xi, alpha=scale, out=xi).unsqueeze(2)
+
+    def _add_label_noise(self, gradient: Tensor, k: int) -> None:
+        setup, criterion = self._setup, self._setup.linearization.problem.criterion
+        assert isinstance(criterion, SquaredError)
+        std = criterion.curvature * setup.sgd.label_noise_std
+        scale = std * math.sqrt(self._substeps / (len(setup.linearization.outputs) * int(setup.plan.batch_size[k])))
+        gradient.add_(self._draws.normal("sde labels", *gradient.shape[1:]), alpha=scale)
 
     def outputs(self, step: int) -> Outputs:
         linearization = self._setup.linearization
@@ -100,11 +119,14 @@ class _EulerPaths(PathGroup):
 
     def _train(self, place: float) -> Tensor:
         """Outputs at a step, or between two."""
+        return self._moved(self._train_base(place), self._setup.linearization.kernel)
+
+    def _train_base(self, place: float) -> Tensor:
         linearization = self._setup.linearization
         base, n = self._base(linearization.outputs, linearization.weight_outputs), len(linearization.outputs)
         if self._setup.displacement is not None:
             base = base + self._setup.displacement.at(place)[:n]
-        return self._moved(base, linearization.kernel)
+        return base
 
     def _base(self, outputs: Tensor, weight_outputs: Tensor | None) -> Tensor:
         """Outputs of the weights g theta_0."""
