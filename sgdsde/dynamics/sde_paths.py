@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, get_args
 
 import torch
 
 from sgdsde import _memory
-from sgdsde._checks import complaint, whole_number
+from sgdsde._checks import complaint, whole_number, word
 from sgdsde._progress import ticker
 from sgdsde._streams import BLOCK
 from sgdsde._types import Progress
@@ -23,6 +23,7 @@ from sgdsde.dynamics.paths.integrators import (
     PathSetup,
 )
 from sgdsde.dynamics.paths.ito_term import ItoTerm
+from sgdsde.dynamics.paths.precision import Precision, in_precision, products_in
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD
 
@@ -45,6 +46,8 @@ class SDEPaths(Dynamics):
         ito_term: ``ItoTerm(...)`` adds the drift that noise gives to outputs curved in the weights; None, the default,
             is the linearized model. ``EulerMaruyama`` only.
         paths_at_once: paths stepped together; default what fits the memory, 1024 on a CPU. Never changes a draw.
+        precision: "float64", "float32" or, on CUDA, "tf32", of state and products; None, the default, is that of the
+            linearization. The draws are the same: ``rounding_error`` compares path by path.
     Exactness: that of the integrator, for a model linear in its parameters, and the error of a sample. Spreads of the
         loss are those of Gaussian noise; the batches of SGD are not Gaussian.
     Cost: that of the integrator: one product [P, d] x [d, d] a step; 2 to 3 P d numbers, d = n c.
@@ -56,6 +59,7 @@ class SDEPaths(Dynamics):
     seed: int = 0
     ito_term: ItoTerm | None = None
     paths_at_once: int | None = None
+    precision: Precision | None = None
 
     independent_batches_only: ClassVar[bool] = True
 
@@ -64,6 +68,8 @@ class SDEPaths(Dynamics):
         object.__setattr__(self, "seed", whole_number("seed", self.seed))
         if self.paths_at_once is not None:
             whole_number("paths_at_once", self.paths_at_once, minimum=1)
+        if self.precision is not None:
+            word("precision", self.precision, get_args(Precision))
         if not isinstance(self.integrator, Integrator):
             expected, remedy = (
                 "an integrator",
@@ -93,22 +99,43 @@ class SDEPaths(Dynamics):
         plan = sgd.plan(linearization.problem.n_train, record[-1])
         displacement = None if self.ito_term is None else self.ito_term.displacement(linearization, sgd, plan)
         _memory.check_count("n_paths", self.n_paths, 3 * 8 * linearization.outputs.numel(), "paths")
-        setup = PathSetup(linearization, sgd, plan, self.seed, displacement)
-        self.integrator.check(setup)
+        self.integrator.check(PathSetup(linearization, sgd, plan, self.seed, displacement))
         self.check(linearization, sgd)
-        return self._evolve(setup, record, progress)
+        if self.precision is not None and not self.integrator.any_precision:
+            name = type(self.integrator).__name__
+            received = f"{self.precision!r} with {name}"
+            raise ValueError(complaint("precision", f"None with {name}, which has its own", received, "use None"))
+        own = in_precision(linearization, self.precision, spectrum=self.needs_spectrum)
+        setup = PathSetup(own, sgd, plan, self.seed, displacement)
+        return self._evolve(setup, linearization.outputs.dtype, record, progress)
 
-    def _evolve(self, setup: PathSetup, record: Sequence[int], progress: Progress) -> Iterator[OutputLaw]:
+    def rounding_error(self, linearization: Linearization, sgd: SGD, n_steps: int) -> float:
+        """How far 64 paths after so many steps are from the same paths in float64, relative to how far they have moved.
+
+        Root mean squares over paths, examples and outputs. Paths that diverge are as far off as they have moved.
+        """
+        few, n_steps = replace(self, n_paths=BLOCK), whole_number("n_steps", n_steps, minimum=1)
+        ends = [
+            next(iter(dynamics.evolve(linearization, sgd, [n_steps]))).samples
+            for dynamics in (few, replace(few, precision="float64"))
+        ]
+        one, other = (end.double() for end in ends if end is not None)
+        return float((one - other).norm() / (other - linearization.outputs).norm())
+
+    def _evolve(
+        self, setup: PathSetup, dtype: torch.dtype, record: Sequence[int], progress: Progress
+    ) -> Iterator[OutputLaw]:
         groups, times, reached = self._groups(setup), setup.plan.times, 0
         ticks = ticker(progress, record[-1] * len(groups), "paths")
         for step in record:
             for group in groups:
-                group.advance(reached, step)
+                with products_in(self.precision):
+                    group.advance(reached, step)
                 ticks.update(step - reached)
             reached = step
             parts = [group.outputs(step) for group in groups]
-            train = torch.cat([part for part, _ in parts])
-            tests = [test for _, test in parts if test is not None]
+            train = torch.cat([part for part, _ in parts]).to(dtype)
+            tests = [test.to(dtype) for _, test in parts if test is not None]
             test = torch.cat(tests) if tests else None
             test_mean = None if test is None else test.mean(0)
             yield OutputLaw(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.paths.integrators.exponential_euler import check_plain_squared_error
 from sgdsde.dynamics.paths.integrators.integrator import Draws, Integrator, Outputs, PathGroup, PathSetup
 from sgdsde.dynamics.paths.integrators.modal_outputs import ModalOutputs
+from sgdsde.linearization import Linearization
 
 PANEL, MOST_PANELS = 64, 8
 """Columns of a panel of the triangular root at least, and panels at most."""
@@ -57,7 +58,8 @@ class _GaussianPaths(PathGroup):
     def __init__(self, stride: int | None, setup: PathSetup, n_paths: int, draws: Draws) -> None:
         self._stride, self._setup, self._draws = stride, setup, draws
         self._modes = Modes.of(setup.linearization)
-        self._noise = StepNoise(self._modes, setup.sgd, setup.plan, "start")
+        self._noise_modes = _in_double(setup.linearization)
+        self._noise = StepNoise(self._noise_modes, setup.sgd, setup.plan, "start")
         self._coordinates = self._modes.start.mT.repeat(n_paths, 1)
         self._outputs = ModalOutputs(self._modes)
         self._known: tuple[tuple[float, float], Tensor, Tensor | None] | None = None
@@ -76,14 +78,20 @@ class _GaussianPaths(PathGroup):
         """exp(-h t), and the transposed root of the covariance that is gained, of the step from k."""
         lr, factor = float(self._setup.plan.lr[k]), self._setup.plan.noise_factor(k)
         if self._known is None or self._known[0] != (time, lr * factor):
-            rate, noise, root = self._modes.drift.double(), self._noise(k, None, self._modes.start), None
+            modes, root = self._noise_modes, None
+            noise = self._noise(k, None, modes.start)
             if noise is not None:
-                root = triangular_root(gained(lr * noise.double(), rate, time)).to(self._modes.start.dtype)
-            self._known = (time, lr * factor), torch.exp(-rate * time).to(self._modes.start.dtype), root
+                root = triangular_root(gained(lr * noise, modes.drift, time)).to(self._coordinates.dtype)
+            self._known = (time, lr * factor), torch.exp(-modes.drift * time).to(self._coordinates.dtype), root
         return self._known[1:]
 
     def outputs(self, step: int) -> Outputs:
         return self._outputs.of(self._coordinates)
+
+
+def _in_double(linearization: Linearization) -> Modes:
+    """The modes in float64: a root magnifies what rounding does to small eigenvalues."""
+    return Modes.of(replace(linearization, outputs=linearization.outputs.double(), basis=linearization.eigenbasis))
 
 
 def gained(diffusion: Tensor, rate: Tensor, time: float) -> Tensor:
@@ -93,9 +101,10 @@ def gained(diffusion: Tensor, rate: Tensor, time: float) -> Tensor:
 
 
 def triangular_root(covariance: Tensor) -> Tensor:
-    """Upper triangular T with T^T T = S for a covariance that may be singular."""
+    """Upper triangular T with T^T T = S and no negative number on its diagonal; S may be singular."""
     values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
-    return torch.linalg.qr(values.clamp(min=0).sqrt()[:, None] * vectors.mT)[1].contiguous()
+    root = torch.linalg.qr(values.clamp(min=0).sqrt()[:, None] * vectors.mT)[1]
+    return torch.where(root.diagonal() < 0, -1.0, 1.0).to(root)[:, None] * root
 
 
 def add_triangular(state: Tensor, numbers: Tensor, root: Tensor) -> None:

@@ -110,9 +110,11 @@ class Integrator(ABC):
 
     Attributes:
         noise_source: what the noise is evaluated at, of a method that follows the kernel's eigenpairs; else None.
+        any_precision: whether the state has the precision of the linearization.
     """
 
     noise_source: ClassVar[NoiseSource | None] = None
+    any_precision: ClassVar[bool] = True
 
     @abstractmethod
     def check(self, setup: PathSetup) -> None:
