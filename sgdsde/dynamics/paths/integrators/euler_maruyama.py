@@ -56,20 +56,26 @@ class _EulerPaths(PathGroup):
         linearization = setup.linearization
         shape = (n_paths, *linearization.outputs.shape)
         self._w = linearization.outputs.new_zeros(shape)
+        self._criterion, self._targets = linearization.problem.criterion, linearization.targets
+        if isinstance(self._criterion, SquaredError):
+            self._residual = linearization.residual.flatten()
         self._space = torch.empty_like(self._w).flatten(1)
         self._buffer = torch.zeros_like(self._w) if setup.sgd.momentum else self._w
         self._weight_factor, self._weight_buffer = 1.0, 0.0
 
     def advance(self, start: int, stop: int) -> None:
         sgd, plan = self._setup.sgd, self._setup.plan
-        for k in range(start, stop):
-            step = Step.of(sgd, float(plan.lr[k]) / self._substeps, first=k == 0)
-            for part in range(self._substeps):
-                self._move(step, k, k + part / self._substeps)
-                self._weight_factor, self._weight_buffer = step.move(self._weight_factor, self._weight_buffer, 0.0)
+        for first, last in plan.segments(start, stop):
+            lr, factor = float(plan.lr[first]) / self._substeps, plan.noise_factor(first) * self._substeps
+            later = Step.of(sgd, lr, first=False)
+            for k in range(first, last):
+                step = later if k else Step.of(sgd, lr, first=True)
+                for part in range(self._substeps):
+                    self._move(step, k, k + part / self._substeps, factor)
+                    self._weight_factor, self._weight_buffer = step.move(self._weight_factor, self._weight_buffer, 0.0)
 
-    def _move(self, step: Step, k: int, place: float) -> None:
-        slope, weights = self._slope(place), self._weights(k)
+    def _move(self, step: Step, k: int, place: float, factor: float) -> None:
+        slope, weights = self._slope(place), self._weights(factor)
         sgd = self._setup.sgd
         if not (sgd.momentum or sgd.weight_decay or sgd.label_noise_std):
             self._w.addcmul_(slope, weights, value=-step.lr)
@@ -82,29 +88,30 @@ class _EulerPaths(PathGroup):
 
     def _slope(self, place: float) -> Tensor:
         """r at the present outputs, [P, n, c], which the next call overwrites."""
-        linearization = self._setup.linearization
-        criterion, kernel = linearization.problem.criterion, linearization.kernel
-        if not (isinstance(criterion, SquaredError) and isinstance(kernel, Tensor)):
-            return criterion.gradient(self._train(place), linearization.targets)
-        base, s = (self._train_base(place) - linearization.targets).flatten(), criterion.curvature
+        kernel = self._setup.linearization.kernel
+        if not (isinstance(self._criterion, SquaredError) and isinstance(kernel, Tensor)):
+            return self._criterion.gradient(self._train(place), self._targets)
+        base, s = self._residual, self._criterion.curvature
+        if self._setup.sgd.weight_decay or self._setup.displacement is not None:
+            base = (self._train_base(place) - self._targets).flatten()
         torch.addmm(base, self._w.flatten(1), kernel.mT, beta=s, alpha=s, out=self._space)
         return self._space.view_as(self._w)
 
-    def _weights(self, k: int) -> Tensor:
+    def _weights(self, factor: float) -> Tensor:
         """Weights of the examples in a gradient and its noise, 1/n on average: [P, n, 1], or a number without noise.
 
         r_i times them is r/n + sqrt(factor) v of ``noise_direction``; a substep is shorter, so its noise is larger.
         """
-        n, factor = self._setup.linearization.problem.n_train, self._setup.plan.noise_factor(k) * self._substeps
+        n = self._w.shape[1]
         if not factor:
             return self._w.new_tensor(1 / n)
         xi, scale = self._draws.normal("sde paths", n), math.sqrt(factor / n)
         return torch.add(1 / n - scale * xi.mean(1, keepdim=True), xi, alpha=scale, out=xi).unsqueeze(2)
 
     def _add_label_noise(self, gradient: Tensor, k: int) -> None:
-        setup, criterion = self._setup, self._setup.linearization.problem.criterion
-        assert isinstance(criterion, SquaredError)
-        std = criterion.curvature * setup.sgd.label_noise_std
+        setup = self._setup
+        assert isinstance(self._criterion, SquaredError)
+        std = self._criterion.curvature * setup.sgd.label_noise_std
         scale = std * math.sqrt(self._substeps / (len(setup.linearization.outputs) * int(setup.plan.batch_size[k])))
         gradient.add_(self._draws.normal("sde labels", *gradient.shape[1:]), alpha=scale)
 

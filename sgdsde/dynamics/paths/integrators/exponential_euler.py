@@ -63,7 +63,7 @@ class _ModalPaths(PathGroup):
 
     def __init__(self, substeps: int, setup: PathSetup, n_paths: int, draws: Draws) -> None:
         self._substeps, self._setup, self._draws = substeps, setup, draws
-        self._modes = Modes.of(setup.linearization)
+        self._modes = setup.once("modes", lambda: Modes.of(setup.linearization))
         self._coordinates = self._modes.start.mT.expand(n_paths, -1).clone()
         self._outputs, modes = ModalOutputs(self._modes), self._modes
         self._fixed = modes.residual(torch.zeros_like(modes.start))[:, 0]

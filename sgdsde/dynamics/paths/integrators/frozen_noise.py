@@ -56,37 +56,43 @@ class _GaussianPaths(PathGroup):
     """State: coordinates of e in the eigenbasis of K, [P, r]."""
 
     def __init__(self, stride: int | None, setup: PathSetup, n_paths: int, draws: Draws) -> None:
-        self._stride, self._setup, self._draws = stride, setup, draws
-        self._modes = Modes.of(setup.linearization)
-        self._noise_modes = _in_double(setup.linearization)
-        self._noise = StepNoise(self._noise_modes, setup.sgd, setup.plan, "start")
-        self._coordinates = self._modes.start.mT.repeat(n_paths, 1)
-        self._outputs = ModalOutputs(self._modes)
-        self._known: tuple[tuple[float, float], Tensor, Tensor | None] | None = None
+        self._stride, self._plan, self._draws = stride, setup.plan, draws
+        modes = setup.once("modes", lambda: Modes.of(setup.linearization))
+        self._steps = setup.once("frozen noise", lambda: _ExactSteps(setup))
+        self._coordinates, self._outputs = modes.start.mT.repeat(n_paths, 1), ModalOutputs(modes)
 
     def advance(self, start: int, stop: int) -> None:
-        plan = self._setup.plan
-        for first, last in plan.segments(start, stop):
+        for first, last in self._plan.segments(start, stop):
             length = last - first if self._stride is None else self._stride
             for k in range(first, last, length):
-                decay, root = self._step(k, float(plan.lr[k]) * (min(k + length, last) - k))
+                decay, root = self._steps.of(k, float(self._plan.lr[k]) * (min(k + length, last) - k))
                 self._coordinates.mul_(decay)
                 if root is not None:
                     add_triangular(self._coordinates, self._draws.normal("frozen noise", len(root)), root)
 
-    def _step(self, k: int, time: float) -> tuple[Tensor, Tensor | None]:
-        """exp(-h t), and the transposed root of the covariance that is gained, of the step from k."""
-        lr, factor = float(self._setup.plan.lr[k]), self._setup.plan.noise_factor(k)
-        if self._known is None or self._known[0] != (time, lr * factor):
-            modes, root = self._noise_modes, None
-            noise = self._noise(k, None, modes.start)
-            if noise is not None:
-                root = triangular_root(gained(lr * noise, modes.drift, time)).to(self._coordinates.dtype)
-            self._known = (time, lr * factor), torch.exp(-modes.drift * time).to(self._coordinates.dtype), root
-        return self._known[1:]
-
     def outputs(self, step: int) -> Outputs:
         return self._outputs.of(self._coordinates)
+
+
+class _ExactSteps:
+    """Factors of exact steps; the last one is kept."""
+
+    def __init__(self, setup: PathSetup) -> None:
+        self._plan, self._dtype = setup.plan, setup.linearization.outputs.dtype
+        self._modes = _in_double(setup.linearization)
+        self._noise = StepNoise(self._modes, setup.sgd, setup.plan, "start")
+        self._known: tuple[tuple[float, float], tuple[Tensor, Tensor | None]] | None = None
+
+    def of(self, k: int, time: float) -> tuple[Tensor, Tensor | None]:
+        """exp(-h t), and the transposed root of the covariance that is gained, of the step from k."""
+        lr, modes, root = float(self._plan.lr[k]), self._modes, None
+        key = (time, lr * self._plan.noise_factor(k))
+        if self._known is None or self._known[0] != key:
+            noise = self._noise(k, None, modes.start)
+            if noise is not None:
+                root = triangular_root(gained(lr * noise, modes.drift, time)).to(self._dtype)
+            self._known = key, (torch.exp(-modes.drift * time).to(self._dtype), root)
+        return self._known[1]
 
 
 def _in_double(linearization: Linearization) -> Modes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from sgdsde.sgd import SGD, StepPlan
 
 NUMBERS_AT_ONCE = 2**18
 """Normal numbers of a group of paths that are drawn at once where a step needs fewer: 1 MiB."""
+
+Made = TypeVar("Made")
 
 Outputs = tuple[Tensor, Tensor | None]
 """Train outputs [P, n, c] and test outputs [P, m, c] or None."""
@@ -91,6 +94,13 @@ class PathSetup:
     plan: StepPlan
     seed: int
     displacement: Displacement | None = None
+    _shared: dict[str, object] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """What all groups of an integrator share, made when the first of them asks for it."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return cast("Made", self._shared[name])
 
 
 class PathGroup(ABC):

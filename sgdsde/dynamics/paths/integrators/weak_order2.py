@@ -56,14 +56,10 @@ class _SecondOrderPaths(PathGroup):
 
     def __init__(self, substeps: int, setup: PathSetup, n_paths: int, draws: Draws) -> None:
         self._substeps, self._setup, self._draws = substeps, setup, draws
-        self._modes = modes = Modes.of(setup.linearization)
+        self._modes = modes = setup.once("modes", lambda: Modes.of(setup.linearization))
+        self._matrices = setup.once("weak order 2", lambda: _Matrices(modes))
         self._state = setup.linearization.residual.flatten().repeat(n_paths, 1)
-        self._kernel = (modes.vectors * modes.values) @ modes.vectors.mT
-        n, c = modes.n_train, modes.n_outputs
-        same = torch.eye(n, dtype=self._kernel.dtype, device=self._kernel.device).repeat_interleave(c, 0)
-        centring = (same @ same.mT).sub_(1 / n)
-        self._squares = self._kernel * centring
-        self._pending, self._drift_time, self._drift = 0.0, math.nan, torch.empty(0)
+        self._pending = 0.0
         self._outputs = ModalOutputs(modes)
 
     def advance(self, start: int, stop: int) -> None:
@@ -81,25 +77,37 @@ class _SecondOrderPaths(PathGroup):
         """The pending drift and the noise of one step, lr phi dt / B its variance."""
         modes, d = self._modes, self._state.shape[1]
         scale = -modes.loss_curvature * math.sqrt(variance / modes.n_train)
-        both = self._state @ self._drift_over(self._pending)
+        both = self._state @ self._matrices.drift(self._pending)
         a, squares = both[:, :d], both[:, d:]
         numbers = self._draws.normal("sde paths", 2, modes.n_train)
         numbers.sub_(numbers.mean(2, keepdim=True)).mul_(scale)
         x, z = (numbers[:, i].repeat_interleave(modes.n_outputs, 1) for i in (0, 1))
         first = x * a
-        one, other = torch.cat([first, z * a]).mm(self._kernel).chunk(2)  # N(x) a and N(z) a
+        one, other = torch.cat([first, z * a]).mm(self._matrices.kernel).chunk(2)  # N(x) a and N(z) a
         other.div_(-math.sqrt(2)).add_(one)
         second = other.mul_(x).addcmul_(one, z, value=1 / math.sqrt(2)).sub_(squares, alpha=scale**2)
-        self._state = torch.addmm(a, first.add_(second, alpha=0.5), self._kernel)
+        self._state = torch.addmm(a, first.add_(second, alpha=0.5), self._matrices.kernel)
         self._pending = 0.0
-
-    def _drift_over(self, time: float) -> Tensor:
-        """exp(-H t) and exp(-H t) (K o P), beside each other, [d, 2 d]."""
-        if time != self._drift_time:
-            moved = self._modes.vectors * torch.expm1(-self._modes.drift * time)
-            drift = torch.addmm(torch.eye(len(moved)).to(moved), moved, self._modes.vectors.mT)
-            self._drift, self._drift_time = torch.cat([drift, drift @ self._squares], 1), time
-        return self._drift
 
     def outputs(self, step: int) -> Outputs:
         return self._outputs.of(self._state @ self._modes.vectors * torch.exp(-self._modes.drift * self._pending))
+
+
+class _Matrices:
+    """K, and the products of a state before its drift; those of the last length are kept."""
+
+    def __init__(self, modes: Modes) -> None:
+        self._modes, n = modes, modes.n_train
+        self.kernel = (modes.vectors * modes.values) @ modes.vectors.mT
+        same = torch.eye(n, dtype=self.kernel.dtype, device=self.kernel.device)
+        same = same.repeat_interleave(modes.n_outputs, 0).repeat_interleave(modes.n_outputs, 1)
+        self._squares = self.kernel * same.sub_(1 / n)
+        self._time, self._drift = math.nan, self.kernel
+
+    def drift(self, time: float) -> Tensor:
+        """exp(-H t) and exp(-H t) (K o P) beside each other, P the centring of examples, [d, 2 d]."""
+        if time != self._time:
+            moved = self._modes.vectors * torch.expm1(-self._modes.drift * time)
+            drift = torch.addmm(torch.eye(len(moved)).to(moved), moved, self._modes.vectors.mT)
+            self._drift, self._time = torch.cat([drift, drift @ self._squares], 1), time
+        return self._drift
