@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sgdsde.problem import Problem
     from sgdsde.sgd import SGD
     from sgdsde.stability import UnstableWarning
+    from sgdsde.stored_results import ResultsWarning, open_results
     from sgdsde.surface import EnsembleSurface, SurfaceWarning
     from sgdsde.sweeps import LimitFraction, Sweep, sweep
     from sgdsde.trajectory import Trajectory
@@ -63,6 +64,7 @@ __all__ = [
     "NoisyGradient",
     "OutputBand",
     "Problem",
+    "ResultsWarning",
     "SurfaceWarning",
     "Sweep",
     "Trajectory",
@@ -82,6 +84,7 @@ __all__ = [
     "meanfield",
     "measure",
     "networks",
+    "open_results",
     "predict",
     "predict_many",
     "pruning",
@@ -111,6 +114,7 @@ _HOMES = {
     "NoisyGradient": "ensemble",
     "OutputBand": "bands",
     "Problem": "problem",
+    "ResultsWarning": "stored_results",
     "SGD": "sgd",
     "SVAG": "ensemble",
     "SurfaceWarning": "surface",
@@ -126,6 +130,7 @@ _HOMES = {
     "expected_cost": "cost",
     "linearize": "linearization",
     "measure": "measurement",
+    "open_results": "stored_results",
     "predict": "prediction",
     "predict_many": "prediction_sweep",
     "run_ensemble": "ensemble",

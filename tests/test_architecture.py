@@ -32,6 +32,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "_files",
         "_result_file",
         "provenance",
+        "run_folder",
         "plots",
     ),
     "what is trained, and how": (
@@ -75,6 +76,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "diagnosis",
         "sweeps",
         "ranking",
+        "stored_results",
     ),
     "the whole pipeline": ("__init__",),
     "beside the pipeline": ("cli", "__main__"),

@@ -90,8 +90,6 @@ class ComputeOptions:
     """Device of torch: cpu, cuda, cuda:1, ..."""
     quiet: bool = False
     """Show no progress bars."""
-    dry_run: bool = False
-    """Print what it would cost (seconds, memory, plain training runs), and compute and write nothing."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +97,15 @@ class OutputOptions:
     """what is written"""
 
     out: Annotated[str, arg(metavar="DIR")] = "auto"
-    """Folder for the results; auto names it after the settings."""
+    """Folder for the results; auto names it after the settings (eoc then writes none)."""
     overwrite: bool = False
     """Replace results that are there."""
+    json: bool = False
+    """Print one JSON object in place of words."""
+    dry_run: bool = False
+    """Print what it would cost (seconds, memory, plain training runs), and compute and write nothing."""
+    config: Annotated[str, arg(metavar="FILE")] = "none"
+    """Options of a TOML file, or of a run: its manifest.json or its folder. Those typed here go before them."""
 
 
 @dataclass(frozen=True)
@@ -217,8 +221,7 @@ class Eoc:
     """Activation: relu, tanh, erf, gelu, ..."""
     sigma_b: float = 0.1
     """Standard deviation of the biases."""
-    dry_run: bool = False
-    """Print what it would cost, and compute nothing."""
+    output: OutputOptions = field(default_factory=OutputOptions)
 
 
 Command = Predict | Compare | Diagnose | Sweep | Ntk | Prune | Eoc

@@ -41,6 +41,10 @@ def parse(argv: Sequence[str]) -> Command | None:
     Raises:
         ValueError: arguments that are none, in one line.
     """
+    if any(word.split("=")[0] == "--config" for word in argv):
+        from sgdsde.cli.configuration import with_configuration
+
+        argv = with_configuration(argv, COMMANDS)
     kinds: list[Any] = [Annotated[kind, subcommand(name)] for name, kind in COMMANDS.items()]
     union: Any = functools.reduce(operator.or_, kinds)
     messages = io.StringIO()

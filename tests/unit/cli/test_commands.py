@@ -41,7 +41,7 @@ def test_compare_writes_what_the_library_computes(tmp_path, capsys):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["problem_digest"] == problem.digest
     assert (manifest["lr"], manifest["verdict"]) == (0.3, expected.verdict.name)
-    assert manifest["arguments"]["training"]["batch_size"] == 4
+    assert manifest["configuration"]["batch_size"] == 4
     assert manifest["seeds"] == {"examples": 0, "initial_weights": 0, "batches": 0}
     assert manifest["versions"]["torch"] == torch.__version__
     assert set(manifest["wall_time_s"]) == {"kernel", "prediction", "6 runs"}
@@ -172,7 +172,7 @@ def test_help_names_every_command_and_option_with_its_default(capsys):
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     for option, default in {"runs": 64, "lr": "half", "batch-size": 8, "data": "digits", "out": "auto"}.items():
         assert re.search(rf"--{option} [^-]*.*?\(default: {default}\)", text), option
-    assert text.count("(default: ") == len(re.findall(" --[a-z]", text)) - 1 == 33
+    assert text.count("(default: ") == len(re.findall(" --[a-z]", text)) - 1 == 35
     assert call("--version") == OK
     assert capsys.readouterr().out == f"sgdsde {sgdsde.__version__}\n"
 
