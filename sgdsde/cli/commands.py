@@ -20,6 +20,7 @@ FILES = {
     "ntk": "kernels",
     "prune": "masks",
     "eoc": "edge",
+    "explore": "exploration",
 }
 
 

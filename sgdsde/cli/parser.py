@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
-from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Ntk, Predict, Prune, Sweep
+from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Explore, Ntk, Predict, Prune, Sweep
 
 WRONG_KINDS = {
     r"invalid literal for int\(\) with base 10:": "a whole number",
@@ -29,6 +29,7 @@ COMMANDS = {
     "ntk": Ntk,
     "prune": Prune,
     "eoc": Eoc,
+    "explore": Explore,
 }
 DESCRIPTION = (
     "Predict what minibatch SGD will do to the loss of a network, before training it. Start with: sgdsde compare --help"

@@ -15,7 +15,7 @@ from torch import Tensor
 from sgdsde._progress import LONG, Units, covered
 from sgdsde._types import Progress
 from sgdsde.cli.configuration import resolved
-from sgdsde.cli.options import Command, Compare, Diagnose, Ntk, Predict, Prune, Sweep
+from sgdsde.cli.options import Command, Compare, Diagnose, Explore, Ntk, Predict, Prune, Sweep
 from sgdsde.cost import ExpectedCost
 from sgdsde.run_folder import MANIFEST
 
@@ -68,7 +68,7 @@ def say_cost(name: str, cost: ExpectedCost) -> dict[str, Any]:
     return {"command": name, "expected_cost": whole}
 
 
-def default_name(name: str, command: Compare | Predict | Diagnose | Sweep | Ntk | Prune) -> str:
+def default_name(name: str, command: Compare | Predict | Diagnose | Sweep | Ntk | Prune | Explore) -> str:
     batch = command.batch_size if isinstance(command, Ntk) else command.training.batch_size
     network = f"{command.network.network}{command.network.width}"
     return f"sgdsde-{name}-{command.data.data}-{network}-batch{batch}-seed{command.compute.seed}"

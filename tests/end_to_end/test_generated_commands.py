@@ -33,6 +33,7 @@ BASE = {
     "ntk": f"{SMALL} --batch-size 2",
     "prune": f"{SMALL} --steps 3 --criteria random",
     "eoc": "",
+    "explore": f"{SMALL} --batch-size 2 --steps 3 --momenta 0 --rates 3 --batch-sizes 2 --export page.html",
 }
 NOT_NUMBERS = ["many", "1e", "0x10", "1,5", "--", "1 2", "½", "[]", "None", "true"]
 WHOLE = ["-1", "1.5", "nan", "inf", "1e400", "9" * 30, "-" + "9" * 30, *NOT_NUMBERS]
@@ -44,6 +45,7 @@ ANY_COMMAND = {
     "--json": ["3", "true"],
     "--dry-run": ["no"],
 }
+FLAGS = ("--json", "--dry-run")
 EVERYWHERE = {
     **ANY_COMMAND,
     "--data": WORD,
@@ -107,6 +109,18 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
         "--rescale": WORD,
     },
     "eoc": {**ANY_COMMAND, "--activation": WORD, "--sigma-b": REAL},
+    "explore": {
+        **EVERYWHERE,
+        **TRAINING,
+        "--batch-sizes": ["0", *WHOLE],
+        "--momenta": ["1", *REAL],
+        "--samplings": WORD,
+        "--rates": ["0", "1", *WHOLE],
+        "--runs": ["0", "1", *WHOLE],
+        "--address": ["0.0.0.0", "::", "10.0.0.1", "example.org", *WORD],
+        "--port": ["-1", "65536", *WHOLE],
+        "--export": ["/proc/nothing/page.html", "/dev/null/x", "/"],
+    },
 }
 
 
@@ -122,7 +136,8 @@ def bad_lines(draw: st.DrawFn) -> tuple[list[str], str]:
     if fault == "missing":
         return [command, *BASE[command].split(), option], option
     value = draw(st.sampled_from(OPTIONS[command][option]))
-    return [command, *BASE[command].split(), option, value], option
+    said = value if option in FLAGS else option
+    return [command, *BASE[command].split(), option, value], said
 
 
 GOOD: dict[str, list[str]] = {
@@ -148,7 +163,7 @@ GOOD: dict[str, list[str]] = {
 @st.composite
 def lines(draw: st.DrawFn) -> list[str]:
     """A command line of options that are right one by one, though perhaps not together."""
-    command = draw(st.sampled_from(["predict", "diagnose", "compare", "sweep", "ntk", "prune"]))
+    command = draw(st.sampled_from(["predict", "diagnose", "compare", "sweep", "ntk", "prune", "explore"]))
     chosen = draw(st.lists(st.sampled_from(sorted(set(GOOD) & set(OPTIONS[command]))), max_size=4, unique=True))
     words = [word for option in chosen for word in (option, draw(st.sampled_from(GOOD[option])))]
     if "--dynamics" in OPTIONS[command] and draw(st.booleans()):
@@ -167,7 +182,7 @@ TYPED_VALUES = st.one_of(
     st.booleans(),
     st.integers(),
     st.floats(),
-    st.text(max_size=4),
+    st.text('aé- 1"\\', max_size=4),
     st.dates(),
     st.lists(st.integers(), max_size=2),
 )
@@ -179,12 +194,12 @@ def files(draw: st.DrawFn) -> tuple[str, str, str]:
     command = draw(st.sampled_from(sorted(OPTIONS)))
     allowed = {name: values for name, values in OPTIONS[command].items() if name not in ("--config", "--out")}
     if draw(st.booleans()):
-        option = draw(st.sampled_from(sorted(set(allowed) - {"--json", "--dry-run", "--dynamics"})))
+        option = draw(st.sampled_from(sorted(set(allowed) - {*FLAGS, "--dynamics"})))
         value = repr(draw(st.sampled_from(allowed[option]))).replace("'", '"')
     else:
         option = draw(st.sampled_from(["learning-rate", "Width", "config", "lr ", "tests"]))
         drawn = draw(TYPED_VALUES)
-        value = json.dumps(drawn, default=str) if not isinstance(drawn, float) else str(drawn)
+        value = str(drawn) if isinstance(drawn, float) else json.dumps(drawn, default=str, ensure_ascii=False)
     text = f'"{option.removeprefix("--")}" = {value}\n'
     return command, draw(st.sampled_from(["", f"[{command}]\n"])) + text, option
 

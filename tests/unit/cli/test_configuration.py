@@ -100,7 +100,7 @@ def test_what_is_typed_wins_over_the_file_and_the_file_over_defaults(capsys):
         ('config = "other.toml"', "with options of predict only, got file.toml with config"),
         (
             "[predikt]\nlr = 1",
-            "with tables of compare, predict, diagnose, sweep, ntk, prune, eoc, got file.toml with [pre",
+            "with tables of compare, predict, diagnose, sweep, ntk, prune, eoc, explore, got file.toml wit",
         ),
         ("nesterov = 1", "--nesterov must be true or false in file.toml, got 1"),
         ("lr = true", "--lr must be a number or a word in file.toml, got True"),
