@@ -52,7 +52,7 @@ MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .SECONDEXPANSION:
 # docs is a folder too.
-.PHONY: docs help figures figures-all results $(ALL_FIGURES) test test-slow test-gpu mutants check format bench bench-peers venv clean clean-outdated clean-all
+.PHONY: docs help figures figures-all results $(ALL_FIGURES) test test-slow test-gpu mutants check format dist bench bench-peers venv clean clean-outdated clean-all
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=VALUE]"; echo; echo "Targets:"
@@ -98,6 +98,7 @@ check: $(STAMP) ## Check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --config-file= --follow-imports=silent tests/data/user_script.py
 
 format: $(STAMP) ## Rewrite the sources in the project's format
 	$(BIN)/ruff format .
@@ -127,6 +128,14 @@ $(PEERS)/torch/.installed: benchmarks/peers/torch.txt | $(STAMP)
 	rm -rf $(@D)
 	$(BIN)/python -m pip install --no-deps --target $(@D) -r $<
 	@touch $@
+
+# From a copy of what git tracks, so that nothing else gets in; setuptools for it comes from the package registry.
+dist: $(STAMP) ## Build wheel and source distribution into dist/ and check them
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[publish]"
+	rm -rf dist build/dist && mkdir -p build/dist
+	git archive HEAD | tar -x -C build/dist
+	$(BIN)/python -m build --outdir dist build/dist
+	$(BIN)/python -m twine check --strict dist/*
 
 venv: $(STAMP) ## Create or update .venv with the tested versions
 

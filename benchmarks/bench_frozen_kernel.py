@@ -1,4 +1,4 @@
-"""What the warning of a frozen kernel sees, what it costs, and what the error is: the table of choosing_a_predictor.md.
+"""What the warning of a frozen kernel sees, what it costs, and what the error is: the table of choosing_a_dynamics.md.
 
 ``python -m benchmarks.bench_frozen_kernel`` prints it and writes benchmarks/results/frozen_kernel.json; two minutes
 on one core. Torch's own initialization in float32, digits, 32 real runs; seconds are processor time, one thread.

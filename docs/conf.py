@@ -36,10 +36,9 @@ exclude_patterns = ["tutorials", "builder", "Thumbs.db", ".DS_Store"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 
-autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": False}
+autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_inherit_docstrings = False
 autodoc_typehints = "signature"
-autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 add_module_names = False
@@ -50,7 +49,8 @@ sphinx_gallery_conf = {
     "gallery_dirs": ["generated/tutorials"],
     "filename_pattern": r"\.py$",
     "ignore_pattern": r"__init__\.py",
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "docs.builder.order.TutorialOrder",
+    "capture_repr": (),
     "abort_on_example_error": True,
     "download_all_examples": False,
     "image_scrapers": ("matplotlib",),
@@ -59,6 +59,8 @@ sphinx_gallery_conf = {
     "min_reported_time": 1e9,
     "write_computation_times": False,
 }
+
+highlight_language = "text"  # of formulas in docstrings; every block of a page says its own
 
 html_theme = "furo"
 html_title = f"sgdsde {version}"

@@ -24,13 +24,21 @@ FRACTION_OF_LIMIT = 0.4
 """Learning rate in units of the largest one that is stable in mean square with the kernel of the start."""
 
 FROZEN: dict[str, Dynamics] = {"GradientDescent": GradientDescent(), "MomentRecursion": MomentRecursion()}
+
+
+def thorough(feedback: NoiseFeedback | None) -> MovingKernel:
+    """With more directions, draws and refreshes than the default."""
+    return MovingKernel(rank=256, tolerance=0.1, feedback=feedback)
+
+
+THOROUGH = thorough(NoiseFeedback(n_draws=32, n_kernel_draws=4))
 INGREDIENTS: dict[str, MovingKernel] = {
-    "kernel_of_path": MovingKernel(feedback=None),
-    "mean_gradient": MovingKernel(feedback=NoiseFeedback(outputs=False, n_kernel_draws=0)),
-    "mean_outputs": MovingKernel(feedback=NoiseFeedback(n_kernel_draws=0)),
-    "MovingKernel": MovingKernel(),
+    "kernel_of_path": thorough(None),
+    "mean_gradient": thorough(NoiseFeedback(n_draws=32, outputs=False)),
+    "mean_outputs": thorough(NoiseFeedback(n_draws=32)),
+    "MovingKernel": THOROUGH,
 }
-"""Each adds one thing to the one before; the last, with the mean kernel, is the default."""
+"""Each adds one thing to the one before, the last the mean kernel."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def compared(
         "train_measured": samples(measured, "train"),
         "test_measured": samples(measured, "test"),
     }
-    kinds = FROZEN | (INGREDIENTS if ingredients else {"MovingKernel": MovingKernel()})
+    kinds = FROZEN | (INGREDIENTS if ingredients else {"MovingKernel": THOROUGH})
     for kind, dynamics in kinds.items():
         started = time.process_time()
         with warnings.catch_warnings():

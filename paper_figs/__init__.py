@@ -1,1 +1,1 @@
-"""Figures draw and never compute: one file per figure, its docstring is the caption (see CONTRIBUTING.md)."""
+"""Figures draw and never compute: one file per figure, its docstring is the caption (see docs/extend.md)."""

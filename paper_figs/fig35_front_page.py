@@ -13,7 +13,7 @@ than 3 standard errors of the real runs, or gradient flow doing as well there.
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from experiments.result import Result
 from paper_figs import style
@@ -43,10 +43,9 @@ def draw(result: Result) -> Figure:
     axis.axhline(TENTH * runs.mean(0)[0], color="#7f7f7f", linestyle=":", linewidth=0.8)
     axis.set_xscale("symlog", linthresh=1, linscale=0.3)
     axis.set_yscale("log")
-    axis.set(xlim=(0, steps[-1]), xlabel="step of SGD", ylabel="training loss")
-    axis.xaxis.set_major_locator(LogLocator(10))
+    axis.set_xticks([tick for tick in (0, 1, 10, 100, 1000) if tick < steps[-1]] + [int(steps[-1])])
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xticks([0, 1, 10, 100, int(steps[-1])])
     axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.set(xlim=(0, steps[-1]), xlabel="step of SGD", ylabel="training loss")
     axis.legend(loc="lower left")
     return figure

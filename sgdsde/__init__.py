@@ -39,6 +39,16 @@ if TYPE_CHECKING:
     from sgdsde.prediction import predict
     from sgdsde.prediction_sweep import predict_many
     from sgdsde.problem import Problem
+    from sgdsde.questions import (
+        ChosenLR,
+        ScalingRule,
+        SpreadOverRuns,
+        StepsTo,
+        choose_lr,
+        scaling_rule,
+        spread_over_runs,
+        steps_to,
+    )
     from sgdsde.sgd import SGD
     from sgdsde.stability import UnstableWarning
     from sgdsde.stored_results import ResultsWarning, open_results
@@ -50,6 +60,7 @@ __all__ = [
     "SGD",
     "SVAG",
     "AccuracyBand",
+    "ChosenLR",
     "Comparison",
     "CurveComparison",
     "Diagnosis",
@@ -65,6 +76,9 @@ __all__ = [
     "OutputBand",
     "Problem",
     "ResultsWarning",
+    "ScalingRule",
+    "SpreadOverRuns",
+    "StepsTo",
     "SurfaceWarning",
     "Sweep",
     "Trajectory",
@@ -72,6 +86,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "answer",
+    "choose_lr",
     "cleaning",
     "compare",
     "datasets",
@@ -92,7 +107,10 @@ __all__ = [
     "run_ensemble",
     "run_ensembles",
     "sampling",
+    "scaling_rule",
+    "spread_over_runs",
     "stability",
+    "steps_to",
     "sweep",
 ]
 
@@ -100,6 +118,7 @@ __all__ = [
 # No name may be that of a module of the package: an import of the module would hide it.
 _HOMES = {
     "AccuracyBand": "bands",
+    "ChosenLR": "questions",
     "Comparison": "comparison",
     "CurveComparison": "comparison",
     "Diagnosis": "diagnosis",
@@ -117,12 +136,16 @@ _HOMES = {
     "ResultsWarning": "stored_results",
     "SGD": "sgd",
     "SVAG": "ensemble",
+    "ScalingRule": "questions",
+    "SpreadOverRuns": "questions",
+    "StepsTo": "questions",
     "SurfaceWarning": "surface",
     "Sweep": "sweeps",
     "Trajectory": "trajectory",
     "UnstableWarning": "stability",
     "Verdict": "comparison",
     "answer": "answering",
+    "choose_lr": "questions",
     "compare": "comparison",
     "diagnose": "diagnosis",
     "empirical_ntk": "kernel",
@@ -135,6 +158,9 @@ _HOMES = {
     "predict_many": "prediction_sweep",
     "run_ensemble": "ensemble",
     "run_ensembles": "ensemble",
+    "scaling_rule": "questions",
+    "spread_over_runs": "questions",
+    "steps_to": "questions",
     "sweep": "sweeps",
 }
 

@@ -120,13 +120,15 @@ class _Question:
         return Advice("predict", None, None, error, interval, price, f"by {theory}, because {reason}"), predicted
 
     def follow(self, advice: Advice, predicted: Trajectory | None) -> Trajectory:
-        """What the advice says, done."""
+        """What the advice says, done; runs of the setting itself where a surface refuses."""
         if advice.kind == "predict":
             return self._predicted(advice, predicted)
         if advice.kind == "surface":
             surface = EnsembleSurface.fit(
                 self.problem, self.sgd, self.n_steps, n_runs=advice.n_runs, seed=self.seed, progress=self.progress
             )
+            if surface.refusal:
+                return self._measured(replace(advice, n_runs=None))
             found = surface.at(self.sgd)
             return replace(found, effort=dict(found.effort) | {"expected_error": advice.expected_error})
         return self._measured(advice)

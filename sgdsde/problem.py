@@ -114,10 +114,12 @@ class Problem:
 
     @property
     def n_train(self) -> int:
+        """Number of training examples."""
         return len(self.x_train)
 
     @property
     def n_test(self) -> int:
+        """Number of test examples, 0 without a test set."""
         return 0 if self.x_test is None else len(self.x_test)
 
     @property
@@ -127,10 +129,12 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
+        """That of the model's parameters."""
         return self.functional.dtype
 
     @property
     def device(self) -> torch.device:
+        """That of the model's parameters."""
         return self.functional.device
 
     def forward(self, params: Params, x: Tensor) -> Tensor:

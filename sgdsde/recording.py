@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import get_args
 
 import numpy as np
@@ -13,6 +13,9 @@ from sgdsde._checks import complaint, whole_number, word
 from sgdsde._types import Observable
 
 N_RECORDED = 50
+
+MOST_RECORDED = 100_000
+"""Recorded steps of a trajectory."""
 
 MOST_STEPS = 2**53
 """Steps that float64, in which powers of steps are taken, can tell apart."""
@@ -27,6 +30,9 @@ def recorded_steps(n_steps: int, record: Sequence[int] | None = None) -> Tensor:
         return torch.from_numpy(np.unique(np.concatenate([[0], np.rint(spaced)])).astype(np.int64)[: n_steps + 1])
     if not isinstance(record, Iterable) or getattr(record, "ndim", 1) == 0:
         raise TypeError(complaint("record", "a sequence of steps", repr(record), "use record=[0, 1, 10]"))
+    if isinstance(record, Sized) and len(record) > MOST_RECORDED:
+        remedy = "omit record for about 50 geometric steps"
+        raise ValueError(complaint("record", f"at most {MOST_RECORDED:,} steps", f"{len(record):,}", remedy))
     steps = sorted({whole_number("record", step) for step in record})
     if not steps:
         raise ValueError(complaint("record", "at least one step", "none", "omit it for about 50 geometric steps"))

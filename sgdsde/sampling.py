@@ -12,6 +12,9 @@ from sgdsde._checks import whole_number
 from sgdsde._streams import BLOCK, numpy_stream
 from sgdsde.sgd import SGD, StepPlan
 
+AT_ONCE = 2**15
+"""Indices drawn by one call."""
+
 PADDING = -1
 """Entry that fills the rows of smaller batches in ``batch_indices``."""
 
@@ -43,11 +46,12 @@ def block_batches(plan: StepPlan, seed: int, block: int, *, purpose: str = "batc
     """
     stream = numpy_stream(seed, purpose, block)
     n = plan.n_train
+    if plan.sampling == "with_replacement":
+        yield from _independent(plan, stream)
+        return
     order = np.empty((BLOCK, 0), dtype=np.int64)
     for size, used in zip(plan.batch_size.tolist(), plan.used.tolist()):
-        if plan.sampling == "with_replacement":
-            yield stream.integers(0, n, size=(BLOCK, size))
-        elif size == n:  # in one order for all, so that runs of full-batch descent agree to the last bit
+        if size == n:  # in one order for all, so that runs of full-batch descent agree to the last bit
             yield np.tile(np.arange(n), (BLOCK, 1))
         elif plan.sampling == "without_replacement":
             keys = stream.random((BLOCK, n))
@@ -56,3 +60,12 @@ def block_batches(plan: StepPlan, seed: int, block: int, *, purpose: str = "batc
             if used == 0:
                 order = stream.permuted(np.broadcast_to(np.arange(n), (BLOCK, n)), axis=1)
             yield order[:, used : used + size]
+
+
+def _independent(plan: StepPlan, stream: np.random.Generator) -> Iterator[np.ndarray]:
+    """Batches drawn with replacement; those of several steps in one call are the same numbers, in less time."""
+    for start, stop in plan.segments(0, len(plan)):
+        size = int(plan.batch_size[start])
+        at_once = max(1, AT_ONCE // (BLOCK * size))
+        for first in range(start, stop, at_once):
+            yield from stream.integers(0, plan.n_train, size=(min(at_once, stop - first), BLOCK, size))

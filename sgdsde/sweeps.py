@@ -14,6 +14,7 @@ from torch import Tensor
 from sgdsde._checks import complaint, positive_number, whole_number
 from sgdsde._progress import StageCost, announced, covered, ticker
 from sgdsde._types import Progress, Sampling
+from sgdsde._words import told
 from sgdsde.dynamics import Dynamics
 from sgdsde.ensemble import run_ensembles
 from sgdsde.evolution_cost import Course, Size, evolution_seconds
@@ -21,6 +22,7 @@ from sgdsde.linearization import Linearization, as_linearization
 from sgdsde.losses import SquaredError
 from sgdsde.machine import spectrum_cost, step_seconds
 from sgdsde.prediction import default_dynamics, predict
+from sgdsde.prediction_sweep import predicted_together
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
 from sgdsde.sgd import SGD
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 OneOrMore: TypeAlias = T | Sequence[T]
 Kind: TypeAlias = Literal["predicted", "measured"]
+
+_ROWS = 10
+"""Settings of a printed table, the smallest losses first."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,33 @@ class Sweep:
         row = min(finite, key=lambda row: row[loss])
         return SGD(**{field.name: row[field.name] for field in fields(SGD) if field.compare})
 
+    def __str__(self) -> str:
+        last = max((row["step"] for row in self.rows), default=0)
+        side = "test_loss" if self.rows and "test_loss" in self.rows[0] else "train_loss"
+        rows = sorted((row for row in self.rows if row["step"] == last), key=lambda row: row[side])
+        name, settled = side.replace("_", " "), [row for row in rows if math.isfinite(row[side])]
+        answer = f"none of the {len(rows)} has a finite {name}."
+        if settled:
+            best = settled[0]
+            answer = (
+                f"lr = {best['lr']:.4g}, batch_size = {best['batch_size']} has the smallest {best['kind']} {name}, "
+                f"{best[side]:.4g}."
+            )
+            lost = len(rows) - len(settled)
+            answer += f" {lost} of {len(rows)} have no finite loss." if lost else ""
+        table = [f"{'lr':>12} {'batch_size':>10} {'momentum':>9} {'kind':>10} {name:>12}"]
+        for row in rows[:_ROWS]:
+            cells = f"{row['lr']:>12.4g} {row['batch_size']:>10} {row['momentum']:>9g} {row['kind']:>10}"
+            table.append(f"{cells} {row[side]:>12.5g}")
+        return told(
+            asked=f"which of {len(rows)} settings and kinds has the smallest {name} after {last} steps?",
+            answer=answer,
+            sure="that of the predictions; past the mean-square limit the loss counts as infinite under squared error.",
+            do="train with sweep.best(), a measured one with kind='measured'; sweep.to_dataframe() has every row.",
+            table=table,
+            terms=["predicted", "measured", "mean-square limit"],
+        )
+
     def to_dataframe(self) -> pandas.DataFrame:
         """The rows as a data frame (needs pandas)."""
         import pandas
@@ -108,10 +140,12 @@ def sweep(
 
     Args:
         problem_or_linearization: a ``Problem`` is linearized once.
-        lr, ..., label_noise_std: options of ``SGD``, each one value or several; ``lr`` may hold ``LimitFraction(0.5)``.
-            No schedules. The learning rate varies fastest, then the batch size.
+        lr, batch_size, momentum, dampening, nesterov, weight_decay, sampling, drop_last, label_noise_std: options of
+            ``SGD``, each one value or several; ``lr`` may hold ``LimitFraction(0.5)``. No schedules.
+            The learning rate varies fastest, then the batch size.
         n_steps: updates of every setting. record: steps to report; default the last one only.
-        dynamics: as in ``predict``.
+        dynamics: as in ``predict``; by default, where it is cheaper, ``predict_many``: one basis for all settings of a
+            weight decay, losses to 1e-3, their standard deviations to 5e-3 of the loss.
         measured: also train ``n_runs`` times at every setting: a problem's own model, or the linearized one of a
             ``Linearization``. Every setting gets the runs of ``seed``.
     Returns:
@@ -144,9 +178,11 @@ def sweep(
         factors = [rate.fraction * limit if isinstance(rate, LimitFraction) else rate for rate in rates]
         settings += [(replace(group, lr=lr), limit) for lr in factors]
     runs = cells.measured([sgd for sgd, _ in settings], n_runs, seed) if measured else []
+    shared = cells.predicted_together(settings)
     rows: list[dict[str, Any]] = []
     for number, (sgd, limit) in enumerate(settings):
-        rows += cells.rows(sgd, limit, cells.predicted(sgd, limit), "predicted")
+        predicted = shared[number] if number in shared else cells.predicted(sgd, limit)
+        rows += cells.rows(sgd, limit, predicted, "predicted")
         if measured:
             rows += cells.rows(sgd, limit, runs[number], "measured")
         bar.update(1)
@@ -209,6 +245,11 @@ class _Cells:
                 record=self.steps.tolist(),
                 progress=covered,
             )
+
+    def predicted_together(self, settings: Sequence[tuple[SGD, float]]) -> dict[int, Trajectory]:
+        """The predictions, by place, of settings that cost less from one basis than one by one."""
+        stable = {i: sgd for i, (sgd, limit) in enumerate(settings) if not self.is_past(sgd, limit)}
+        return {} if self.dynamics is not None else predicted_together(self.linearization, stable, self.steps)
 
     def measured(self, sgds: Sequence[SGD], n_runs: int, seed: int) -> list[Trajectory]:
         """The runs of all settings, in one ensemble."""

@@ -17,6 +17,7 @@ from sgdsde._checks import complaint, word
 from sgdsde._files import replacing
 from sgdsde._result_file import check_contents, check_sizes
 from sgdsde._types import Origin
+from sgdsde._words import told
 from sgdsde.bands import AccuracyBand, LossBand, OutputBand, draw_loss, label_bands
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMAT_VERSION = 1
+
+_ROWS = 10
+"""Steps of a printed table."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +39,16 @@ class Trajectory:
         steps: [T]. times: [T], the sum of the learning rates of the steps before.
         train_loss, test_loss: ``LossBand``; test_loss is None without a test set.
         train_outputs, test_outputs: ``OutputBand`` if observed, else None.
-        n_runs: runs or paths behind the bands; 0 for a moment predictor.
+        n_runs: runs or paths behind the bands; 0 for moments in closed form.
         dynamics: what made it, in words.
         problem_digest: of the problem it belongs to.
         diverged_at: int64 [n_runs], first step whose loss is not finite; n_steps + 1 = never.
         mean_square_limit: the largest stable learning rate of the linearized SGD in mean square, where the learning
             rate lies past it; else None.
         train_accuracy, test_accuracy: ``AccuracyBand`` if observed, else None.
-        truncation_error: [T], a bound on |expected train loss on the whole kernel - train_loss.mean| of a prediction
-            on its leading eigenpairs; None where nothing was left out. Test losses have no such bound.
+        truncation_error: [T], of a prediction on leading eigenpairs |expected train loss on the whole kernel -
+            train_loss.mean|: an estimate where their tail is followed, a bound where it is frozen; None where nothing
+            was left out. Test losses have none.
         estimated_error: [T], estimated relative error of train_loss.mean against the theory that ``dynamics`` stands
             for, where it was not computed exactly (``ReducedMoments``); else None.
         assumptions: what a prediction takes for granted of kernel, noise and closure, in words; empty where measured.
@@ -94,6 +99,47 @@ class Trajectory:
         """Whether the prediction lies past the mean-square limit, where no finite number can be trusted."""
         return self.mean_square_limit is not None
 
+    def __str__(self) -> str:
+        last, measured = int(self.steps[-1]), self.origin == "measured"
+        parts, table = [], []
+        for side, band in self.losses.items():
+            first, mean, std = float(band.mean[0]), float(band.mean[-1]), float(band.std[-1])
+            parts.append(f"{side} loss from {first:.4g} to {mean:.4g}, +- {std:.2g} from run to run")
+        rows = torch.unique(torch.linspace(0, len(self.steps) - 1, _ROWS).round().long()).tolist()
+        table.append(f"{'step':>8}" + "".join(f" {side + ' loss':>12} {'+-':>9}" for side in self.losses))
+        for i in rows:
+            cells = "".join(
+                f" {float(band.mean[i]):>12.5g} {float(band.std[i]):>9.2g}" for band in self.losses.values()
+            )
+            table.append(f"{int(self.steps[i]):>8}{cells}")
+        do = "compare with a prediction (compare)" if measured else "compare with a few runs (run_ensemble, compare)"
+        return told(
+            asked=f"how does the loss change over {last} steps? Origin: {self.origin}, by {self.dynamics}.",
+            answer=f"{'; '.join(parts)}.",
+            sure=self._sure(),
+            do=f"{do}, or ask it: steps_to(trajectory, loss=...), spread_over_runs(trajectory).",
+            table=table,
+            terms=[self.origin, "run", *(["mean-square limit"] * self.is_past_limit)],
+        )
+
+    def _sure(self) -> str:
+        """What the numbers rest on, in words."""
+        if self.is_past_limit:
+            return f"not to be believed: lr is past the mean-square limit {self.mean_square_limit:.4g}."
+        parts = []
+        if self.n_runs:
+            diverged = int((self.diverged_at <= self.steps[-1]).sum())
+            parts.append(
+                f"means over {self.n_runs} runs or paths" + (f", {diverged} of them diverged" * bool(diverged))
+            )
+        if self.assumptions:
+            parts.append(f"assumes that {'; '.join(self.assumptions)}")
+        if self.estimated_error is not None:
+            parts.append(f"estimated relative error of the mean {float(self.estimated_error.max()):.1g}")
+        if self.truncation_error is not None:
+            parts.append(f"what the left-out eigenpairs change is at most {float(self.truncation_error.max()):.2g}")
+        return "; ".join(parts) + "." if parts else "see the notes of its dynamics."
+
     def plot(self, path: str | os.PathLike[str] | None = None) -> Axes:
         """The axes of a picture: mean losses with the 10 to 90 % bands of the runs.
 
@@ -109,7 +155,7 @@ class Trajectory:
                 draw_loss(axes, self.steps, band, self.origin, side)
             plots.scale_losses(axes)
             plots.scale_steps(axes, int(self.steps[-1]))
-            plots.title(axes, self.dynamics)
+            plots.title(axes, self.obtained or self.dynamics)
             label_bands(axes, self.train_loss, self.origin)
         return axes
 

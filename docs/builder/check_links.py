@@ -32,6 +32,8 @@ class Page(HTMLParser):
 
 def broken(folder: Path) -> list[str]:
     """One line for each local link that leads nowhere."""
+    if not (folder / "index.html").is_file():
+        return [f"{folder}: no index.html; build the pages first"]
     pages = {path.resolve(): Page(path.read_text()) for path in sorted(folder.rglob("*.html"))}
     lines = []
     for path, page in pages.items():

@@ -22,6 +22,7 @@ LABELS = {
 }
 _WORDS = "|".join(LABELS)
 _SECTION = re.compile(rf"^((?:{_WORDS})(?:, (?:{_WORDS}))*):(?:\s+(.*))?$")
+_NEXT = re.compile(r"(?<=[.;]) (?=(?:Exactness|Cost|Source): )")
 _ENTRIES = ("Args", "Attributes", "Raises", "Warns")
 
 
@@ -49,7 +50,7 @@ def restructured(
 def _sections(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
     """(title, dedented body) in order; the title of prose is empty."""
     found: list[tuple[str, list[str]]] = [("", [])]
-    for line in lines:
+    for line in (part for each in lines for part in _parted(each)):
         match = _SECTION.match(line)
         if match:
             found.append((match[1], [match[2]] if match[2] else []))
@@ -61,6 +62,11 @@ def _sections(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
         else:
             found[-1][1].append(line)
     return [(title, _dedented(body) if title else body) for title, body in found]
+
+
+def _parted(line: str) -> list[str]:
+    """A line at the margin that holds two sections, as two: "Exactness: to 1e-6. Cost: one product."."""
+    return _NEXT.split(line) if _SECTION.match(line) else [line]
 
 
 def _dedented(lines: list[str]) -> list[str]:

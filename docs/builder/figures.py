@@ -58,7 +58,7 @@ def page(plate: Plate, repository: Repository, image: str | None) -> str:
     parts = re.split(rf"(?:^|(?<=[.!?]) )({'|'.join(FIELDS)}): ", body)
     lines += [escaped(parts[0]), ""] if parts[0] else []
     for name, told in zip(parts[1::2], parts[2::2]):
-        lines += [f"**{name}.** {escaped(told)}", ""]
+        lines += [f"**{name}.** {escaped(told[:1].upper() + told[1:])}", ""]
     sources = [f"experiments/{plate.experiment}.py", f"paper_figs/{plate.name}.py"]
     shown = [f"[`{each}`]({repository.page(repository.root / each)})" for each in sources]
     lines += [f"Computed by {shown[0]}, drawn by {shown[1]}: `make {plate.name}`, or with `SCALE=smoke` in seconds."]
@@ -95,7 +95,7 @@ def write(folder: Path, repository: Repository, write_text: Callable[[Path, str]
             image = f"images/{plate.name}.png"
         write_text(folder / f"{plate.name}.md", page(plate, repository, image))
         small = f"![]({image.removesuffix('.png')}-small.png)" if image else "*not drawn yet*"
-        cards.append(f":::{{div}} card\n{small}\n\n[{escaped(plate.title)}]({plate.name}.md)\n:::\n")
+        cards.append(f":::{{div}} plate\n{small}\n\n[{escaped(plate.title)}]({plate.name}.md)\n:::\n")
     drawn = sum(plate.picture is not None for plate in every)
     lines = [
         "# Figures",
@@ -105,6 +105,6 @@ def write(folder: Path, repository: Repository, write_text: Callable[[Path, str]
         "every number that a figure claims is held to an interval when it is drawn.",
         "",
     ]
-    lines += ["::::{div} cards", *cards, "::::", ""]
+    lines += ["::::{div} plates", *cards, "::::", ""]
     lines += ["```{toctree}", ":hidden:", "", *(plate.name for plate in every), "```"]
     write_text(folder / "index.md", "\n".join(lines) + "\n")

@@ -17,6 +17,9 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 
 TAG = re.compile(r"\\tag\{([A-Z]?\d+(?:\.\d+)?)\}")
+LONG = 40
+"""Characters of a formula within a line, from which on it may be wider than a telephone."""
+
 _REFERENCE = re.compile(r"\(((?:[A-Z]\d+|\d+\.\d+))\)")
 
 
@@ -33,13 +36,15 @@ def _shown(node: nodes.Element, *, as_block: bool) -> str:
     source = TAG.sub("", node.astext()).strip()
     try:
         return converted(source, as_block=as_block)
-    except MathError as error:
+    except (MathError, IndexError) as error:  # the converter's own slips too
         logging.getLogger(__name__).warning("formula not converted: %s: %s", source, error, location=node)
         return html.escape(source)
 
 
 def visit_inline(translator: Any, node: nodes.Element) -> None:
-    translator.body.append(_shown(node, as_block=False))
+    formula = _shown(node, as_block=False)
+    long = len(node.astext()) > LONG  # a formula is not broken between lines: on a telephone it scrolls
+    translator.body.append(f'<span class="long-formula">{formula}</span>' if long else formula)
     raise nodes.SkipNode
 
 

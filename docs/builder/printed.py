@@ -1,4 +1,4 @@
-"""What the README's first lines print, as its next block shows it.
+"""What the README's first lines print, as its next block shows it: up to the terms that a result explains below itself.
 
 python -m docs.builder.printed          run them and write the block anew
 """
@@ -29,7 +29,7 @@ def output_of(code: str) -> str:
     with contextlib.redirect_stdout(out), torch.random.fork_rng():
         torch.manual_seed(0)
         exec(code, {"__name__": "readme"})
-    return out.getvalue()
+    return out.getvalue().partition("\n\nTerms")[0].rstrip("\n") + "\n"
 
 
 def main() -> int:

@@ -93,10 +93,16 @@ def signature(_: Sphinx, what: str, name: str, thing: object, options: object, s
     return shown, returned
 
 
+def first_page(*_: object) -> list[str]:
+    """The first page is read anew each time: it holds the README, which Sphinx does not watch."""
+    return ["index"]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     site = Site()
     app.add_directive("div", Div)
     app.connect("builder-inited", site.generate, priority=100)
+    app.connect("env-get-outdated", first_page)
     app.connect("source-read", site.read)
     app.connect("autodoc-process-docstring", site.docstring)
     app.connect("autodoc-process-signature", signature)

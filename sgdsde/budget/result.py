@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sgdsde import plots
+from sgdsde._words import told
 
 if TYPE_CHECKING:
     import pandas
@@ -38,6 +39,17 @@ TERM_LOOKS = {
     "kernel_motion": ("#56b4e9", "kernel motion"),
 }
 """Color and label of each term of an error budget."""
+
+_REMEDIES = {
+    "linearization": "the network leaves its linearized model: predict with dynamics.MovingKernel(), or widen it.",
+    "monte_carlo": "most of the gap is chance: measure more runs.",
+    "non_gaussian": "the noise of small batches is not Gaussian: predict with dynamics.LinearizedSGD().",
+    "discretization": "steps are too large for a differential equation: predict with dynamics.MomentRecursion().",
+    "frozen_noise": "the noise changes as the loss falls: predict with dynamics.MomentRecursion() or SDEPaths().",
+    "closure": "the dynamics leaves something out: predict with dynamics.MomentRecursion() or LinearizedSGD().",
+    "kernel_motion": "the kernel moves: compare dynamics.MovingKernel() with a smaller tolerance, or measure.",
+}
+"""What to do where a term is the largest."""
 
 ROWS = 12
 """Steps of a printed table."""
@@ -85,7 +97,7 @@ class CurveBudget:
 
 @dataclass(frozen=True, eq=False)
 class ErrorBudget:
-    """Error of a prediction, split by cause; ``str()`` is a table, ``plot()`` a picture.
+    """Error of a prediction, split by cause; ``str()`` says it in words, ``plot()`` draws it.
 
     Attributes:
         steps: int64 [T]. times: [T]. n_runs: measured runs. dynamics: the theory that predicted.
@@ -102,18 +114,22 @@ class ErrorBudget:
 
     @property
     def terms(self) -> Mapping[str, Term]:
+        """The terms of the training loss, by name."""
         return self.train.terms
 
     @property
     def gap(self) -> Tensor:
+        """measured - predicted training loss, [T]."""
         return self.train.gap
 
     @property
     def gap_standard_error(self) -> Tensor:
+        """The standard error of the training loss's gap, [T]."""
         return self.train.gap_standard_error
 
     @property
     def curves(self) -> dict[str, CurveBudget]:
+        """The budgets that there are, by ``"train"`` and ``"test"``."""
         return {"train": self.train} | ({"test": self.test} if self.test is not None else {})
 
     @property
@@ -168,16 +184,29 @@ class ErrorBudget:
         return tuple(panels)
 
     def __str__(self) -> str:
-        lines = [self.sentence]
+        lines: list[str] = []
         for side, curve in self.curves.items():
             lines += [
-                "",
+                *([""] if lines else []),
                 f"{side} loss: measured - predicted and its terms, in % of the measured loss",
                 *self._rows(curve),
             ]
         lines.append("")
         lines += [f"{name}: {term.note}" for name, term in self.terms.items()]
-        return "\n".join(lines)
+        return told(
+            asked=f"where does the gap between the loss of {self.n_runs} measured runs and the prediction come from?",
+            answer=self.sentence,
+            sure="behind +- stands one standard error; a term below two may be chance. The terms add up to the gap.",
+            do=_REMEDIES[self._largest],
+            table=lines,
+            terms=["measured", "predicted", "run", "standard error", "linearized model"],
+        )
+
+    @property
+    def _largest(self) -> str:
+        """The term that makes most of the training loss's gap where it is largest."""
+        at = int((self.train.gap / self.train.measured).abs().nan_to_num().argmax())
+        return max(self.terms, key=lambda name: abs(float(self.terms[name].value[at])))
 
     def _rows(self, curve: CurveBudget) -> list[str]:
         shown = {name: term for name, term in curve.terms.items() if not term.is_zero}

@@ -36,7 +36,7 @@ class Cleaner(ABC):
 
 @dataclass(frozen=True, eq=False)
 class CleanedSpectrum:
-    """Cleaned eigenvalues.
+    """Cleaned eigenvalues of a covariance, and how they were made.
 
     Attributes:
         eigenvalues: float64 [p], in the order of the sample eigenvalues that they replace.

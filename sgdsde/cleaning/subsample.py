@@ -58,6 +58,7 @@ class SubsampledSharpness:
 
     @property
     def sentence(self) -> str:
+        """The estimate in words, with its numbers."""
         return (
             f"sharpness {self.value:.4g} +- {self.standard_error:.2g} from {self.n_used} of {self.n_train} examples "
             f"({self.method}; {self.raw:.4g} raw): full-batch descent is stable up to lr "

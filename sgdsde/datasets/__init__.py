@@ -1,4 +1,7 @@
-"""Data for figures and tests: real images in the standard files, and synthetic regression. No global seed."""
+"""Data for figures and tests: real images in the standard files, and synthetic regression. No global seed.
+
+n_train and n_test examples are drawn by the seed; target, center and flatten say how they are prepared (``digits``).
+"""
 
 from sgdsde.datasets.dataset import Dataset
 from sgdsde.datasets.images import cifar10, digits, mnist

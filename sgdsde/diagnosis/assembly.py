@@ -76,7 +76,7 @@ def diagnose(
 
 
 def _advice(found: Evidence, tolerance: float) -> Advice:
-    """The cheaper predictor whose error to expect is within the tolerance."""
+    """The cheaper dynamics whose error to expect is within the tolerance."""
     if found.frozen_error <= tolerance:
         return Advice.FROZEN_KERNEL
     return Advice.MOVING_KERNEL if found.moving_error <= tolerance else Advice.MEASURE

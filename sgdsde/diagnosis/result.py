@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from torch import Tensor
 
+from sgdsde._words import told
 from sgdsde.dynamics import Dynamics
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ class Check:
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """Advised predictor and the error to expect; ``str()`` is a table.
+    """Advised dynamics and the error to expect; ``str()`` says it in words.
 
     Attributes:
-        checks: by name. advice: which predictor. predictor: it, or None where none is advised.
+        checks: by name. advice: which kernel, or to measure. predictor: older name of ``dynamics``.
         frozen_error, moving_error: the relative error of the training loss to expect at the worst recorded step, of the
             frozen and of the moving kernel; infinity where the prediction is refused. Nine of ten settings of the
             calibration were below (docs/diagnosis.md).
@@ -93,8 +94,13 @@ class Diagnosis:
         return "rich" if drift.value > RICH_DRIFT else "between"
 
     @property
+    def dynamics(self) -> Dynamics | None:
+        """The advised dynamics, None where none is advised."""
+        return self.predictor
+
+    @property
     def expected_error(self) -> float:
-        """Error to expect of the advised predictor, or of the better one where none is advised."""
+        """Error to expect of the advised dynamics, or of the better one where none is advised."""
         errors = {Advice.FROZEN_KERNEL: self.frozen_error, Advice.MOVING_KERNEL: self.moving_error}
         return errors.get(self.advice, min(self.frozen_error, self.moving_error))
 
@@ -106,9 +112,21 @@ class Diagnosis:
         return pandas.DataFrame(rows, columns=["name", "value", "threshold", "grade", "source", "sentence"])
 
     def __str__(self) -> str:
-        lines = [self.sentence, f"Regime: {self.regime}.", "", f"{'check':>18} {'value':>9} {'threshold':>9}  {'':8}"]
+        table = [f"{'check':>18} {'value':>9} {'threshold':>9}  {'':8}"]
         for check in self.checks.values():
-            lines.append(f"{check.name:>18} {check.value:>9.3g} {check.threshold:>9.3g}  {check.grade.value:8}")
-            lines.append(f"{'':>20}{check.sentence}")
-            lines.append(f"{'':>20}threshold: {check.source}")
-        return "\n".join(lines)
+            table.append(f"{check.name:>18} {check.value:>9.3g} {check.threshold:>9.3g}  {check.grade.value:8}")
+            table.append(f"{'':>20}{check.sentence}")
+            table.append(f"{'':>20}threshold: {check.source}")
+        do = {
+            Advice.FROZEN_KERNEL: "predict(problem, sgd, n_steps, dynamics=found.dynamics).",
+            Advice.MOVING_KERNEL: "predict(problem, sgd, n_steps, dynamics=found.dynamics).",
+            Advice.MEASURE: "run_ensemble(problem, sgd, n_steps, n_runs=16).",
+        }
+        return told(
+            asked=f"which prediction of the train loss can be trusted within {100 * self.tolerance:g} %, and how far?",
+            answer=f"{self.sentence} Regime: {self.regime}.",
+            sure="nine of ten settings of the calibration had a smaller error than said (docs/diagnosis.md).",
+            do=do[self.advice],
+            table=table,
+            terms=["dynamics", "frozen kernel", "moving kernel", "mean-square limit"],
+        )

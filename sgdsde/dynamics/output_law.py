@@ -22,6 +22,7 @@ class Covariance:
 
     @property
     def trace(self) -> Tensor:
+        """The trace of the covariance."""
         return (self.gram * self.core).sum()
 
     @property
@@ -80,7 +81,8 @@ class SharedCovariance(Covariance):
 
 def _unknown() -> ValueError:
     return ValueError(
-        'TracedRecursion cannot represent the law of single outputs; use MomentRecursion or observe "loss"'
+        "ModalMoments on a shared kernel and TracedRecursion cannot represent the law of single outputs; use "
+        'MomentRecursion or observe "loss"'
     )
 
 

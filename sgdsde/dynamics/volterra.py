@@ -17,7 +17,8 @@ from sgdsde.dynamics.modal_moments import warn_beyond_range
 from sgdsde.dynamics.moments.modes import squared_error_of
 from sgdsde.dynamics.moments.state import MomentState, laws
 from sgdsde.dynamics.output_law import Covariance, OutputLaw
-from sgdsde.kernel import KernelOperator, leading_eigenpairs
+from sgdsde.kernel import KernelOperator, KroneckerKernel, leading_eigenpairs
+from sgdsde.kernel.krylov import random_signs, spectral_nodes
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD, StepPlan
 
@@ -204,18 +205,17 @@ def lanczos(kernel: KernelOperator, start: Tensor, n_steps: int) -> tuple[Tensor
 
 def spectral_measure(kernel: KernelOperator, options: Volterra, *, like: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues of K with multiplicities: the leading ones, and a quadrature of the rest."""
+    if isinstance(kernel, KroneckerKernel):  # every eigenvalue of the shared kernel occurs once for every output
+        values, counts = spectral_measure(kernel.base, options, like=like[: len(kernel.base)])
+        return kernel.scale * values, kernel.n_outputs * counts
     d = len(like)
     rank = min(options.rank, d)
     leading = leading_eigenpairs(kernel, rank)
     values, vectors = leading.values.to(like), leading.vectors.to(like)
-    nodes, counts = [values], [torch.ones_like(values)]
     if rank == d:
-        return values, counts[0]
+        return values, torch.ones_like(values)
     generator = torch_stream(options.seed, "spectral measure", 0, like.device)
-    for _ in range(options.n_probes):
-        signs = torch.randint(0, 2, (d,), generator=generator, device=like.device).to(like) * 2 - 1
-        signs = signs - vectors @ (vectors.mT @ signs)
-        theta, turned, _, length = lanczos(kernel, signs, options.n_lanczos)
-        nodes.append(theta)
-        counts.append((length * turned[0]).square() / options.n_probes)
-    return torch.cat(nodes), torch.cat(counts)
+    signs = random_signs(d, options.n_probes, generator).to(like)
+    nodes, weights = spectral_nodes(kernel, signs, options.n_lanczos, outside=torch.linalg.qr(vectors).Q)
+    counts = torch.cat([torch.ones_like(values), weights.flatten() / options.n_probes])
+    return torch.cat([values, nodes.flatten()]), counts

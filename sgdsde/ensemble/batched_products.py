@@ -17,7 +17,7 @@ from sgdsde.ensemble.batches import Batches
 from sgdsde.ensemble.chain import chain_of
 from sgdsde.ensemble.layers import Convolution, Layer, shrink
 from sgdsde.ensemble.rates import Update
-from sgdsde.ensemble.stepper import Stepper, count, gradient_at, taken
+from sgdsde.ensemble.stepper import Stepper, count, gradient_at, part, taken
 from sgdsde.problem import Problem
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ class BatchedProducts(Stepper):
         rounding, which nothing that is known does, a warning is logged and the network is left to ``vmap``.
         """
         chain = chain_of(problem.functional)
-        if chain is None:
-            return None
+        if chain is None or (problem.device.type == "cuda" and _has_convolutions(chain)):
+            return None  # on CUDA the grouped convolutions of vmap need fewer launches than one run after the other
         stepper = cls(problem, activations, chain)
         if _agrees(stepper):
             return stepper
@@ -54,10 +54,7 @@ class BatchedProducts(Stepper):
         return None
 
     def runs_at_once(self, examples: int) -> int:
-        if any(isinstance(layer, Convolution) for layer in self._chain):
-            least = 1  # runs of convolutions follow each other anyway
-        else:
-            least = 4
+        least = 1 if _has_convolutions(self._chain) else 4  # runs of convolutions follow each other anyway
         numbers = self.problem.functional.n_params + examples * self.activations
         return max(least, CPU_BLOCK_BYTES // (numbers * self.problem.dtype.itemsize))
 
@@ -74,12 +71,14 @@ class BatchedProducts(Stepper):
             return outputs, self._backward(state, cotangents.clone(), kept)
 
     def outputs(self, state: Params, x: Tensor) -> Tensor:
-        runs = count(state)
+        n_runs, runs = count(state), max(1, self.piece // len(x))  # all examples of some runs, or some of one run
+        found = []
         with torch.no_grad():
-            pieces = x.split(max(1, self.piece // runs))
-            return torch.cat(
-                [self._forward(state, rows.expand(runs, *rows.shape), keep=False)[0] for rows in pieces], 1
-            )
+            for start in range(0, n_runs, runs):
+                some = part(state, start, start + runs)
+                pieces = [rows.expand(count(some), *rows.shape) for rows in x.split(self.piece)]
+                found.append(torch.cat([self._forward(some, rows, keep=False)[0] for rows in pieces], 1))
+        return torch.cat(found)
 
     def advance(self, state: Params, buffer: Params, batches: Batches, updates: Sequence[Update]) -> Tensor:
         if not all(update.is_plain for update in updates):
@@ -134,6 +133,10 @@ class BatchedProducts(Stepper):
         rows = outputs.flatten(0, -2), y.flatten(0, outputs.ndim - 2)
         each = self.problem.criterion.per_example(*rows).view(outputs.shape[:-1])
         return each.mean(-1) if weights is None else (each * weights).sum(-1)
+
+
+def _has_convolutions(chain: Sequence[Layer]) -> bool:
+    return any(isinstance(layer, Convolution) for layer in chain)
 
 
 def _agrees(stepper: BatchedProducts) -> bool:

@@ -64,12 +64,13 @@ class RunGroup:
         while k < steps.stop * substeps:
             count = self._draws.ahead(steps.stop * substeps - k, self._layout.ahead)
             drawn, updates = self._draws.take(count), self._rates.updates(range(k, k + count))
+            alone = self.n_members <= self._layout.together
             losses = [
                 self._learner.advance(
                     _of(self._state, members),
                     _of(self._buffer, members),
                     drawn.of(self._runs[members], self._noise_std[members]),
-                    [of_members(update, members) for update in updates],
+                    updates if alone else [of_members(update, members) for update in updates],
                 )
                 for members in self._blocks()
             ]

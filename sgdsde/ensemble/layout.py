@@ -51,11 +51,12 @@ class Needs:
         """
         budget = _memory.budget(memory, device)
         ahead = min(AHEAD_BYTES, budget // 8)
-        most = _memory.rows_within(budget - ahead, self.held + self.moved, n_members, self.what)
+        allowed = budget - 2 * ahead  # the draws, and copies of them and pieces of an evaluation
+        most = _memory.rows_within(allowed, self.held + self.moved, n_members, self.what)
         if self.together is None:
             return Layout(min(most, MOST), min(most, MOST), ahead)
         together = min(self.together, most)
-        spare = (budget - ahead - together * self.moved) // self.held
+        spare = (allowed - together * self.moved) // self.held
         held = min(n_members, spare, max(BLOCK, HELD_BYTES // self.held), MOST)
         if held > BLOCK:
             held -= held % BLOCK  # whole blocks of streams, so that none is drawn twice

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sgdsde._checks import complaint
 from sgdsde._types import Params
 from sgdsde.ensemble.batches import Batches
 from sgdsde.ensemble.layout import Needs
 from sgdsde.ensemble.rates import Update, over
-from sgdsde.ensemble.stepper import gradient_at
+from sgdsde.ensemble.stepper import gradient_at, taken
 from sgdsde.kernel import KernelOperator, StackedKernel, rows_times
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD
+
+SUM = 0
+"""Of torch's modes of a bag of columns."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """Batches of K steps: places of outputs among all [K, runs, B c], targets [K, runs, B, c], weights or None."""
+
+    places: Tensor
+    targets: Tensor
+    weights: Tensor | None
+
 
 BAG_FRACTION = 1 / 4
 """Drawn examples, as a fraction of all, up to which picking their columns is faster than a product with all of them."""
@@ -54,21 +67,20 @@ class LinearizedLearner:
 
     def advance(self, state: Params, buffer: Params, batches: Batches, updates: Sequence[Update]) -> Tensor:
         """One step a batch, in place. Returns [K, runs], finite where the outputs at the training set are."""
-        finite = []
+        finite, outputs, drawn = [], state["outputs"], self._drawn(batches)
         for k, update in enumerate(updates):
-            outputs = state["outputs"]
             finite.append(outputs[:, : self.problem.n_train].sum((1, 2)))
             if update.is_plain and update.decay is None:
-                outputs.sub_(self._move(outputs, batches, k, update.lr))
+                outputs.sub_(self._move(outputs, drawn, k, update.lr))
                 continue
             decayed = None if update.decay is None else self._weights(outputs)
-            update.apply(outputs, buffer["outputs"], self._move(outputs, batches, k), decayed)
+            update.apply(outputs, buffer["outputs"], self._move(outputs, drawn, k), decayed)
         return torch.stack(finite)
 
     def gradient(self, state: Params, batches: Batches) -> tuple[Params, Tensor]:
         """What the first of these batches moves the outputs by, for a learning rate of -1, and sums of the outputs."""
         outputs = state["outputs"]
-        return {"outputs": self._move(outputs, batches, 0)}, outputs[:, : self.problem.n_train].sum((1, 2))
+        return {"outputs": self._move(outputs, self._drawn(batches), 0)}, outputs[:, : self.problem.n_train].sum((1, 2))
 
     def _weights(self, outputs: Tensor) -> Tensor:
         if self._offset is None:
@@ -77,28 +89,36 @@ class LinearizedLearner:
             raise ValueError(complaint("weight_decay", "0 where J theta_0 is unknown", received, remedy))
         return outputs + self._offset
 
-    def _move(self, outputs: Tensor, batches: Batches, k: int, lr: Tensor | None = None) -> Tensor:
-        """K(all, batch) r(batch) / B of every run, times its learning rate if given; [runs, n + m, c]."""
-        indices, c = batches.indices[k], self.problem.n_outputs
-        targets = self.targets[indices]
+    def _drawn(self, batches: Batches) -> _Drawn:
+        indices, c = batches.indices, self.problem.n_outputs
+        places = indices if c == 1 else (indices[..., None] * c + torch.arange(c, device=self.device)).flatten(2)
+        targets = taken(self.targets, indices)
         if batches.label_noise is not None:
-            targets = targets + batches.label_noise[k]
-        drawn = outputs[:, : self.problem.n_train].gather(1, indices[..., None].expand(-1, -1, c))
-        residual = gradient_at(self.problem.criterion, drawn, targets)
-        if batches.weights is not None:
-            residual = residual * batches.weights[k][..., None]
+            targets = targets + batches.label_noise
+        return _Drawn(places, targets, batches.weights)
+
+    def _move(self, outputs: Tensor, drawn: _Drawn, k: int, lr: Tensor | None = None) -> Tensor:
+        """K(all, batch) r(batch) / B of every run, times its learning rate if given; [runs, n + m, c]."""
+        places, targets = drawn.places[k], drawn.targets[k]
+        at = outputs.flatten(1).gather(1, places).view(targets.shape[0], -1, self.problem.n_outputs)
+        residual = gradient_at(self.problem.criterion, at, targets)
+        if drawn.weights is not None:
+            residual.mul_(drawn.weights[k][..., None])
+        elif lr is None:
+            residual.mul_(1 / targets.shape[1])
         else:
-            lr = torch.full_like(residual[:, 0, 0], 1 / indices.shape[1]) if lr is None else lr / indices.shape[1]
+            lr = lr / targets.shape[1]
         if lr is not None:
-            residual = residual * over(lr, residual)
-        places = indices if c == 1 else (indices[..., None] * c + torch.arange(c, device=self.device)).flatten(1)
+            residual.mul_(over(lr, residual))
         return self._columns_times(places, residual.flatten(1)).view(outputs.shape)
 
     def _columns_times(self, places: Tensor, factors: Tensor) -> Tensor:
         """Sums of the kernel's columns [runs, rows], the columns at these places times these factors [runs, B c]."""
         d = self.problem.n_train * self.problem.n_outputs
         if self._columns is not None and places.shape[1] <= BAG_FRACTION * d:
-            return functional.embedding_bag(places, self._columns, per_sample_weights=factors, mode="sum")
+            starts = torch.arange(0, places.numel(), places.shape[1], device=self.device)
+            flat, each = places.flatten(), factors.flatten()
+            return torch.embedding_bag(self._columns, flat, starts, False, SUM, False, each)[0]
         counted = torch.zeros(len(places), d, dtype=factors.dtype, device=factors.device)
         counted.scatter_add_(1, places, factors)
         if self._columns is not None:

@@ -18,7 +18,7 @@ from sgdsde._functional import value_and_gradient, vectorize
 from sgdsde._types import Params
 from sgdsde.ensemble.batches import Batches
 from sgdsde.ensemble.rates import Update
-from sgdsde.losses import Loss
+from sgdsde.losses import Loss, TorchLoss
 from sgdsde.problem import Problem
 
 CPU_CACHE_BYTES = 2**20
@@ -143,6 +143,8 @@ def one_by_one(problem: Problem, state: Params, x: Tensor, piece: int) -> Tensor
 
 def gradient_at(criterion: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """Gradient of every example's loss at its outputs, [runs, B, c], for targets [runs, B, ...]."""
+    if not isinstance(criterion, TorchLoss):
+        return criterion.gradient(outputs, targets)
     return criterion.gradient(outputs.flatten(0, 1), targets.flatten(0, 1)).view(outputs.shape)
 
 

@@ -27,7 +27,7 @@ class RunStreams:
         blocks = self._blocks()
         for parts in zip(*(block_batches(plan, self.seed, block, purpose=purpose) for block, _ in blocks)):
             rows = [torch.from_numpy(part[rows]) for part, (_, rows) in zip(parts, blocks)]
-            yield torch.cat(rows).to(self.device)
+            yield (rows[0] if len(rows) == 1 else torch.cat(rows)).to(self.device)
 
     def normal(self, purpose: str) -> Callable[..., Tensor]:
         """A function that draws standard normal numbers [runs, *shape], new ones at every call."""

@@ -2,7 +2,9 @@
 
 sigma_w and sigma_b are standard deviations in the parametrization of ``networks``:
 y^l = sigma_w / sqrt(fan_in) W phi(y^{l-1}) + sigma_b b with N(0, 1) entries. An activation is a name in
-``networks.ACTIVATIONS``, an nn.Module, or any elementwise function that autograd can differentiate.
+``networks.ACTIVATIONS``, an nn.Module, or any elementwise function that autograd can differentiate; q is the variance
+of a layer, c the correlation of two inputs in it. Kernels take inputs x1 and x2 [n, ...] and a network of ``networks``,
+for one output of n_outputs. A sequence is a ``DepthSequence``.
 """
 
 from sgdsde.meanfield.activation import Activation

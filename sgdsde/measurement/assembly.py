@@ -82,7 +82,7 @@ def measure(
         MeasurementWarning: the target was not reached; runs diverged (their mean is infinite, and the target holds for
             the steps before); one run makes most of the variance of a step, where a standard error says little.
     Exactness: unbiased runs; stopping by the sample's own spread makes 95 % intervals, mean +- 1.96 standard errors
-        times t / 1.96, hold in 93 to 96 % of repeated measurements in what was tried (docs/measuring.md).
+        times t / 1.96, hold in 92 to 96 % of repeated measurements in what was tried (docs/measuring.md).
     Cost: the runs; see ``run_ensemble``.
     """
     asked = Asked(positive_number("target", target), whole_number("max_runs", max_runs, minimum=1), control)

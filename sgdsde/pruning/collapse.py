@@ -41,6 +41,8 @@ def critical_sparsity(scores: Mapping[str, Tensor]) -> float:
 def maximal_critical_compression(problem_or_model: Problem | nn.Module, *, where: Where = None) -> float:
     """rho_max = n / L: no criterion compresses L layers of n weights further without an empty one.
 
+    Args:
+        where: which layers are prunable, by name; default all linear and convolution layers.
     Source: Tanaka et al., arXiv:2006.05467.
     """
     weights = Subject.of(problem_or_model, where).weights

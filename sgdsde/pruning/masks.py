@@ -114,6 +114,7 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def live_density(self) -> float | None:
+        """The share of weights on a path from an input to an output; None where unknown."""
         found = self._connectivity
         return None if found is None else found.n_live / self.n_weights
 
@@ -124,6 +125,7 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def disconnected_outputs(self) -> tuple[int, ...] | None:
+        """Outputs that no path reaches; None where unknown."""
         return None if self._connectivity is None else self._connectivity.disconnected_outputs
 
     def with_paths_of(self, problem_or_model: Problem | nn.Module) -> Masks:

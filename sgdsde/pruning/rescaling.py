@@ -70,6 +70,7 @@ def rescale_to_edge_of_chaos(
 
     Args:
         pruned: a ``PrunedNetwork``, or a ``Problem`` of one; a Problem comes back then.
+        normalizer: ``"neuron"``, ``"layer"`` or ``"data"``, as above.
         where: ``"weights"``: they are changed, which leaves a plain module. ``"factors"``: buffers of the forward pass,
             so that learning rates act on the weights as they were: rates times the squared factor. One function, two
             trainings: Tr K of a random mask of density d on L layers is d^L that of the dense network unscaled, d with

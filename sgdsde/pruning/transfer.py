@@ -49,6 +49,7 @@ class TransferHistory:
 
     @property
     def has_converged(self) -> bool:
+        """Whether the curves changed by less than 10 % over the last quarter of the steps."""
         start = 3 * len(self.steps) // 4 - 1
         return all(
             abs(float(curve[-1] / curve[max(start, 0)]) - 1) < 0.1

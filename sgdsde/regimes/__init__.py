@@ -1,4 +1,7 @@
-"""Kernel or rich, confused or not: what decides it before training, exactly where it is known exactly."""
+"""Kernel or rich, confused or not: what decides it before training, exactly where it is known exactly.
+
+A law of neurons is ``Uniform``, ``Gaussian`` or ``Sphere``.
+"""
 
 from sgdsde.networks import DiagonalLinear, MatrixFactorization, Rescaled, ShallowReLU
 from sgdsde.networks.shallow import Gaussian, Sphere, Uniform

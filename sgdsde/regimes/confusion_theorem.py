@@ -46,7 +46,7 @@ class ConfusionTheorem:
         return 2 / (self.n_train * self.smoothness)
 
     def rate(self, lr: float) -> float:
-        """rho."""
+        """The rate rho of the theorem at a learning rate."""
         n, lr = self.n_train, positive_number("lr", lr)
         if lr >= self.max_lr:
             raise ValueError(complaint("lr", f"below 2/(n L) = {self.max_lr:.6g}", lr, "the theorem holds there only"))
@@ -67,7 +67,7 @@ def decoupled_loss(linearization: Linearization, sgd: SGD, steps: Tensor) -> Ten
 
         E e_i^2 -> (1 - 2 lr s K_ii/n + q lr^2 s^2 K_ii^2/n) e_i^2,   q = phi/B + (1 - phi/B)/n
 
-    One output, squared error, plain SGD with constant learning rate and i.i.d. batches.
+    One output, squared error, plain SGD with constant learning rate and i.i.d. batches; [T] values at ``steps``.
 
     Raises:
         ValueError: a kernel that is not diagonal, more outputs than one, momentum, decay, schedules or epochs.

@@ -1,4 +1,7 @@
-"""Stability limits of SGD on the linearized model, and the learning rates and batch sizes that follow."""
+"""Stability limits of SGD on the linearized model, and the learning rates and batch sizes that follow.
+
+batch_size, momentum, dampening, nesterov, weight_decay and sampling mean what they do in ``SGD``.
+"""
 
 from sgdsde.stability.along_path import PathLimit, max_lr_along_path
 from sgdsde.stability.limits import (

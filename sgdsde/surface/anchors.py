@@ -20,10 +20,10 @@ from sgdsde.trajectory import Trajectory
 PLACES: tuple[tuple[float, int], ...] = ((1.2, 1), (0.6, 1), (1.2, 4), (0.5, 4), (0.8, 2))
 """(lr, batch size) of the anchors in units of the base setting; the last one, inside of the others, is the check."""
 
-FIRST, MOST = 8, 16
+FIRST, MOST = 12, 32
 """Runs at an anchor."""
 
-ANCHOR_ERROR = 0.04
+ANCHOR_ERROR = 0.025
 """Relative standard error that further runs aim at."""
 
 SEVERAL = 10
@@ -75,7 +75,7 @@ def anchor(
     memory: int | None,
     progress: Progress,
 ) -> Anchor:
-    """Train at one anchor: ``n_runs`` runs, or 8 to 16, as many as a standard error of 4 % takes."""
+    """Train at one anchor: ``n_runs`` runs, or 12 to 32, as many as a standard error of 2.5 % takes."""
     setting = at_place(sgd, place)
     steps = [step_at(time, float(setting.lr_at(0)), setting.momentum) for time in times]
     below = [math.floor(step + 1e-9) for step in steps]

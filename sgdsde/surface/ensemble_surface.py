@@ -78,7 +78,7 @@ class EnsembleSurface:
         Args:
             sgd: the base; the box reaches from 0.6 (at 4 B: 0.5) to 1.2 of its lr and from B to 4 B. Momentum, decay,
                 sampling and label noise are those of every setting: another momentum takes another surface.
-            n_runs: runs at each anchor, 4 or more; default 8 to 16, as many as a standard error of 4 % takes.
+            n_runs: runs at each anchor, 4 or more; default 12 to 32, as many as a standard error of 2.5 % takes.
         Warns:
             SurfaceWarning: it will answer nothing, because of the spread of one run or the misfit at the check.
         Raises:

@@ -1,4 +1,4 @@
-"""The dynamics that CONTRIBUTING.md writes out, run as it stands there."""
+"""The dynamics that docs/extend.md writes out, run as it stands there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sgdsde
 from sgdsde.dynamics import Dynamics, GradientDescent, MomentRecursion
 from tests.problems import BY_NAME
 
-TEXT = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text()
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "extend.md").read_text()
 WORDS = [{}, {"momentum": 0.6, "weight_decay": 0.1}]
 
 

@@ -50,6 +50,7 @@ DYNAMICS = {
     "two substeps": dynamics.SDEPaths(4, dynamics.EulerMaruyama(2)),
     "LinearizedSGD": dynamics.LinearizedSGD(4),
     "TracedRecursion": dynamics.TracedRecursion(),
+    "ReducedMoments": dynamics.ReducedMoments(),
     "MovingKernel": dynamics.MovingKernel(feedback=None),
 }
 

@@ -13,6 +13,7 @@ from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.moments.state import laws
 from sgdsde.dynamics.moments.variance_jumps import jumps_pay
 from sgdsde.dynamics.volterra import lanczos, spectral_measure
+from sgdsde.kernel import KroneckerKernel
 from tests.problems import BY_NAME, LARGER, digits_problem
 
 RECORD = [0, 1, 2, 5, 20, 100, 300]
@@ -123,6 +124,22 @@ def test_lanczos_gives_powers_of_the_kernel_and_the_measure_its_trace(digits):
     # 400 draws of the trace of what is left: 5 standard errors of a Rademacher estimate are below 2 % of it
     torch.testing.assert_close((nodes * counts).sum(), digits.dense_kernel.trace(), rtol=2e-2, atol=0)
     torch.testing.assert_close(counts.sum(), torch.tensor(48.0).double(), rtol=2e-2, atol=0)
+
+
+def test_volterra_takes_every_eigenvalue_of_a_shared_kernel_as_often_as_it_occurs(digits):
+    base, like = digits.operator, digits.residual.flatten()
+    options = Volterra(rank=10, n_lanczos=30, n_probes=3)
+    values, counts = spectral_measure(base, options, like=like)
+    shared = spectral_measure(KroneckerKernel(base, 3, scale=0.5), options, like=like.repeat(3))
+    torch.testing.assert_close(shared[0], 0.5 * values)
+    torch.testing.assert_close(shared[1], 3 * counts)
+
+
+@pytest.mark.parametrize("dynamics", [ModalMoments(), Volterra()])
+def test_closures_refuse_shuffled_epochs_and_name_what_works(digits, dynamics):
+    sgd = sgdsde.SGD(0.1, 4, sampling="shuffled")
+    with pytest.raises(ValueError, match=r"cannot represent shuffled epochs; use dynamics.MomentRecursion\(\)"):
+        predict(digits, sgd, dynamics)
 
 
 @pytest.mark.parametrize("words", [{"momentum": 0.5}, {"weight_decay": 0.1}, {"label_noise_std": 0.1}])

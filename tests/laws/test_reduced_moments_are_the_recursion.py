@@ -143,9 +143,12 @@ def test_a_horizon_beyond_float64_is_refused(digits, n_steps):
         sgdsde.predict(digits, sgdsde.SGD(0.01, 4), n_steps)
 
 
-def test_a_record_of_a_million_steps_is_refused(digits):
-    with pytest.raises(ValueError, match="record must be at most 20,000 steps, got 1,000,000"):
-        sgdsde.predict(digits, sgdsde.SGD(0.01, 4), 10**6, dynamics=ReducedMoments(), record=range(10**6))
+@pytest.mark.parametrize("theory", [None, MomentRecursion(), ReducedMoments()], ids=str)
+def test_a_record_of_a_million_steps_is_refused(digits, theory):
+    with pytest.raises(ValueError, match="record must be at most 100,000 steps, got 1,000,000"):
+        sgdsde.predict(digits, sgdsde.SGD(0.01, 4), 10**6, dynamics=theory, record=range(10**6))
+    with pytest.raises(ValueError, match="record must be at most 20,000 steps, got 30,000"):
+        sgdsde.predict(digits, sgdsde.SGD(0.01, 4), 10**6, dynamics=ReducedMoments(), record=range(30_000))
 
 
 @pytest.mark.parametrize("tolerance", [0, 1e-9, 0.5, -1, float("nan")])
@@ -181,7 +184,7 @@ def test_beyond_the_limit_the_recursion_itself_answers_or_a_long_horizon_is_refu
         sgdsde.predict(digits, sgd, 10**6, dynamics=ReducedMoments())
 
 
-@pytest.mark.parametrize("words", [{"momentum": 0.5}, {"sampling": "shuffled"}])
+@pytest.mark.parametrize("words", [{"momentum": 0.5}, {"momentum": 0.5, "sampling": "shuffled"}])
 def test_what_it_cannot_represent_is_refused_by_name(digits, words):
     with pytest.raises(ValueError, match="ReducedMoments cannot represent"):
         sgdsde.predict(digits, sgdsde.SGD(0.01, 4, **words), 100, dynamics=ReducedMoments())
@@ -214,9 +217,9 @@ def test_single_precision_and_truncation_are_left_to_others(digits):
     sgd = sgdsde.SGD(0.3 * limit(digits, 4), 4)
     assert "single precision" in sgdsde.predict(single, sgd, 300, dynamics=ReducedMoments()).dynamics
     assert sgdsde.predict(single, sgd, 2000).dynamics == "MomentRecursion()"
-    truncated = digits.truncate(20)
+    truncated = digits.truncate(20, tail="frozen")
     reduced, plain = both(truncated, sgd, [0, 30, 100])
     assert errors(reduced, plain)[0].max() < 1e-4
     torch.testing.assert_close(reduced.truncation_error, plain.truncation_error, rtol=1e-10, atol=0)
-    with pytest.raises(ValueError, match="more than 10,000 steps of a truncated kernel"):
+    with pytest.raises(ValueError, match="more than 10,000 steps of a frozen tail"):
         sgdsde.predict(truncated, sgd, 20_000, dynamics=ReducedMoments())

@@ -16,16 +16,17 @@ from tests.problems import LARGER, mlp_problem
 RECORD = [0, 4, 12]
 
 
+@pytest.fixture(scope="module")
 def lazy() -> Problem:
     """A network so wide that a run costs more than the theory of its few examples."""
     generator = torch.Generator().manual_seed(0)
-    model = sgdsde.networks.MLP(2, 512, 1, dtype=torch.float64, generator=generator)
+    model = sgdsde.networks.MLP(2, 1024, 1, dtype=torch.float64, generator=generator)
     x = torch.randn(6, 2, generator=generator, dtype=torch.float64)
     return Problem(model, x, torch.sin(x[:, :1]), loss=torch.nn.MSELoss())
 
 
-def test_a_prediction_where_it_is_cheap_and_good():
-    problem, sgd = lazy(), SGD(0.02, 3)
+def test_a_prediction_where_it_is_cheap_and_good(lazy):
+    problem, sgd = lazy, SGD(0.02, 3)
     made = answer(problem, sgd, 12, record=RECORD)
     assert made.origin == "predicted"
     assert made.n_runs == 0
@@ -39,8 +40,8 @@ def test_a_prediction_where_it_is_cheap_and_good():
     assert 0 <= made.effort["expected_error"] <= 0.02
 
 
-def test_runs_where_the_kernel_moves():
-    problem, sgd = lazy(), SGD(0.02, 3)
+def test_runs_where_the_kernel_moves(lazy):
+    problem, sgd = lazy, SGD(0.02, 3)
     made = answer(problem, sgd, 12, record=RECORD, tolerance=0.001, seed=3)
     assert made.origin == "measured"
     assert made.effort["expected_error"] <= 0.00101
@@ -87,8 +88,8 @@ def test_advice_is_followed():
     assert between.effort["expected_error"] == 0.1
 
 
-def test_past_the_limit_it_measures():
-    problem = lazy()
+def test_past_the_limit_it_measures(lazy):
+    problem = lazy
     sgd = SGD(1.2 * sgdsde.stability.max_lr(problem, 3), 3)
     made = answer(problem, sgd, 12, record=RECORD, tolerance=2.0)
     assert made.origin == "measured"

@@ -11,8 +11,9 @@ from torch import nn
 
 import sgdsde
 from sgdsde import LimitFraction, sweeps
+from sgdsde.dynamics import MomentRecursion
 from sgdsde.stability import max_lr
-from tests.problems import mlp_problem, seeded_module
+from tests.problems import LARGER, mlp_problem, seeded_module
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +146,26 @@ def test_bad_settings_are_refused_before_anything_is_computed(words: dict, error
 def test_a_fraction_is_positive() -> None:
     with pytest.raises(ValueError, match="fraction must be positive, got 0"):
         LimitFraction(0)
+
+
+def test_many_settings_over_a_long_run_share_a_basis_and_keep_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    linearization = sgdsde.linearize(LARGER.problem())
+    rates = [share * max_lr(linearization, 2) for share in (0.1, 0.3, 0.5, 5.0)]
+    grid = {"batch_size": [2, 3, 6], "lr": rates, "n_steps": 700}
+    alone = []
+
+    def counted(linearization: sgdsde.Linearization, sgd: sgdsde.SGD, *rest: object, **words: object):
+        alone.append(sgd)
+        return sgdsde.predict(linearization, sgd, *rest, **words)
+
+    monkeypatch.setattr(sweeps, "predict", counted)
+    found = sgdsde.sweep(linearization, **grid)
+    assert not alone
+    assert [row["past_mean_square_limit"] for row in found.rows] == [False, False, False, True] * 3
+    assert [row["train_loss"] == math.inf for row in found.rows] == [False, False, False, True] * 3
+    for row in (found.rows[1], found.rows[10]):
+        sgd = sgdsde.SGD(row["lr"], row["batch_size"])
+        expected = sgdsde.predict(linearization, sgd, 700, dynamics=MomentRecursion(), record=[700])
+        for name in ("train_loss", "test_loss"):
+            assert row[name] == pytest.approx(float(getattr(expected, name).mean), rel=3e-3)
+        assert row["time"] == pytest.approx(700 * sgd.lr, rel=1e-12)

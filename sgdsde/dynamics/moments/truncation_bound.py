@@ -36,7 +36,7 @@ GRID = 64
 def truncation_error(
     linearization: Linearization, sgd: SGD, record: Sequence[int], *, noise: NoiseSource = "state"
 ) -> Tensor | None:
-    """A bound on how much truncation changes the expected training loss at the recorded steps, [T]; None untruncated.
+    """A bound on how much truncation changes the expected training loss at the steps of ``record``, [T], or None.
 
     Exactness: a bound for SGD's own second moments (``MomentRecursion``), up to the residuals of the eigenpairs; with
         momentum or decay the response of the tail is evaluated on a grid of eigenvalues. Of differential equations,

@@ -18,7 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgdsde._streams import torch_stream
+from sgdsde._types import Params
 from sgdsde.dynamics.moments.feature_state import Expectations
+from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace
 from sgdsde.dynamics.output_law import Covariance
 from sgdsde.kernel.eigenbasis import Eigenbasis
 from sgdsde.linearization import Linearization
@@ -27,15 +30,20 @@ from sgdsde.step import Step
 OCTAVES = 12
 """Groups at most; the last one holds all smaller eigenvalues."""
 
+TINY = 1e-12
+"""Share of its first trace that a tail keeps where the leading directions hold everything."""
+
 
 @dataclass(frozen=True, eq=False)
 class TailBlocks:
     """What the groups do to the outputs at the initial weights.
 
     Attributes:
+        dual: u / sqrt(l) of each eigenvector, [n*c, sum of sizes]; J^T maps it to the group's directions.
         sizes: |g|, [G]. train: B_gi, [G, n, c, c]. test: the same of the test examples, or None.
     """
 
+    dual: Tensor
     sizes: Tensor
     train: Tensor
     test: Tensor | None
@@ -54,16 +62,23 @@ class TailBlocks:
         octave = (values[0] / values).log2().floor().clamp_max(OCTAVES - 1).long()
         _, sizes = octave.unique_consecutive(return_counts=True)
         groups = sizes.tolist()
-        rows = vectors * values.sqrt()
-        cross = linearization.dense_cross_kernel
-        test = None if cross is None else _blocks(cross @ (vectors * values.rsqrt()), groups, c)
-        return cls(sizes.to(values), _blocks(rows, groups, c), test)
+        dual, cross = vectors * values.rsqrt(), linearization.dense_cross_kernel
+        test = None if cross is None else _blocks(cross @ dual, groups, c)
+        return cls(dual, sizes.to(values), _blocks(vectors * values.sqrt(), groups, c), test)
 
 
 def _blocks(rows: Tensor, groups: list[int], n_outputs: int) -> Tensor:
     """[G, n, c, c] from the features [n*c, sum of sizes] of all directions, group by group."""
     parts = rows.view(-1, n_outputs, rows.shape[1]).split(groups, dim=2)
     return torch.stack([part @ part.mT for part in parts])
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnTail:
+    """Draws of the deviation of the weights, [P, p], and the linear moves of the training outputs, [P, n*c]."""
+
+    rows: Tensor
+    moves: Tensor
 
 
 class DiagonalTail:
@@ -75,12 +90,8 @@ class DiagonalTail:
 
     def __init__(self, blocks: TailBlocks, parts: int) -> None:
         self._blocks, self.scale = blocks, 1.0
+        self._drawn: DrawnTail | None = None
         self.variances = blocks.train.new_zeros(len(blocks.sizes), parts, parts)
-
-    def rescale(self, trace: float) -> None:
-        """To this trace of the kernel beyond the leading directions."""
-        start = float(self._blocks.train.diagonal(dim1=2, dim2=3).sum())
-        self.scale = max(trace, 0.0) / start
 
     @property
     def blocks(self) -> Tensor:
@@ -91,6 +102,34 @@ class DiagonalTail:
     def test_blocks(self) -> Tensor | None:
         test = self._blocks.test
         return None if test is None else torch.tensordot(self.variances[:, 0, 0] * self.scale, test, 1)
+
+    def draws(self, count: int, directions: WeightSubspace, params: Params) -> DrawnTail:
+        """Deviations of the weights outside of these directions, along J at these parameters.
+
+        The same at every call but for variances and J, so that ``turn`` can compare them.
+        """
+        sizes = self._blocks.sizes.long()
+        std = (self.variances[:, 0, 0].clamp_min(0) / self.scale).sqrt().repeat_interleave(sizes)
+        stream = torch_stream(0, "noise feedback of the tail", 0, torch.device("cpu"))
+        normal = torch.randn(count, len(std), generator=stream, dtype=torch.float64).to(std)
+        rows = directions.outside(params, (normal * std) @ self._blocks.dual.mT)
+        moves = directions.features_along(params, rows, with_test=False).train.mT
+        self._drawn = DrawnTail(rows, moves)
+        return self._drawn
+
+    def turn(self, trace: float, directions: WeightSubspace, params: Params) -> None:
+        """Goes over to the tail of J at these parameters, where its kernel has this trace.
+
+        What is drawn stays where it is while J turns: the variances fall by as much as J now sees less of the last
+        draws than its trace says.
+        """
+        start = float(self._blocks.train.diagonal(dim1=2, dim2=3).sum())
+        before, self.scale = self.scale, max(trace, TINY * start) / start
+        old = 0.0 if self._drawn is None else float(self._drawn.moves.square().sum())
+        if self._drawn is not None and old > 0:
+            rows = directions.without(self._drawn.rows)
+            new = float(directions.features_along(params, rows, with_test=False).train.square().sum())
+            self.variances = self.variances * min(1.0, new / old * before / self.scale)
 
     def joined(self, train: Covariance, test: Covariance | None) -> tuple[Covariance, Covariance | None]:
         """Covariances of training and test outputs with the tail's part."""

@@ -15,6 +15,7 @@ from sgdsde._functional import value_and_gradient, vectorize
 from sgdsde._streams import torch_stream
 from sgdsde._types import Params
 from sgdsde.dynamics.moments.feature_state import Features
+from sgdsde.dynamics.moving_kernel.diagonal_tail import DrawnTail
 from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace
 from sgdsde.problem import Problem
@@ -43,10 +44,10 @@ class NoiseFeedback:
     Cost: at each refresh of the kernel 2 n_draws full-batch gradients, and 64 n_kernel_draws products with J.
     """
 
-    n_draws: int = 32
+    n_draws: int = 8
     gradient: bool = True
     outputs: bool = True
-    n_kernel_draws: int = 4
+    n_kernel_draws: int = 0
 
     def __post_init__(self) -> None:
         whole_number("n_draws", self.n_draws, minimum=1)
@@ -91,31 +92,45 @@ def draws(covariance: Tensor, count: int) -> Tensor:
     return (normal * values.flip(0).clamp_min(0).sqrt()) @ vectors.flip(1).mT
 
 
-def noise_correction(
-    feedback: NoiseFeedback,
-    path: MeanPath,
-    directions: WeightSubspace,
-    features: Features,
-    covariance: Tensor,
-    *,
-    size: float,
-    step: int,
-) -> NoiseCorrection:
-    """The effect of a fluctuation with this covariance of the coordinates [r, r] around the path at ``step``."""
-    problem = path.problem
-    coordinates = draws(covariance, feedback.n_draws)
-    deltas = directions.weights(coordinates)
-    outputs_of, gradient_of = _evaluations(problem)
-    around = SymmetricSamples(path.params, deltas, feedback.n_draws)
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """A path and the weights around it.
+
+    Attributes:
+        features: of the directions. covariance: of the coordinates along them, [r, r]. beyond: as many draws
+            of the deviation outside of them, or None.
+    """
+
+    path: MeanPath
+    directions: WeightSubspace
+    features: Features
+    covariance: Tensor
+    beyond: DrawnTail | None = None
+
+    def draws(self, count: int) -> tuple[Params, Tensor]:
+        """Deviations of the weights, [P, *shape] by parameter, and the linear moves of the training outputs."""
+        coordinates = draws(self.covariance, count)
+        rows, moves = self.directions.rows_of(coordinates), coordinates @ self.features.train.mT
+        if self.beyond is not None:
+            rows, moves = rows + self.beyond.rows, moves + self.beyond.moves
+        return self.directions.by_parameter(rows), moves
+
+
+def noise_correction(feedback: NoiseFeedback, around: Surroundings, *, size: float, step: int) -> NoiseCorrection:
+    """The effect of a fluctuation around the path at ``step``."""
+    path = around.path
+    deltas, moves = around.draws(feedback.n_draws)
+    outputs_of, gradient_of = _evaluations(path.problem)
+    samples = SymmetricSamples(path.params, deltas, feedback.n_draws)
     gradient, outputs, change, mean_outputs = None, None, None, path.outputs(step)
     if feedback.outputs:
-        outputs = around.mean(outputs_of)[OUTPUTS] - mean_outputs
+        outputs = samples.mean(outputs_of)[OUTPUTS] - mean_outputs
     if feedback.gradient:
-        expected = around.mean(gradient_of)
-        linear = _linear_part(path, features, coordinates, mean_outputs + (0 if outputs is None else outputs))
+        expected = samples.mean(gradient_of)
+        linear = _linear_part(path, moves, mean_outputs + (0 if outputs is None else outputs))
         gradient = {name: value - linear[name] for name, value in expected.items()}
     if feedback.n_kernel_draws:
-        change = _features_change(feedback.n_kernel_draws, path, directions, features, covariance, deltas)
+        change = _features_change(feedback.n_kernel_draws, around, deltas)
     return NoiseCorrection(size, gradient, outputs, change)
 
 
@@ -167,20 +182,19 @@ def _looped(function: Callable[[Params], Params]) -> Callable[[Params], Params]:
     return call
 
 
-def _linear_part(path: MeanPath, features: Features, coordinates: Tensor, outputs: Tensor) -> Params:
+def _linear_part(path: MeanPath, moves: Tensor, outputs: Tensor) -> Params:
     """The same mean of gradients for a model linear in its weights, with the Jacobian of the path and these outputs."""
     problem, criterion = path.problem, path.problem.criterion
     outputs = outputs[: problem.n_train]
-    moves = (coordinates @ features.train.mT).view(-1, problem.n_train, problem.n_outputs).to(outputs)
+    moves = moves.view(-1, problem.n_train, problem.n_outputs).to(outputs)
     above, below = (criterion.gradient(outputs + sign * moves, problem.y_train) for sign in (1, -1))
     return path.gradient((above.mean(0) + below.mean(0)) / 2)
 
 
-def _features_change(
-    count: int, path: MeanPath, directions: WeightSubspace, features: Features, covariance: Tensor, deltas: Params
-) -> Features:
+def _features_change(count: int, around: Surroundings, deltas: Params) -> Features:
     """Mean of Phi over some of the networks less Phi, along the directions that fluctuate most."""
-    leading = torch.linalg.eigh(covariance).eigenvectors[:, -KERNEL_DIRECTIONS:]
+    path, directions, features = around.path, around.directions, around.features
+    leading = torch.linalg.eigh(around.covariance).eigenvectors[:, -KERNEL_DIRECTIONS:]
     rows = leading.mT.to(directions.rows) @ directions.rows
     count = min(count, len(next(iter(deltas.values()))))
     train = -features.train @ leading

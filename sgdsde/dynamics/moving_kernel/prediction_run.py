@@ -16,7 +16,12 @@ from sgdsde.dynamics.moments.state import MomentState
 from sgdsde.dynamics.moving_kernel.diagonal_tail import DiagonalTail, TailBlocks
 from sgdsde.dynamics.moving_kernel.kernel_refresh import Margin, Refresh
 from sgdsde.dynamics.moving_kernel.mean_path import ForwardPass, MeanPath
-from sgdsde.dynamics.moving_kernel.noise_induced_drift import NoiseCorrection, NoiseFeedback, noise_correction
+from sgdsde.dynamics.moving_kernel.noise_induced_drift import (
+    NoiseCorrection,
+    NoiseFeedback,
+    Surroundings,
+    noise_correction,
+)
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace, kernel_distance
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
@@ -26,7 +31,7 @@ from sgdsde.step import Step
 GROWTH = 2.0
 """Growth of the interval between refreshes, at most."""
 
-SHARE_OF_RUN = 1 / 3
+SHARE_OF_RUN = 1 / 2
 """Share of the steps so far that an interval may take: the effect of the noise changes with the loss even where the
 kernel stays."""
 
@@ -209,26 +214,24 @@ class PredictionRun(MomentState):
 
     def _turn(self) -> None:
         """Goes over to the leading directions of the Jacobian here."""
-        turned = self._subspace.turned(self._path.params, self._features, self._fluctuation.weights)
+        params = self._path.params
+        turned = self._subspace.turned(params, self._features)
         self._fluctuation.turn(turned.overlap(self._subspace))
-        self._subspace, self._features = turned, turned.features(self._path.params, with_test=False)
-        trace = turned.trace(self._path.params)
+        self._subspace, self._features = turned, turned.features(params, with_test=False)
+        trace = turned.trace(params)
         if self._tail is not None and trace is not None:
-            self._tail.rescale(trace - float(self._features.gram.trace()))
+            self._tail.turn(trace - float(self._features.gram.trace()), turned, params)
 
     def _update_noise_correction(self, step: int) -> None:
         self._variance_features = self._features
         size = self._fluctuation.output_variance(self._features)
-        if self._options.feedback is not None and size > 0:
-            self._correction = noise_correction(
-                self._options.feedback,
-                self._path,
-                self._subspace,
-                self._features,
-                self._fluctuation.weights,
-                size=size,
-                step=step,
-            )
+        feedback = self._options.feedback
+        if feedback is not None and size > 0:
+            beyond = None
+            if self._tail is not None:
+                beyond = self._tail.draws(feedback.n_draws, self._subspace, self._path.params)
+            around = Surroundings(self._path, self._subspace, self._features, self._fluctuation.weights, beyond)
+            self._correction = noise_correction(feedback, around, size=size, step=step)
 
     def _reach(self, step: int) -> Interval:
         """The longest interval, at most the one wished for, over which the kernel stays within the tolerance.

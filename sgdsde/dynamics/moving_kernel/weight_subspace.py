@@ -20,10 +20,6 @@ from sgdsde.kernel.layer_products import JacobianProducts, NetworkJacobian
 from sgdsde.linearization import Linearization
 from sgdsde.problem import Problem
 
-KEPT_SHARE, LEAST_KEPT = 3, 2e-4
-"""Directions of the fluctuation that J has turned away from: at most a third of those followed, of those that hold more
-than this of its variance."""
-
 WELL_CONDITIONED = 100.0
 """Ratio of the largest to the smallest eigenvalue of a Gram matrix whose inverse root is right to rounding."""
 
@@ -58,19 +54,18 @@ class WeightSubspace:
         rows: Tensor,
         dtype: torch.dtype,
         *,
-        followed: int,
         known: tuple[Params, JacobianProducts] | None = None,
     ) -> None:
         self._problem, self._jacobian, self._dtype = problem, jacobian, dtype
-        self.rows, self._followed, self._known = rows, followed, known
+        self.rows, self._known = rows, known
 
     @classmethod
     def leading(cls, linearization: Linearization, *, rank: int, neglected: float) -> WeightSubspace:
         """The ``rank`` leading right singular vectors of J, the largest first.
 
         Raises:
-            ValueError: a truncated eigenbasis that leaves out more than the share ``neglected`` of |J|^2. MemoryError:
-                the directions do not fit; names the bytes.
+            ValueError: a truncated eigenbasis that leaves out more than the share ``neglected`` of |J|^2.
+            MemoryError: the directions do not fit; names the bytes.
         """
         problem, basis = linearization.problem, linearization.eigenbasis
         _refuse_truncation(basis, neglected)
@@ -84,7 +79,7 @@ class WeightSubspace:
         what = f"one of the {count} weight directions that the noise moves (n_params={problem.functional.n_params})"
         _memory.rows_within(_memory.budget(None, problem.device), needed * count, 1, f"{count} times {what}")
         jacobian = NetworkJacobian.of(problem.functional, problem.x_train, problem.n_outputs)
-        start = cls(problem, jacobian, torch.empty(0), linearization.kernel.dtype, followed=count)
+        start = cls(problem, jacobian, torch.empty(0), linearization.kernel.dtype)
         cotangents = (vectors[:, :count] / values[:count].sqrt()).mT
         return start._spanning(problem.params, cotangents)
 
@@ -106,39 +101,40 @@ class WeightSubspace:
         x_test = self._problem.x_test
         return None if x_test is None else self._push(params, self.rows, x_test)
 
-    def turned(self, params: Params, features: Features, covariance: Tensor) -> WeightSubspace:
+    def turned(self, params: Params, features: Features) -> WeightSubspace:
         """The directions after one step of subspace iteration toward the leading ones of J at these parameters.
 
-        (Phi^T Phi)^-1 Phi^T J is V plus what J has outside of its span, so that the turn is the smallest. The leading
-        directions of the fluctuation [r, r] that this leaves behind are kept besides.
+        (Phi^T Phi)^-1 Phi^T J is V plus what J has outside of its span, so that the turn is the smallest.
+
+        Raises:
+            ValueError: J is zero there.
         """
-        inverse = _power(features.gram, -1.0, self._problem.dtype, most=self._followed)
-        return self._spanning(params, inverse @ features.train.mT)._keeping(self, covariance)
+        inverse = _power(features.gram, -1.0, self._problem.dtype)
+        return self._spanning(params, inverse @ features.train.mT)
 
     def trace(self, params: Params) -> float | None:
         """Of the kernel of the training set at these parameters, or None where it is not known."""
         return self._products(params).trace()
 
-    def _keeping(self, other: WeightSubspace, covariance: Tensor) -> WeightSubspace:
-        """These directions and the leading ones in which the other's fluctuation lies outside of their span."""
-        values, vectors = torch.linalg.eigh(covariance)
-        root = (vectors * values.clamp_min(0).sqrt()).mT.to(self.rows)
-        left = root @ other.rows
-        left = left - (left @ self.rows.mT) @ self.rows
-        values, vectors = torch.linalg.eigh((left @ left.mT).double())
-        count = min(self._followed // KEPT_SHARE, int((values > LEAST_KEPT * float(covariance.trace())).sum()))
-        if count == 0:
-            return self
-        kept = (vectors[:, -count:] / values[-count:].sqrt()).mT.to(left) @ left
-        return self._with(torch.cat([self.rows, kept - (kept @ self.rows.mT) @ self.rows]))
-
     def overlap(self, other: WeightSubspace) -> Tensor:
         """V W^T [r, r'] for the directions W of the other: coordinates there to coordinates here."""
         return (self.rows @ other.rows.mT).to(self._dtype)
 
-    def weights(self, coordinates: Tensor) -> Params:
-        """V^T a for a [k, r], by parameter: [k, *shape]."""
-        flat = coordinates.to(self.rows) @ self.rows
+    def outside(self, params: Params, cotangents: Tensor) -> Tensor:
+        """J^T u without its part along these directions, [k, p], for the rows u of cotangents [k, n*c]."""
+        rows = self._products(params).pull(cotangents.to(self._problem.dtype))
+        return self.without(rows)
+
+    def without(self, rows: Tensor) -> Tensor:
+        """Weights [k, p] less their part along these directions."""
+        return rows - (rows @ self.rows.mT) @ self.rows
+
+    def rows_of(self, coordinates: Tensor) -> Tensor:
+        """V^T a for a [k, r], [k, p]."""
+        return coordinates.to(self.rows) @ self.rows
+
+    def by_parameter(self, flat: Tensor) -> Params:
+        """Weights [k, p] as [k, *shape] by parameter."""
         shapes = [value.shape for value in self._problem.params.values()]
         parts = flat.split([shape.numel() for shape in shapes], dim=1)
         return {name: part.view(-1, *shape) for name, part, shape in zip(self._problem.params, parts, shapes)}
@@ -149,6 +145,11 @@ class WeightSubspace:
         rows = products.pull(cotangents.to(self._problem.dtype))
         condition = math.inf
         while condition > WELL_CONDITIONED:  # a further pass removes what rounding left of the first
+            if not len(rows):
+                raise ValueError(
+                    "the gradients along the mean path must stay finite and different from zero, got none that are: "
+                    "the outputs no longer depend on the weights (dead or saturated units); use a smaller lr"
+                )
             gram = (rows @ rows.mT).double()
             diagonal = torch.linalg.eigvalsh(gram)
             condition = float(diagonal[-1] / diagonal[0].clamp_min(0)) if diagonal[0] > 0 else math.inf
@@ -157,9 +158,7 @@ class WeightSubspace:
         return self._with(rows)
 
     def _with(self, rows: Tensor) -> WeightSubspace:
-        return WeightSubspace(
-            self._problem, self._jacobian, rows, self._dtype, followed=self._followed, known=self._known
-        )
+        return WeightSubspace(self._problem, self._jacobian, rows, self._dtype, known=self._known)
 
     def _products(self, params: Params) -> JacobianProducts:
         """With J of the training set, not made anew where it was made last."""
@@ -171,18 +170,13 @@ class WeightSubspace:
         return self._jacobian.at(params, x).push(rows).to(self._dtype).contiguous()
 
 
-def _power(gram: Tensor, exponent: float, precision: torch.dtype, *, most: int | None = None) -> Tensor:
-    """A power of a symmetric matrix on its range, [k, r]: symmetric itself where the range is everything.
-
-    ``most``: only that many of its eigenvectors, the largest.
-    """
+def _power(gram: Tensor, exponent: float, precision: torch.dtype) -> Tensor:
+    """A power of a symmetric matrix on its range, [k, r]: symmetric itself where the range is everything."""
     values, vectors = torch.linalg.eigh((gram + gram.mT) / 2)
     kept = values > values[-1] * len(values) * torch.finfo(precision).eps
     if not kept.any():
         received = "zero: the network dies on the way, its outputs no longer depend on the weights (dead units?)"
         remedy = "use a smaller lr, or measure with run_ensemble"
         raise ValueError(complaint("the kernel that moves", "different from zero along the path", received, remedy))
-    if most is not None:
-        kept[: max(0, len(kept) - most)] = False
     scaled = (vectors[:, kept] * values[kept] ** exponent).mT
     return vectors @ scaled if kept.all() else scaled

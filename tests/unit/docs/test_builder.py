@@ -32,6 +32,9 @@ def test_sections_of_one_line_and_of_two_titles() -> None:
     lines = restructured(["Text.", "Cost: one product", "and more.", "Raises, Exactness: see ``a``."], (), {"a": "m.a"})
     assert [line for line in lines if line.startswith(":")] == [":Cost:", ":Errors and Exactness:"]
     assert "    and more." in lines
+    both = restructured(["Text.", "Exactness: to 1e-6. Cost: about 15 radii."])
+    assert [line for line in both if line.startswith(":")] == [":Exactness:", ":Cost:"]
+    assert "    about 15 radii." in both
     assert any(":py:obj:`a <m.a>`" in line for line in lines)
 
 
@@ -83,6 +86,8 @@ def test_what_a_page_names_leads_to_it(repository: Repository, text: str, linked
 
 
 def test_a_broken_link_of_a_site_is_found(tmp_path: Path) -> None:
+    assert "no index.html" in check_links.broken(tmp_path)[0]
+    (tmp_path / "index.html").touch()
     (tmp_path / "a.html").write_text(
         '<h1 id="top"></h1><a href="b.html#there"></a><a href="#top"></a><img src="x.png">'
     )

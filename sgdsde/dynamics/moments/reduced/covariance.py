@@ -21,9 +21,10 @@ SAME = 1e-7
 
 @dataclass(frozen=True, eq=False)
 class ReducedState:
-    """Mean m [r, k] and second moment sum_j y_j V_j of the moving modes at one step.
+    """Mean m [r, k] and covariance of the moving modes at one step.
 
     Attributes:
+        coordinates: y [N], M = sum_j y_j V_j; or of the covariance itself, S = sum_j y_j V_j, where ``of_spread``.
         trace, squared_norm, quadratic: tr S, tr S^2 and the sum over columns of m^T S m of S = M - m m^T.
     """
 
@@ -34,6 +35,7 @@ class ReducedState:
     trace: Tensor
     squared_norm: Tensor
     quadratic: Tensor
+    of_spread: bool = False
 
     def whole_mean(self) -> Tensor:
         """Of all modes, [modes, k]."""
@@ -42,16 +44,10 @@ class ReducedState:
     @cached_property
     def core(self) -> Tensor:
         """S over all modes, [modes, modes]. Cost: N r^2 operations."""
-        space, moving = self.start.sources.space, self.start.moving
+        space = self.start.sources.space
         root = space.drift.sqrt()
         moment = space.unpack(self.coordinates @ self.system.projection.basis) * root[:, None] * root
-        moment -= self.mean @ self.mean.mT
-        if bool(moving.all()):
-            return moment
-        whole = moment.new_zeros(len(moving), len(moving))
-        places = moving.nonzero().flatten()
-        whole[places[:, None], places] = moment
-        return whole
+        return self.start.all_pairs(moment if self.of_spread else moment - self.mean @ self.mean.mT)
 
 
 def reduced_states(start: ReducedStart, system: ReducedSystem, states: Tensor, means: Tensor) -> list[ReducedState]:
@@ -65,6 +61,19 @@ def reduced_states(start: ReducedStart, system: ReducedSystem, states: Tensor, m
     norms = ((states @ projection.a2) * states).sum(1) - 2 * inner + grams
     numbers = zip(traces.clamp_min(0), norms.clamp_min(0), (inner - grams).clamp_min(0))
     return [ReducedState(start, system, y, m, *three) for y, m, three in zip(states, means, numbers)]
+
+
+def spread_states(
+    start: ReducedStart, system: ReducedSystem, states: Tensor, spreads: Tensor, means: Tensor
+) -> list[ReducedState]:
+    """The same where the covariance has coordinates of its own, [T, N]: the trace is what ``states`` leave to it."""
+    space, projection = start.sources.space, system.projection
+    root = space.drift.sqrt()[:, None]
+    squares = projection.coordinates(torch.stack([space.products(root * m, root * m) for m in means]))
+    traces = (states @ system.loss - means.square().sum((1, 2))).clamp_min(0)
+    norms = ((spreads @ projection.a2) * spreads).sum(1).clamp_min(0)
+    numbers = zip(traces, norms, (squares * spreads).sum(1).clamp_min(0))
+    return [ReducedState(start, system, y, m, *three, of_spread=True) for y, m, three in zip(spreads, means, numbers)]
 
 
 class ReducedCovariance(Covariance):

@@ -26,13 +26,18 @@ BELOW_SLOWEST = 0.98
 
 @dataclass
 class ReducedModel:
-    """Families of resolvents of the start and of the loss at some settings, grown until they are dense enough."""
+    """Families of resolvents of the start and of the loss at some settings, grown until they are dense enough.
+
+    Attributes:
+        snapshots: steps of the settings themselves whose second moments join. companions: packed matrices that join.
+    """
 
     sources: Sources
     settings: Sequence[Segment]
     n_steps: int
     functionals: Sequence[Tensor] = ()
     snapshots: Sequence[int] = ()
+    companions: Sequence[Tensor] = ()
     applications: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -47,13 +52,19 @@ class ReducedModel:
         self._columns, self._left_out = [], ([], [])
         for setting in self.settings:
             self._add_setting(setting, per_decade, tolerance)
+        for matrix in self.companions:
+            self._keep(matrix.clone(), None)
         self.system = ReducedSystem.of(self.sources, project(self.sources.space, self._columns))
         return self.system
 
     def coarser(self) -> list[ReducedSystem]:
         """The system without every fifth pole, in two ways: the error with four fifths of them."""
-        everything = range(len(self._columns))
-        return [self.system.restricted([i for i in everything if i not in set(out)]) for out in self._left_out if out]
+        return [self.system.restricted(span) for span in self.coarser_spans()]
+
+    def coarser_spans(self) -> list[Tensor]:
+        """Orthonormal bases [N, N'] of what the columns without every fifth pole span, in two ways."""
+        everything, projection = range(len(self._columns)), self.system.projection
+        return [projection.subspace([i for i in everything if i not in set(out)]) for out in self._left_out if out]
 
     def _add_setting(self, setting: Segment, per_decade: float, tolerance: float) -> None:
         coefficients, sources = setting.coefficients, self.sources

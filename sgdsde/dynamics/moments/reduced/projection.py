@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sgdsde.dynamics.moments.reduced.pairs import PairSpace, StepCoefficients
+from sgdsde.dynamics.moments.variances import BulkState
 
 TILE = 4096
 """Entries of every basis matrix that are worked on together: a tile of 64 fits into a processor's second cache."""
@@ -25,6 +26,7 @@ class Projection:
         a1, a2, a3: V^T A V, symmetric positive semidefinite.
         basis: V, [N, size] packed. blocks: C^T V, [N, n c^2].
         columns: V^T of the normalized matrices that were given, [N, given].
+        n_bulk: how many of the N are nodes of a bulk (``with_bulk``), the last ones.
     """
 
     a1: Tensor
@@ -33,6 +35,7 @@ class Projection:
     basis: Tensor
     blocks: Tensor
     columns: Tensor
+    n_bulk: int = 0
 
     def __len__(self) -> int:
         return len(self.a1)
@@ -50,7 +53,8 @@ class Projection:
 
     def subspace(self, kept: Sequence[int]) -> Tensor:
         """Orthonormal basis Z [N, m] of the span of some of the columns: V Z spans what they alone would."""
-        vectors, values, _ = torch.linalg.svd(self.columns[:, list(kept)], full_matrices=False)
+        nodes = range(self.columns.shape[1] - self.n_bulk, self.columns.shape[1])
+        vectors, values, _ = torch.linalg.svd(self.columns[:, [*kept, *nodes]], full_matrices=False)
         return vectors[:, values > DEPENDENT * values[0]]
 
 
@@ -83,6 +87,26 @@ def project(space: PairSpace, matrices: Sequence[Tensor]) -> Projection:
     columns = lower.mT @ (values[:kept, None] * right[:kept])
     a3 = space.n_train * (blocks @ blocks.mT)
     return Projection(_symmetric(a1), _symmetric(a2), _symmetric(a3), basis, blocks, columns)
+
+
+def with_bulk(projection: Projection, bulk: BulkState, n_outputs: int) -> Projection:
+    """The same with a coordinate sqrt(counts) v / h for every node of a bulk, which are modes of their own in T.
+
+    Their blocks are sqrt(counts) h rho_a I / d; they do not mix with the basis but through A3 = n C C^T.
+    """
+    h, n = bulk.drift, len(bulk.density)
+    share = (bulk.counts.sqrt() * h)[:, None] * bulk.density / (n * n_outputs)
+    own = share[:, :, None] * torch.eye(n_outputs).to(h).flatten()
+    blocks = torch.cat([projection.blocks, own.flatten(1)])
+    return Projection(
+        torch.block_diag(projection.a1, (2 * h).diag()),
+        torch.block_diag(projection.a2, h.square().diag()),
+        _symmetric(n * (blocks @ blocks.mT)),
+        torch.cat([projection.basis, projection.basis.new_zeros(len(h), projection.basis.shape[1])]),
+        blocks,
+        torch.block_diag(projection.columns, torch.eye(len(h)).to(h)),
+        n_bulk=len(h),
+    )
 
 
 def _triangular_factor(stacked: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sgdsde.dynamics.moments.reduced.pairs import PairSpace, StepCoefficients
+from sgdsde.dynamics.moments.variances import BulkState
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Sources:
     Attributes:
         moment: Y_0, packed. mean: m_0, [r, columns].
         fixed: f, [n c, columns], None where it is zero. offset: c, [r, columns], None without decay.
-        label_variance: v summed over outputs that share a mode.
+        label_variance: v summed over outputs that share a mode. bulk: variances beside the modes, or None.
     """
 
     space: PairSpace
@@ -35,6 +36,7 @@ class Sources:
     fixed: Tensor | None
     offset: Tensor | None
     label_variance: float
+    bulk: BulkState | None = None
 
     @property
     def follow_the_mean(self) -> bool:

@@ -12,6 +12,7 @@ from sgdsde._checks import complaint
 from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.moments.reduced.pairs import PairSpace
 from sgdsde.dynamics.moments.reduced.sources import Sources
+from sgdsde.dynamics.moments.variances import BulkState
 from sgdsde.sgd import SGD
 
 STILL = 1e-10
@@ -37,8 +38,17 @@ class ReducedStart:
     still: Tensor
 
     @classmethod
-    def of(cls, modes: Modes, sgd: SGD, mean: Tensor, covariance: Tensor | None, *, time: float) -> ReducedStart:
-        """From mean [modes, k] and covariance [modes, modes], over this sum of learning rates.
+    def of(
+        cls,
+        modes: Modes,
+        sgd: SGD,
+        mean: Tensor,
+        covariance: Tensor | None,
+        *,
+        time: float,
+        bulk: BulkState | None = None,
+    ) -> ReducedStart:
+        """From mean [modes, k], covariance [modes, modes] and what the bulk has, over this sum of learning rates.
 
         Raises:
             MemoryError: the matrices of the model do not fit; names the bytes.
@@ -63,6 +73,7 @@ class ReducedStart:
             fixed=fixed if is_fixed else None,
             offset=sgd.weight_decay * modes.decay_offset()[moving] if sgd.weight_decay else None,
             label_variance=modes.n_columns * sgd.label_noise_std**2,
+            bulk=bulk,
         )
         return cls(sources, moving, mean[~moving])
 
@@ -75,6 +86,15 @@ class ReducedStart:
         """Coordinates of all modes, [modes, k], from those of the moving ones."""
         whole = mean.new_empty(len(self.moving), mean.shape[1])
         whole[self.moving], whole[~self.moving] = mean, self.still
+        return whole
+
+    def all_pairs(self, covariance: Tensor) -> Tensor:
+        """A covariance over all modes, [modes, modes], from that of the moving ones."""
+        if bool(self.moving.all()):
+            return covariance
+        whole = covariance.new_zeros(len(self.moving), len(self.moving))
+        places = self.moving.nonzero().flatten()
+        whole[places[:, None], places] = covariance
         return whole
 
 

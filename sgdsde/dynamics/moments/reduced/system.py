@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgdsde.dynamics.moments.reduced.pairs import StepCoefficients
-from sgdsde.dynamics.moments.reduced.projection import Projection
+from sgdsde.dynamics.moments.reduced.projection import Projection, with_bulk
 from sgdsde.dynamics.moments.reduced.sources import Sources
 
 
@@ -48,7 +48,9 @@ class ReducedSystem:
 
     @classmethod
     def of(cls, sources: Sources, projection: Projection) -> ReducedSystem:
-        space, (fixed, offset) = sources.space, (sources.fixed, sources.offset)
+        space, (fixed, offset), bulk = sources.space, (sources.fixed, sources.offset), sources.bulk
+        if bulk is not None:
+            projection = with_bulk(projection, bulk, space.n_outputs)
         parts: dict[str, Tensor | None] = dict.fromkeys(
             ("fixed_force", "decay_force", "fixed_constant", "decay_constant")
         )
@@ -65,12 +67,14 @@ class ReducedSystem:
             parts["decay_force"] = (forces * root).flatten(1)
             parts["decay_constant"] = (forces * (offset * root)).sum((1, 2))
         start, loss = projection.coordinates(torch.stack([sources.moment, space.diagonal(space.drift)]))
+        if bulk is not None:
+            root = bulk.counts.sqrt()
+            start[-len(root) :], loss[-len(root) :] = root * bulk.variances / bulk.drift, root * bulk.drift
         label = sources.label_variance * space.n_train
         return cls(projection, start, loss, space.drift, sources.mean, offset, label_variance=label, **parts)
 
-    def restricted(self, kept: Sequence[int]) -> ReducedSystem:
-        """The same on what some of the basis' matrices span: nothing of the size of the problem is touched."""
-        z = self.projection.subspace(kept)
+    def restricted(self, z: Tensor) -> ReducedSystem:
+        """The same on the span of z [N, N']: nothing of the size of the problem is touched."""
 
         def turned(part: Tensor | None) -> Tensor | None:
             return None if part is None else z.mT @ part

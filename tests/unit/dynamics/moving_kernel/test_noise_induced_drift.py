@@ -10,7 +10,7 @@ from torch.func import grad, jacrev, jvp
 import sgdsde
 from sgdsde.dynamics import GaussianClosure, MovingKernel, NoiseFeedback
 from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
-from sgdsde.dynamics.moving_kernel.noise_induced_drift import draws, noise_correction
+from sgdsde.dynamics.moving_kernel.noise_induced_drift import Surroundings, draws, noise_correction
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace, kernel_distance
 from tests.problems import digits_problem
 
@@ -31,7 +31,7 @@ def quadratic() -> sgdsde.Problem:
 def start(problem: sgdsde.Problem) -> tuple[MeanPath, WeightSubspace]:
     sgd = sgdsde.SGD(0.1, 2)
     path = MeanPath.start(problem, sgd, sgd.plan(problem.n_train, 1))
-    return path, WeightSubspace.leading(sgdsde.linearize(problem), neglected=0.0)
+    return path, WeightSubspace.leading(sgdsde.linearize(problem), rank=64, neglected=0.0)
 
 
 def covariance(size: int) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_the_effect_is_the_second_derivative_of_gradient_and_outputs():
     spread = covariance(3)
     features = directions.features(path.params)
     effect, alone = (
-        noise_correction(feedback, path, directions, features, spread, size=1.0, step=0)
+        noise_correction(feedback, Surroundings(path, directions, features, spread), size=1.0, step=0)
         for feedback in (NoiseFeedback(n_draws=3), NoiseFeedback(n_draws=3, outputs=False))
     )
     in_weights = directions.rows.mT @ spread @ directions.rows
@@ -81,7 +81,8 @@ def test_a_linear_model_feels_nothing():
     path, directions = start(problem)
     features = directions.features(path.params)
     feedback = NoiseFeedback(n_kernel_draws=2)
-    effect = noise_correction(feedback, path, directions, features, covariance(len(directions)), size=1.0, step=0)
+    around = Surroundings(path, directions, features, covariance(len(directions)))
+    effect = noise_correction(feedback, around, size=1.0, step=0)
     assert max(float(value.abs().max()) for value in effect.gradient.values()) < 1e-13
     assert effect.outputs.abs().max() < 1e-13
     assert effect.features.train.abs().max() < 1e-13
@@ -101,7 +102,7 @@ def test_directions_span_the_jacobian_and_follow_it():
     features = directions.features(path.params)
     torch.testing.assert_close(features.train @ features.train.mT, sgdsde.empirical_ntk(problem.model, problem.x_train))
     moved = {name: value + 0.1 * torch.randn_like(value) for name, value in path.params.items()}
-    turned = directions.turned(moved, directions.features(moved), torch.zeros(len(directions), len(directions)))
+    turned = directions.turned(moved, directions.features(moved))
     found = turned.features(moved)
     kernel = sgdsde.empirical_ntk(problem.model, problem.x_train, params=moved)
     torch.testing.assert_close(found.train @ found.train.mT, kernel, rtol=1e-8, atol=1e-10)
@@ -115,7 +116,7 @@ def test_weights_of_coordinates_move_the_outputs_by_the_features():
     problem = network()
     path, directions = start(problem)
     coordinates = torch.randn(1, len(directions), dtype=torch.float64)
-    weights = {name: value[0] for name, value in directions.weights(coordinates).items()}
+    weights = {name: value[0] for name, value in directions.by_parameter(directions.rows_of(coordinates)).items()}
     slope = jvp(lambda params: problem.forward(params, problem.x_test), (path.params,), (weights,))[1]
     torch.testing.assert_close(directions.features(path.params).test @ coordinates[0], slope.flatten())
 
@@ -182,7 +183,7 @@ def test_what_it_cannot_do_is_refused():
 
 def test_a_truncated_kernel_is_taken_up_to_the_share_neglected():
     problem = digits_problem(24, width=16)
-    truncated = sgdsde.linearize(problem, rank=6)
+    truncated = sgdsde.linearize(problem).truncate(6, tail="frozen")
     with pytest.raises(ValueError, match=r"neglected=0.01, got 6 eigenpairs that leave out 0\.\d+ of its trace; use"):
         sgdsde.predict(truncated, sgdsde.SGD(0.01, 4), 3, dynamics=MovingKernel())
     share = float(truncated.basis.tail.trace / truncated.dense_kernel.trace())

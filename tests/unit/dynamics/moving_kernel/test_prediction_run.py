@@ -63,7 +63,7 @@ def test_the_next_interval_is_that_over_which_the_kernel_moves_by_the_tolerance(
     PredictionRun._settle(run, Interval(190, 10, first=None, last=None, drift=drift))
     assert run._wish == following
     PredictionRun._settle(run, Interval(4, 10, first=None, last=None, drift=drift))
-    assert run._wish == 14 // 3 == 4, "a third of the steps so far"
+    assert run._wish == 14 // 2 == 7, "half of the steps so far"
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_a_kernel_that_stays_is_made_anew_ever_more_rarely():
     sgdsde.predict(problem, sgdsde.SGD(0.01, 2), 600, dynamics=dynamics, record=[600])
     starts = [refresh.step for refresh in refreshes]
     assert all(one.step + one.interval == other.step for one, other in itertools.pairwise(refreshes))
-    assert starts[-1] > 400
+    assert starts[-1] > 300
     assert all(later <= 1.5 * start + 2 for start, later in itertools.pairwise(starts))
-    assert all(later >= 4 / 3 * start - 1 for start, later in itertools.pairwise(starts) if start > 20)
+    assert all(later >= 1.5 * start - 1 for start, later in itertools.pairwise(starts) if start > 20)
 
 
 def refresh(margin: float) -> Refresh:
@@ -120,7 +120,7 @@ def test_directions_are_refused_exactly_where_five_copies_of_them_do_not_fit(sha
     count, p = len(linearization.eigenbasis.values), linearization.problem.functional.n_params
     monkeypatch.setattr(_memory, "budget", lambda memory, device: int(share * 5 * count * p * 8))
     if share > 1:
-        assert len(WeightSubspace.leading(linearization, neglected=1e-12)) == count
+        assert len(WeightSubspace.leading(linearization, rank=count, neglected=1e-12)) == count
     else:
         with pytest.raises(MemoryError, match=f"{5 * count * p * 8:,}"):
-            WeightSubspace.leading(linearization, neglected=1e-12)
+            WeightSubspace.leading(linearization, rank=count, neglected=1e-12)

@@ -9,8 +9,8 @@ from torch import nn
 import sgdsde
 
 
-@pytest.mark.parametrize("lr", [0.05, 0.2])
-@pytest.mark.filterwarnings("ignore::sgdsde.UnstableWarning", "ignore:the kernel moves by")
+@pytest.mark.parametrize("lr", [0.05, 0.2, 1.0])
+@pytest.mark.filterwarnings("ignore:at step 0 lr=1 is 1", "ignore:the kernel moves by")
 def test_a_network_that_dies_on_the_way_is_refused_by_name(lr):
     """One unit whose targets lie below zero: descent pushes it to where its gradient is zero on every example."""
     model = nn.Sequential(nn.Linear(1, 1), nn.ReLU()).double()
