@@ -91,8 +91,8 @@ class ReducedMoments(Dynamics):
         one eighth of the orders after the other, and what a coarser space changes; orders are added, up to 1024, until
         that is below the tolerance. Standard deviations were within a tenth, beside a null space within 40 %.
     Cost: 16 plain steps and about 60 to 100 more whatever the horizon, for a schedule several times that; N r^2
-        numbers, N = 30 to 60. With momentum its exact steps and 200 to 300 more at rank 256; 4 N r^2 numbers. A recorded
-        step costs N r^2 operations, with a test set 2 r^3 more for its spread.
+        numbers, N = 30 to 60. With momentum its exact steps and 200 to 300 more at rank 256; 4 N r^2 numbers. A
+        recorded step costs N r^2 operations, with a test set 2 r^3 more for its spread.
         Shuffled epochs: 4 N r^3 operations for each of 64 to 1024 orders, 4 r^3 for each order and recorded step that
         does not end an epoch; together as many as some 3000 steps of the closure.
     Raises:
