@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from sgdsde.sgd import SGD
     from sgdsde.stability import UnstableWarning
+    from sgdsde.stored_results import ResultsWarning, open_results
     from sgdsde.surface import EnsembleSurface, SurfaceWarning
     from sgdsde.sweeps import LimitFraction, Sweep, sweep
     from sgdsde.trajectory import Trajectory
@@ -76,6 +77,7 @@ __all__ = [
     "NoisyGradient",
     "OutputBand",
     "Problem",
+    "ResultsWarning",
     "ScalingRule",
     "SpreadOverRuns",
     "StepsTo",
@@ -99,6 +101,7 @@ __all__ = [
     "meanfield",
     "measure",
     "networks",
+    "open_results",
     "predict",
     "predict_many",
     "pruning",
@@ -133,6 +136,7 @@ _HOMES = {
     "NoisyGradient": "ensemble",
     "OutputBand": "bands",
     "Problem": "problem",
+    "ResultsWarning": "stored_results",
     "SGD": "sgd",
     "SVAG": "ensemble",
     "ScalingRule": "questions",
@@ -152,6 +156,7 @@ _HOMES = {
     "expected_cost": "cost",
     "linearize": "linearization",
     "measure": "measurement",
+    "open_results": "stored_results",
     "predict": "prediction",
     "predict_many": "prediction_sweep",
     "run_ensemble": "ensemble",

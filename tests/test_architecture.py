@@ -35,6 +35,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "_files",
         "_result_file",
         "provenance",
+        "run_folder",
         "plots",
     ),
     "what is trained, and how": (
@@ -82,9 +83,10 @@ STAGES: dict[str, tuple[str, ...]] = {
         "sweeps",
         "questions",
         "ranking",
+        "stored_results",
     ),
     "the whole pipeline": ("__init__",),
-    "beside the pipeline": ("cli", "__main__"),
+    "beside the pipeline": ("explorer", "cli", "__main__"),
 }
 STAGE_OF = {name: number for number, names in enumerate(STAGES.values()) for name in names}
 COMMAND_LINE = {"cli", "__main__"}
@@ -92,7 +94,7 @@ COMMAND_LINE = {"cli", "__main__"}
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 50
 
 REQUIRED = {"torch", "numpy", "scipy"}
-EXTRAS = {"sklearn", "seaborn", "matplotlib", "pandas", "xarray", "tqdm", "tyro", "sdeint", "joblib"}
+EXTRAS = {"sklearn", "seaborn", "matplotlib", "pandas", "xarray", "tqdm", "tyro", "sdeint", "joblib", "bokeh"}
 
 GLOBAL_STATE = {
     "torch.manual_seed",
