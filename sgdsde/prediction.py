@@ -85,7 +85,7 @@ def predict(
     is_default, is_squared = dynamics is None, isinstance(problem.criterion, SquaredError)
     if dynamics is None:
         dynamics = default_dynamics(problem, sgd)
-    spectrum = dynamics.needs_spectrum or is_squared  # the limit's, for the warning
+    spectrum = dynamics.needs_spectrum or (is_squared and dynamics.freezes_kernel)  # the limit's, for the warning
     linearization = as_linearization(problem_or_linearization, sgd=sgd, spectrum=spectrum, progress=progress)
     if is_default and tuple(observe) == ("loss",) and ReducedMoments.is_cheaper(linearization, sgd, n_steps):
         dynamics = ReducedMoments()

@@ -179,8 +179,8 @@ def test_what_it_cannot_represent_is_refused():
         sgdsde.predict(classes, sgd, 4, dynamics=MovingKernel())
     with pytest.raises(TypeError, match="feedback must be a NoiseFeedback or None, got 'full'"):
         MovingKernel(feedback="full")
-    with pytest.raises(ValueError, match="neglected"):
-        MovingKernel(neglected=1.0)
+    with pytest.raises(ValueError, match="rank must be"):
+        MovingKernel(rank=0)
 
 
 @pytest.mark.filterwarnings("ignore::sgdsde.UnstableWarning")

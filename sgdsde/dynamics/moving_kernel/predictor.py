@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from sgdsde._checks import complaint, fraction_below_one, positive_number, whole_number
+from sgdsde._checks import complaint, positive_number, whole_number
 from sgdsde._types import Progress
 from sgdsde.dynamics.dynamics import Dynamics, alternative
 from sgdsde.dynamics.moments.state import laws
@@ -40,9 +40,9 @@ class MovingKernel(Dynamics):
         tolerance: kernel drift allowed between two refreshes. first_interval: steps to the second one.
         feedback: how the noise acts on the mean; None leaves the mean path to full-batch descent.
         rank: leading directions of J whose covariances are followed; default 48. Of the others the variances are, in
-            groups of nearly equal eigenvalue; in shuffled epochs they are left out, and the default is 256. Held
-            against 256 directions the loss changed by 1 % (ReLU 64-64-1) and 5 % (tanh 64-128-128-10, late).
-        neglected: share of the trace that a truncated kernel may leave out of the noise altogether.
+            groups of nearly equal eigenvalue and a sketch of the smallest; in shuffled epochs they are left out, and
+            the default is 256. Held against 256 directions the loss changed by 1 % (ReLU 64-64-1) and 5 % (tanh
+            64-128-128-10, late).
         epoch_starts: shuffled epochs only: in how many directions, at most, the spread that an epoch starts with is
             followed by itself.
         on_refresh: called with every ``Refresh``: step, drift, margin to the mean-square limit, seconds.
@@ -52,8 +52,8 @@ class MovingKernel(Dynamics):
         is left out. Errors on real networks: docs/choosing_a_dynamics.md.
     Cost: about one full-batch gradient and 8 d r^2 operations a step for r directions of d = n c outputs; at each
         refresh (ten to twenty) three products of r directions with the Jacobian and 2 ``feedback.n_draws`` full-batch
-        gradients; once all eigenpairs of the kernel, 9 d^3. Memory: four times r p numbers, p parameters. In plain
-        runs: docs/choosing_a_dynamics.md.
+        gradients; once 5 ``rank`` products with the kernel, up to 1024 rows all its eigenpairs. Memory: four times
+        r p numbers, p parameters. In plain runs: docs/choosing_a_dynamics.md.
     Warns:
         KernelDriftWarning: the tolerance is exceeded within one step, or step after step. NearLimitWarning: the
         learning rate is beyond 0.6 of the mean-square limit of the kernel of the path, less with momentum.
@@ -66,7 +66,6 @@ class MovingKernel(Dynamics):
     first_interval: int = 2
     feedback: NoiseFeedback | None = DEFAULT_FEEDBACK
     rank: int | None = None
-    neglected: float = 0.01
     epoch_starts: int = 8
     on_refresh: Callable[[Refresh], None] | None = field(default=None, repr=False, compare=False)
 
@@ -75,7 +74,6 @@ class MovingKernel(Dynamics):
     def __post_init__(self) -> None:
         positive_number("tolerance", self.tolerance)
         whole_number("first_interval", self.first_interval, minimum=1)
-        fraction_below_one("neglected", self.neglected)
         if self.rank is not None:
             whole_number("rank", self.rank, minimum=1)
         whole_number("epoch_starts", self.epoch_starts)
@@ -97,7 +95,7 @@ class MovingKernel(Dynamics):
             raise self.refuse("label noise without squared error", "dynamics.MovingKernel() with label_noise_std=0")
         plan = sgd.plan(problem.n_train, record[-1])
         rank = self.rank or (RANK_OF_EPOCHS if sgd.sampling == "shuffled" else RANK)
-        options = Options(self.tolerance, self.first_interval, self.feedback, rank, self.neglected, self.epoch_starts)
+        options = Options(self.tolerance, self.first_interval, self.feedback, rank, self.epoch_starts)
         monitor = RefreshMonitor(self.tolerance, sgd.momentum)
 
         def refreshed(refresh: Refresh) -> None:
