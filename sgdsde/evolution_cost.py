@@ -197,7 +197,7 @@ def _moving(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
     r = min(d, weights, rank)
     gradient = step_seconds(problem, n, 2 * steps)
     step = gradient + 6 * d * r * (r + c) / machine.products + 6 * d * r / machine.entries + 2 * OVERHEAD
-    refreshes = min(steps, 2 + 3 * math.log(max(steps, 1)))
+    refreshes = min(steps, 2 + 4 * math.log(max(steps, 1)))
     draws = 0 if dynamics.feedback is None else 2 * dynamics.feedback.n_draws
     passes = draws + 3 + 3 * (c + 1) / 2  # noise, look ahead, and the factors of J three times
     refresh = passes * gradient + (8 * r * n * weights + 30 * d * r**2) / machine.products
