@@ -30,6 +30,9 @@ from sgdsde.sgd import SGD
 PATHS_AT_ONCE = 16 * BLOCK
 """On a CPU: more are no faster, fewer pay for every call into torch."""
 
+NUMBERS_HELD = 20
+"""For each output of a path, by the integrator that holds most of them."""
+
 
 @dataclass(frozen=True)
 class SDEPaths(Dynamics):
@@ -50,7 +53,7 @@ class SDEPaths(Dynamics):
             linearization. The draws are the same: ``rounding_error`` compares path by path.
     Exactness: that of the integrator, for a model linear in its parameters, and the error of a sample. Spreads of the
         loss are those of Gaussian noise; the batches of SGD are not Gaussian.
-    Cost: that of the integrator: one product [P, d] x [d, d] a step; 2 to 3 P d numbers, d = n c.
+    Cost: that of the integrator, by default one product [P, d] x [d, d] a step and 3 P d numbers, d = n c.
     Source: Hayou, Doucet, Rousseau, arXiv:1905.13654; Li, Tai, E, arXiv:1511.06251.
     """
 
@@ -147,7 +150,7 @@ class SDEPaths(Dynamics):
         linearization = setup.linearization
         at_once = self.paths_at_once
         if at_once is None:
-            per_path = 8 * linearization.outputs.numel() * linearization.outputs.itemsize
+            per_path = NUMBERS_HELD * linearization.outputs.numel() * linearization.outputs.itemsize
             available = _memory.budget(None, linearization.outputs.device)
             at_once = _memory.rows_within(available, per_path, self.n_paths, "one path")
             if linearization.outputs.device.type == "cpu":
