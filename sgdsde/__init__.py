@@ -25,6 +25,7 @@ from sgdsde._version import __version__
 
 if TYPE_CHECKING:
     from sgdsde import cleaning, datasets, dynamics, meanfield, networks, pruning, regimes, sampling, stability
+    from sgdsde._checkpoint import CheckpointWarning
     from sgdsde.answering import answer
     from sgdsde.bands import AccuracyBand, LossBand, OutputBand
     from sgdsde.budget import ErrorBudget, error_budget
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     )
     from sgdsde.sgd import SGD
     from sgdsde.stability import UnstableWarning
+    from sgdsde.stored_results import ResultsWarning, open_results
     from sgdsde.surface import EnsembleSurface, SurfaceWarning
     from sgdsde.sweeps import LimitFraction, Sweep, sweep
     from sgdsde.trajectory import Trajectory
@@ -59,6 +61,7 @@ __all__ = [
     "SGD",
     "SVAG",
     "AccuracyBand",
+    "CheckpointWarning",
     "ChosenLR",
     "Comparison",
     "CurveComparison",
@@ -74,6 +77,7 @@ __all__ = [
     "NoisyGradient",
     "OutputBand",
     "Problem",
+    "ResultsWarning",
     "ScalingRule",
     "SpreadOverRuns",
     "StepsTo",
@@ -97,6 +101,7 @@ __all__ = [
     "meanfield",
     "measure",
     "networks",
+    "open_results",
     "predict",
     "predict_many",
     "pruning",
@@ -115,6 +120,7 @@ __all__ = [
 # No name may be that of a module of the package: an import of the module would hide it.
 _HOMES = {
     "AccuracyBand": "bands",
+    "CheckpointWarning": "_checkpoint",
     "ChosenLR": "questions",
     "Comparison": "comparison",
     "CurveComparison": "comparison",
@@ -130,6 +136,7 @@ _HOMES = {
     "NoisyGradient": "ensemble",
     "OutputBand": "bands",
     "Problem": "problem",
+    "ResultsWarning": "stored_results",
     "SGD": "sgd",
     "SVAG": "ensemble",
     "ScalingRule": "questions",
@@ -149,6 +156,7 @@ _HOMES = {
     "expected_cost": "cost",
     "linearize": "linearization",
     "measure": "measurement",
+    "open_results": "stored_results",
     "predict": "prediction",
     "predict_many": "prediction_sweep",
     "run_ensemble": "ensemble",

@@ -30,9 +30,12 @@ STAGES: dict[str, tuple[str, ...]] = {
         "_probe",
         "_memory",
         "_progress",
+        "_ranks",
+        "_jobs",
         "_files",
         "_result_file",
         "provenance",
+        "run_folder",
         "plots",
     ),
     "what is trained, and how": (
@@ -46,6 +49,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "step",
         "bands",
         "trajectory",
+        "_checkpoint",
         "recording",
         "machine",
     ),
@@ -74,12 +78,15 @@ STAGES: dict[str, tuple[str, ...]] = {
         "budget",
         "regimes",
         "diagnosis",
+        "_sweep_cells",
+        "_sweep_parts",
         "sweeps",
         "questions",
         "ranking",
+        "stored_results",
     ),
     "the whole pipeline": ("__init__",),
-    "beside the pipeline": ("cli", "__main__"),
+    "beside the pipeline": ("explorer", "cli", "__main__"),
 }
 STAGE_OF = {name: number for number, names in enumerate(STAGES.values()) for name in names}
 COMMAND_LINE = {"cli", "__main__"}
@@ -87,7 +94,7 @@ COMMAND_LINE = {"cli", "__main__"}
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 50
 
 REQUIRED = {"torch", "numpy", "scipy"}
-EXTRAS = {"sklearn", "seaborn", "matplotlib", "pandas", "xarray", "tqdm", "tyro", "sdeint"}
+EXTRAS = {"sklearn", "seaborn", "matplotlib", "pandas", "xarray", "tqdm", "tyro", "sdeint", "joblib", "bokeh"}
 
 GLOBAL_STATE = {
     "torch.manual_seed",

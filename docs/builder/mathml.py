@@ -36,7 +36,7 @@ def _shown(node: nodes.Element, *, as_block: bool) -> str:
     source = TAG.sub("", node.astext()).strip()
     try:
         return converted(source, as_block=as_block)
-    except MathError as error:
+    except (MathError, IndexError) as error:  # the converter's own slips too
         logging.getLogger(__name__).warning("formula not converted: %s: %s", source, error, location=node)
         return html.escape(source)
 

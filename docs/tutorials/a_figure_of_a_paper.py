@@ -33,11 +33,13 @@ print(sorted(arrays)[:6], "...")
 import json
 from pathlib import Path
 
+from paper_figs import style
 from paper_figs.frame import EXPECTED, complaints, expectation
 
 claims = drawing.claims(arrays)
 print(json.dumps({name: round(float(value), 6) for name, value in claims.items()}, indent=1))
 print("outside:", complaints(claims, expectation(Path(EXPECTED), "fig11_edge_of_chaos", "smoke")))
+style.apply()  # the look that all figures share
 figure = drawing.draw(arrays)
 
 # %%
@@ -56,10 +58,10 @@ def steep_silu(x):
 
 q = torch.logspace(-2, 1.5, 40, dtype=torch.float64)
 added = meanfield.edge_of_chaos_curve(meanfield.Activation(steep_silu), q)
+figure = drawing.draw(arrays)
 panel = figure.axes[0]
 panel.plot(added.sigma_b, added.sigma_w, color="black", linewidth=2, label="SiLU, 3 times as steep")
-panel.legend(ncols=2, loc="lower right")
-figure
+panel.legend(ncols=2, loc="lower right", fontsize="x-small")
 
 # %%
 # Where does it start?

@@ -1,4 +1,4 @@
-"""The command line: ``sgdsde compare | predict | diagnose | sweep | ntk | prune | eoc``; see docs/command_line.md."""
+"""The command line: ``sgdsde compare | predict | diagnose | sweep | ntk | prune | eoc | explore``."""
 
 from __future__ import annotations
 

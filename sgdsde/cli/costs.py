@@ -53,6 +53,24 @@ def sweep_cost(
     return dataclasses.replace(first, dynamics=f"sweep of {cells} settings", stages=stages)
 
 
+def exploration_cost(
+    problem: sgdsde.Problem, first: sgdsde.SGD, coarse: Sequence[sgdsde.SGD], n_limits: int, n_steps: int
+) -> ExpectedCost:
+    """Of the explorer's page: limits, one basis for independent batches, and the settings that have none."""
+    cost, steps = foreseen_cost(problem, first, n_steps), recorded_steps(n_steps)
+    machine, seconds = Machine.measured(), 0.0
+    for course in (Course.of(problem, sgd, steps) for sgd in coarse):
+        seconds += evolution_cost(chosen_dynamics(course), course, machine).seconds
+    limit, basis = cost.stages[-2:]
+    stages = (
+        *cost.stages[:-2],
+        dataclasses.replace(limit, name=f"{n_limits} stability limits", seconds=n_limits * limit.seconds),
+        dataclasses.replace(basis, name="independent batches", at_least=True),
+        dataclasses.replace(basis, name=f"{len(coarse)} other settings, at most", seconds=seconds),
+    )
+    return dataclasses.replace(cost, dynamics="explorer", stages=stages)
+
+
 def kernel_command_cost(problem: sgdsde.Problem) -> ExpectedCost:
     """Of ``ntk``."""
     d = problem.n_train * problem.n_outputs

@@ -14,24 +14,24 @@ from sgdsde._checks import whole_number
 from sgdsde.cli.builders import build_dynamics, build_problem, build_sgd, parse_lr, resolve_lr
 from sgdsde.cli.costs import forecast_cost
 from sgdsde.cli.options import Compare, Predict
-from sgdsde.cli.results import ResultFolder, write_manifest, write_table
-from sgdsde.cli.work import Work, default_name, facts_of, printed, say_written
+from sgdsde.cli.results import ResultFolder, write_table
+from sgdsde.cli.work import Work, default_name, facts_of, lists, printed, say_cost, say_written
 from sgdsde.cost import ExpectedCost
 from sgdsde.dynamics import Dynamics
+from sgdsde.run_folder import write_manifest
 from sgdsde.sweeps import LimitFraction
 
 QUANTILES = {"q10": 0.1, "q90": 0.9}
 
 
-def compare(command: Compare, argv: list[str]) -> None:
+def compare(command: Compare, argv: list[str]) -> dict[str, Any]:
     """Predict, train many times, print and write the comparison."""
     names = ("comparison.png", "predicted.npz", "measured.npz", "comparison.csv")
     n_runs = whole_number("--runs", command.runs, minimum=2)
     folder = ResultFolder.prepared(command.output, default_name("compare", command), names)
     asked = Asked.of(command)
-    if command.compute.dry_run:
-        print(asked.cost(n_runs))
-        return
+    if command.output.dry_run:
+        return say_cost("compare", asked.cost(n_runs))
     forecast, n_steps, seed = Forecast.of(asked, command), asked.n_steps, command.compute.seed
     problem, sgd, predicted = forecast.problem, forecast.sgd, forecast.predicted
     measured = forecast.work.stage(
@@ -42,31 +42,30 @@ def compare(command: Compare, argv: list[str]) -> None:
     with folder.writing() as target:
         predicted.save(target / "predicted.npz")
         measured.save(target / "measured.npz")
-        write_table(target / "comparison.csv", _comparison_columns(result))
+        write_table(target / "comparison.csv", columns := _comparison_columns(result))
         result.plot(target / "comparison.png")
-        write_manifest(target, names, facts_of("compare", command, argv) | facts)
+        manifest = write_manifest(target, names, facts_of("compare", command, argv, facts["lr"]) | facts)
     print(result)
-    say_written(folder.path, names)
+    return say_written(folder.path, manifest, losses=lists(columns))
 
 
-def predict(command: Predict, argv: list[str]) -> None:
+def predict(command: Predict, argv: list[str]) -> dict[str, Any]:
     """Predict without training; print and write the losses."""
     names = ("prediction.png", "predicted.npz", "prediction.csv")
     folder = ResultFolder.prepared(command.output, default_name("predict", command), names)
     asked = Asked.of(command)
-    if command.compute.dry_run:
-        print(asked.cost())
-        return
+    if command.output.dry_run:
+        return say_cost("predict", asked.cost())
     forecast = Forecast.of(asked, command)
     predicted, facts = forecast.predicted, forecast.facts()
     with folder.writing() as target:
         predicted.save(target / "predicted.npz")
-        write_table(target / "prediction.csv", _trajectory_columns(predicted))
+        write_table(target / "prediction.csv", columns := _trajectory_columns(predicted))
         predicted.plot(target / "prediction.png")
-        write_manifest(target, names, facts_of("predict", command, argv) | facts)
+        manifest = write_manifest(target, names, facts_of("predict", command, argv, facts["lr"]) | facts)
     print(predicted.dynamics)
     print(printed(_trajectory_columns(predicted, bands=("mean", "q10", "q90"))))
-    say_written(folder.path, names)
+    return say_written(folder.path, manifest, losses=lists(columns))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,9 @@ from sgdsde._types import Progress
 from sgdsde.cli.builders import build_problem, build_sgd, parse_lr, resolve_lr
 from sgdsde.cli.costs import pruning_cost
 from sgdsde.cli.options import Prune
-from sgdsde.cli.results import ResultFolder, write_manifest, write_rows
-from sgdsde.cli.work import Work, default_name, facts_of, say_written
+from sgdsde.cli.results import ResultFolder, write_rows
+from sgdsde.cli.work import Work, default_name, facts_of, say_cost, say_written
+from sgdsde.run_folder import write_manifest
 
 CRITERIA: dict[str, pruning.Criterion] = {
     "random": pruning.Random(),
@@ -29,7 +30,7 @@ CRITERIA: dict[str, pruning.Criterion] = {
 }
 
 
-def prune(command: Prune, argv: list[str]) -> None:
+def prune(command: Prune, argv: list[str]) -> dict[str, Any]:
     """Writes a file of masks for every criterion and sparsity; prints the ranking of the pruned networks."""
     training, work, masks = command.training, Work(command.compute.quiet), {}
     n_steps = whole_number("--steps", training.steps, minimum=1)
@@ -45,10 +46,9 @@ def prune(command: Prune, argv: list[str]) -> None:
     rate = parse_lr(training)
     sgd = build_sgd(training, rate if isinstance(rate, float) else 1.0)
     problem = build_problem(command.data, command.network, command.compute, training.loss)
-    if command.compute.dry_run:
+    if command.output.dry_run:
         rounds = sum(command.rounds or CRITERIA[name].n_rounds for name, _ in cells.values())
-        print(pruning_cost(problem, sgd, n_steps, len(cells), rounds))
-        return
+        return say_cost("prune", pruning_cost(problem, sgd, n_steps, len(cells), rounds))
     print(problem, flush=True)
     for cell, (name, sparsity) in cells.items():
         criterion = CRITERIA[name]
@@ -70,13 +70,14 @@ def prune(command: Prune, argv: list[str]) -> None:
         lambda bar: pruning.rank(problem, masks, build_sgd(training, lr), n_steps, rescale=rescale, progress=bar),
     )
     provenance = {"problem": repr(problem), "problem_digest": problem.digest, "lr": lr, "wall_time_s": work.seconds}
+    rows = [_row(row) for row in (*ranking.rows, ranking.dense)]
     with folder.writing() as target:
-        write_rows(target / "ranking.csv", [_row(row) for row in (*ranking.rows, ranking.dense)])
+        write_rows(target / "ranking.csv", rows)
         for cell, mask in masks.items():
             mask.save(target / f"masks-{cell}.npz")
-        write_manifest(target, names, facts_of("prune", command, argv) | provenance)
+        manifest = write_manifest(target, names, facts_of("prune", command, argv, lr) | provenance)
     print(ranking)
-    say_written(folder.path, names)
+    return say_written(folder.path, manifest, networks=rows)
 
 
 def _with_bar(function: Callable[..., Any]) -> Callable[[Progress], Any]:

@@ -90,8 +90,6 @@ class ComputeOptions:
     """Device of torch: cpu, cuda, cuda:1, ..."""
     quiet: bool = False
     """Show no progress bars."""
-    dry_run: bool = False
-    """Print what it would cost (seconds, memory, plain training runs), and compute and write nothing."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +97,15 @@ class OutputOptions:
     """what is written"""
 
     out: Annotated[str, arg(metavar="DIR")] = "auto"
-    """Folder for the results; auto names it after the settings."""
+    """Folder for the results; auto names it after the settings (eoc then writes none)."""
     overwrite: bool = False
     """Replace results that are there."""
+    json: bool = False
+    """Print one JSON object in place of words."""
+    dry_run: bool = False
+    """Print what it would cost (seconds, memory, plain training runs), and compute and write nothing."""
+    config: Annotated[str, arg(metavar="FILE")] = "none"
+    """Options of a TOML file, or of a run: its manifest.json or its folder. Those typed here go before them."""
 
 
 @dataclass(frozen=True)
@@ -217,8 +221,34 @@ class Eoc:
     """Activation: relu, tanh, erf, gelu, ..."""
     sigma_b: float = 0.1
     """Standard deviation of the biases."""
-    dry_run: bool = False
-    """Print what it would cost, and compute nothing."""
+    output: OutputOptions = field(default_factory=OutputOptions)
 
 
-Command = Predict | Compare | Diagnose | Sweep | Ntk | Prune | Eoc
+@dataclass(frozen=True)
+class Explore:
+    """Open a local page whose sliders move the predicted losses; or write it as one file."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    batch_sizes: Annotated[tuple[int, ...], arg(metavar="B [B ...]")] = ()
+    """Batch sizes of the slider, which starts near --batch-size; none are powers of two up to half of the examples."""
+    momenta: Annotated[tuple[float, ...], arg(metavar="M [M ...]")] = (0.0, 0.9)
+    """Momenta beside --momentum; those above 0 take longer, on a coarser grid."""
+    samplings: tuple[Sampling, ...] = ("with_replacement", "without_replacement")
+    """How batches are drawn, beside --sampling; shuffled takes longer, on a coarser grid."""
+    rates: int = 28
+    """Learning rates of the slider."""
+    export: Annotated[str, arg(metavar="FILE")] = "none"
+    """Write the page to this file, which needs neither Python nor a network, and end."""
+    runs: int = 32
+    """Training runs of the button that measures."""
+    address: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
+    """Address of the page, of this machine only."""
+    port: int = 5006
+    """Port of the page; 0 is any free one."""
+
+
+Command = Predict | Compare | Diagnose | Sweep | Ntk | Prune | Eoc | Explore

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
-from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Ntk, Predict, Prune, Sweep
+from sgdsde.cli.options import Command, Compare, Diagnose, Eoc, Explore, Ntk, Predict, Prune, Sweep
 
 WRONG_KINDS = {
     r"invalid literal for int\(\) with base 10:": "a whole number",
@@ -29,6 +29,7 @@ COMMANDS = {
     "ntk": Ntk,
     "prune": Prune,
     "eoc": Eoc,
+    "explore": Explore,
 }
 DESCRIPTION = (
     "Predict what minibatch SGD will do to the loss of a network, before training it. Start with: sgdsde compare --help"
@@ -41,6 +42,10 @@ def parse(argv: Sequence[str]) -> Command | None:
     Raises:
         ValueError: arguments that are none, in one line.
     """
+    if any(word.split("=")[0] == "--config" for word in argv):
+        from sgdsde.cli.configuration import with_configuration
+
+        argv = with_configuration(argv, COMMANDS)
     kinds: list[Any] = [Annotated[kind, subcommand(name)] for name, kind in COMMANDS.items()]
     union: Any = functools.reduce(operator.or_, kinds)
     messages = io.StringIO()

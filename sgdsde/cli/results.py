@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import datetime
-import json
 import os
-import platform
 import secrets
 import shutil
 import tempfile
@@ -16,11 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sgdsde import provenance
 from sgdsde._checks import complaint
 from sgdsde.cli.options import OutputOptions
-
-MANIFEST = "manifest.json"
+from sgdsde.run_folder import MANIFEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +31,7 @@ class ResultFolder:
 
     @classmethod
     def prepared(cls, options: OutputOptions, default: str, names: Sequence[str]) -> ResultFolder:
-        path = Path(default if options.out == "auto" else options.out).expanduser()
+        path = Path(os.path.expanduser(default if options.out == "auto" else options.out))
         there = [name for name in (*names, MANIFEST) if (path / name).exists()]
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(complaint("--out", "a folder", f"the file {path}"))
@@ -68,19 +63,6 @@ class ResultFolder:
                 os.replace(temporary / name, self.path / name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_manifest(folder: Path, names: Sequence[str], facts: dict[str, Any]) -> None:
-    """``facts`` with versions, time and the hash of every file, as JSON."""
-    content = {
-        "format_version": 1,
-        **facts,
-        "versions": provenance.versions(),
-        "platform": platform.platform(),
-        "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "files": {name: {"sha256": provenance.file_digest(folder / name)} for name in names},
-    }
-    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_table(path: Path, columns: dict[str, Any]) -> None:

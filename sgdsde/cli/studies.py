@@ -12,12 +12,13 @@ from sgdsde._checks import complaint, positive_number, whole_number
 from sgdsde.cli.builders import build_dynamics, build_problem, build_sgd, parse_lr, resolve_lr
 from sgdsde.cli.costs import diagnosis_cost, sweep_cost
 from sgdsde.cli.options import Diagnose, Sweep
-from sgdsde.cli.results import ResultFolder, write_manifest, write_rows
-from sgdsde.cli.work import Work, default_name, facts_of, say_written
+from sgdsde.cli.results import ResultFolder, write_rows
+from sgdsde.cli.work import Work, default_name, facts_of, say_cost, say_written
 from sgdsde.linearization import as_linearization
+from sgdsde.run_folder import write_manifest
 
 
-def diagnose(command: Diagnose, argv: list[str]) -> None:
+def diagnose(command: Diagnose, argv: list[str]) -> dict[str, Any]:
     """Print the diagnosis and write its checks to a table."""
     names = ("diagnosis.csv",)
     training, work = command.training, Work(command.compute.quiet)
@@ -27,9 +28,8 @@ def diagnose(command: Diagnose, argv: list[str]) -> None:
     rate = parse_lr(training)
     sgd = build_sgd(training)
     problem = build_problem(command.data, command.network, command.compute, training.loss)
-    if command.compute.dry_run:
-        print(diagnosis_cost(problem, sgd, n_steps))
-        return
+    if command.output.dry_run:
+        return say_cost("diagnose", diagnosis_cost(problem, sgd, n_steps))
     linearization = work.stage("kernel", lambda bar: as_linearization(problem, progress=bar))
     lr, words = resolve_lr(rate, training, linearization)
     print(problem)
@@ -46,18 +46,18 @@ def diagnose(command: Diagnose, argv: list[str]) -> None:
         "advice": found.advice.name,
         "predictor": repr(found.predictor),
         "sentence": found.sentence,
-        "frozen_error": _finite(found.frozen_error),
-        "moving_error": _finite(found.moving_error),
+        "frozen_error": found.frozen_error,
+        "moving_error": found.moving_error,
         "wall_time_s": work.seconds,
     }
     with folder.writing() as target:
         write_rows(target / "diagnosis.csv", rows)
-        write_manifest(target, names, facts_of("diagnose", command, argv) | facts)
+        manifest = write_manifest(target, names, facts_of("diagnose", command, argv, lr) | facts)
     print(found)
-    say_written(folder.path, names)
+    return say_written(folder.path, manifest, checks=rows)
 
 
-def sweep(command: Sweep, argv: list[str]) -> None:
+def sweep(command: Sweep, argv: list[str]) -> dict[str, Any]:
     """Print the predicted last loss over batch sizes (rows) and learning rates (columns), and the smallest."""
     names = ("sweep.csv",)
     training, work = command.training, Work(command.compute.quiet)
@@ -71,9 +71,8 @@ def sweep(command: Sweep, argv: list[str]) -> None:
     folder = ResultFolder.prepared(command.output, default_name("sweep", command), names)
     groups = [build_sgd(dataclasses.replace(training, batch_size=size)) for size in sizes]
     problem = build_problem(command.data, command.network, command.compute, training.loss)
-    if command.compute.dry_run:
-        print(sweep_cost(problem, groups, len(rates), n_steps, theory))
-        return
+    if command.output.dry_run:
+        return say_cost("sweep", sweep_cost(problem, groups, len(rates), n_steps, theory))
     linearization = work.stage("kernel", lambda bar: as_linearization(problem, progress=bar))
     print(problem)
     print(f"{n_steps} steps", flush=True)
@@ -86,9 +85,9 @@ def sweep(command: Sweep, argv: list[str]) -> None:
     with folder.writing() as target:
         write_rows(target / "sweep.csv", rows)
         provenance = {"problem": repr(problem), "problem_digest": problem.digest, "wall_time_s": work.seconds}
-        write_manifest(target, names, facts_of("sweep", command, argv) | provenance)
+        manifest = write_manifest(target, names, facts_of("sweep", command, argv) | provenance)
     print(_sweep_table(rows, sizes, list(command.lrs)))
-    say_written(folder.path, names)
+    return say_written(folder.path, manifest, settings=rows)
 
 
 def _sweep_table(rows: list[dict[str, Any]], sizes: list[int], rates: list[str]) -> str:
@@ -113,8 +112,3 @@ def _sweep_table(rows: list[dict[str, Any]], sizes: list[int], rates: list[str])
 def _entry(cell: dict[str, Any], name: str) -> str:
     loss = "unstable" if cell["past_mean_square_limit"] else f"{cell[name]:.4g}"
     return f"{loss} (lr {cell['lr']:.3g})"
-
-
-def _finite(value: float) -> float | None:
-    """The value, or None for infinity, which JSON does not have."""
-    return value if math.isfinite(value) else None

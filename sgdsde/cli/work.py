@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from torch import Tensor
 
 from sgdsde._progress import LONG, Units, covered
 from sgdsde._types import Progress
-from sgdsde.cli.options import Command, Compare, Diagnose, Ntk, Predict, Prune, Sweep
+from sgdsde.cli.configuration import resolved
+from sgdsde.cli.options import Command, Compare, Diagnose, Explore, Ntk, Predict, Prune, Sweep
+from sgdsde.cost import ExpectedCost
+from sgdsde.run_folder import MANIFEST
 
 
 class Work:
@@ -49,14 +52,23 @@ class Work:
         return bar
 
 
-def facts_of(name: str, command: Command, argv: list[str]) -> dict[str, Any]:
-    arguments = dataclasses.asdict(command)
-    seed = arguments["compute"]["seed"]
-    seeds = {"examples": seed, "initial_weights": seed, "batches": seed}
-    return {"command": name, "argv": argv, "arguments": arguments, "seeds": seeds}
+def facts_of(name: str, command: Command, argv: list[str], lr: float | None = None) -> dict[str, Any]:
+    """What repeats the command; ``lr``: the number that ``--lr half`` turned out to be."""
+    options = resolved(command) | ({} if lr is None else {"lr": lr})
+    seed = options.get("seed")
+    seeds = {} if seed is None else {"examples": seed, "initial_weights": seed, "batches": seed}
+    return {"command": name, "argv": argv, "configuration": options, "seeds": seeds}
 
 
-def default_name(name: str, command: Compare | Predict | Diagnose | Sweep | Ntk | Prune) -> str:
+def say_cost(name: str, cost: ExpectedCost) -> dict[str, Any]:
+    """Print the cost; return it for ``--json``."""
+    print(cost)
+    stages = [dataclasses.asdict(stage) for stage in cost.stages]
+    whole = {"seconds": cost.seconds, "bytes": cost.bytes, "real_runs": cost.real_runs, "stages": stages}
+    return {"command": name, "expected_cost": whole}
+
+
+def default_name(name: str, command: Compare | Predict | Diagnose | Sweep | Ntk | Prune | Explore) -> str:
     batch = command.batch_size if isinstance(command, Ntk) else command.training.batch_size
     network = f"{command.network.network}{command.network.width}"
     return f"sgdsde-{name}-{command.data.data}-{network}-batch{batch}-seed{command.compute.seed}"
@@ -70,5 +82,12 @@ def printed(columns: dict[str, Tensor]) -> str:
     return "\n".join(lines)
 
 
-def say_written(path: Path, names: Sequence[str]) -> None:
-    print(f"written to {path}: {', '.join((*names, 'manifest.json'))}")
+def say_written(path: Path, manifest: dict[str, Any], **numbers: Any) -> dict[str, Any]:
+    """Print where the results are; return the manifest with that and with ``numbers``, for ``--json``."""
+    print(f"written to {path}: {', '.join((*manifest['files'], MANIFEST))}")
+    return {"folder": str(path), **manifest, **numbers}
+
+
+def lists(columns: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Columns as JSON has them."""
+    return {name: values.tolist() for name, values in columns.items()}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, get_args
 
 import torch
+from torch import distributed
 
 from sgdsde import _memory
 from sgdsde._checks import complaint, whole_number, word
 from sgdsde._progress import ticker
+from sgdsde._ranks import Ranks
 from sgdsde._streams import BLOCK
 from sgdsde._types import Progress
 from sgdsde.dynamics.dynamics import Dynamics, NoiseSource
@@ -19,13 +22,14 @@ from sgdsde.dynamics.paths.integrators import (
     BlockDraws,
     EulerMaruyama,
     Integrator,
+    Outputs,
     PathGroup,
     PathSetup,
 )
 from sgdsde.dynamics.paths.ito_term import ItoTerm
 from sgdsde.dynamics.paths.precision import Precision, in_precision, products_in
 from sgdsde.linearization import Linearization
-from sgdsde.sgd import SGD
+from sgdsde.sgd import SGD, in_words
 
 PATHS_AT_ONCE = 16 * BLOCK
 """On a CPU: more are no faster, fewer pay for every call into torch."""
@@ -48,9 +52,12 @@ class SDEPaths(Dynamics):
             it is the SDE. ``FrozenNoise`` is that of ``OrnsteinUhlenbeck("init")``.
         ito_term: ``ItoTerm(...)`` adds the drift that noise gives to outputs curved in the weights; None, the default,
             is the linearized model. ``EulerMaruyama`` only.
-        paths_at_once: paths stepped together; default what fits the memory, 1024 on a CPU. Never changes a draw.
+        paths_at_once: paths stepped together; default what fits the memory, 1024 on a CPU, 64 with ``group``. Never
+            changes a draw.
         precision: "float64", "float32" or, on CUDA, "tf32", of state and products; None, the default, is that of the
             linearization. The draws are the same: ``rounding_error`` compares path by path.
+        group: of ``torch.distributed``, whose ranks share the paths; all predict the same and get the same result, with
+            the same bits whatever their number. They meet at every recorded step.
     Exactness: that of the integrator, for a model linear in its parameters, and the error of a sample. Spreads of the
         loss are those of Gaussian noise; the batches of SGD are not Gaussian.
     Cost: that of the integrator, by default one product [P, d] x [d, d] a step and 3 P d numbers, d = n c.
@@ -63,6 +70,7 @@ class SDEPaths(Dynamics):
     ito_term: ItoTerm | None = None
     paths_at_once: int | None = None
     precision: Precision | None = None
+    group: distributed.ProcessGroup | None = field(default=None, repr=False, compare=False)
 
     independent_batches_only: ClassVar[bool] = True
 
@@ -79,6 +87,7 @@ class SDEPaths(Dynamics):
                 "use dynamics.EulerMaruyama(), WeakOrder2(), ExponentialEuler() or SDEInt()",
             )
             raise TypeError(complaint("integrator", expected, repr(self.integrator), remedy))
+        Ranks(self.group)  # refuses what is no group
         if self.ito_term is not None and not isinstance(self.ito_term, ItoTerm):
             raise TypeError(complaint("ito_term", "an ItoTerm or None", repr(self.ito_term), "use dynamics.ItoTerm()"))
 
@@ -128,27 +137,37 @@ class SDEPaths(Dynamics):
     def _evolve(
         self, setup: PathSetup, dtype: torch.dtype, record: Sequence[int], progress: Progress
     ) -> Iterator[OutputLaw]:
-        groups, times, reached = self._groups(setup), setup.plan.times, 0
-        ticks = ticker(progress, record[-1] * len(groups), "paths")
-        for step in record:
+        ranks, times, reached = Ranks(self.group), setup.plan.times, 0
+        ranks.agree(
+            "the paths", f"{self!r} of {setup.linearization.problem.digest} by {in_words(setup.sgd, setup.plan)}"
+        )
+        groups, device = self._groups(setup, ranks), setup.linearization.outputs.device
+        ticks = ticker(progress, record[-1] * len(groups), "paths")  # of this rank
+
+        def advanced(start: int, stop: int) -> list[Outputs]:
             for group in groups:
                 with products_in(self.precision):
-                    group.advance(reached, step)
-                ticks.update(step - reached)
+                    group.advance(start, stop)
+                ticks.update(stop - start)
+            return [ranks.portable(group.outputs(stop)) for group in groups]
+
+        for step in record:
+            parts = ranks.dealt(ranks.gather(partial(advanced, reached, step)))
             reached = step
-            parts = [group.outputs(step) for group in groups]
-            train = torch.cat([part for part, _ in parts]).to(dtype)
-            tests = [test.to(dtype) for _, test in parts if test is not None]
-            test = torch.cat(tests) if tests else None
+            train = torch.cat([part for part, _ in parts]).to(device, dtype)
+            tests = [test for _, test in parts if test is not None]
+            test = torch.cat(tests).to(device, dtype) if tests else None
             test_mean = None if test is None else test.mean(0)
             yield OutputLaw(
                 step, float(times[step]), train.mean(0), samples=train, test_mean=test_mean, test_samples=test
             )
         ticks.close()
 
-    def _groups(self, setup: PathSetup) -> list[PathGroup]:
+    def _groups(self, setup: PathSetup, ranks: Ranks) -> list[PathGroup]:
         linearization = setup.linearization
         at_once = self.paths_at_once
+        if at_once is None and self.group is not None:
+            at_once = BLOCK  # the same for any number of ranks
         if at_once is None:
             per_path = NUMBERS_HELD * linearization.outputs.numel() * linearization.outputs.itemsize
             available = _memory.budget(None, linearization.outputs.device)
@@ -158,5 +177,6 @@ class SDEPaths(Dynamics):
         size = max(at_once // BLOCK, 1) * BLOCK
         groups = [range(start, min(start + size, self.n_paths)) for start in range(0, self.n_paths, size)]
         return [
-            self.integrator.group(setup, paths, BlockDraws(self.seed, paths, linearization.outputs)) for paths in groups
+            self.integrator.group(setup, paths, BlockDraws(self.seed, paths, linearization.outputs))
+            for paths in ranks.own(groups)
         ]

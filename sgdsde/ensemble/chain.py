@@ -5,7 +5,7 @@ What is not known for certain to be such a stack is None, and ``torch.func.vmap`
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from sgdsde._functional import FunctionalModel
 from sgdsde.ensemble import layers
@@ -96,7 +96,7 @@ def _activation(network: Network) -> Layer | None:
     return layers.PerExample(activation)
 
 
-def _positions_averaged(images):  # type: ignore[no-untyped-def]
+def _positions_averaged(images: Tensor) -> Tensor:
     return images.mean((-2, -1))
 
 

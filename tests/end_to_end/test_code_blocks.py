@@ -50,9 +50,11 @@ SMALLER = {
         "1 / 10": "1",
         "1000": "50",
     },
+    "many_devices.md": {"n_steps=100": "n_steps=5"},
     "pruning.md": {", 300)": ", 20)"},
     "cleaning.md": {"100": "12"},
     "command_line.md": SHELL,
+    "explorer.md": {"--width 512": "--width 16 --n-train 16 --n-test 8 --steps 9 --momenta 0 --rates 5 --quiet"},
 }
 """By page: words of its blocks, and the words that take their place here."""
 

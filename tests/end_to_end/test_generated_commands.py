@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import tempfile
@@ -32,12 +33,21 @@ BASE = {
     "ntk": f"{SMALL} --batch-size 2",
     "prune": f"{SMALL} --steps 3 --criteria random",
     "eoc": "",
+    "explore": f"{SMALL} --batch-size 2 --steps 3 --momenta 0 --rates 3 --batch-sizes 2 --export page.html",
 }
 NOT_NUMBERS = ["many", "1e", "0x10", "1,5", "--", "1 2", "½", "[]", "None", "true"]
 WHOLE = ["-1", "1.5", "nan", "inf", "1e400", "9" * 30, "-" + "9" * 30, *NOT_NUMBERS]
 REAL = ["-1", "nan", "inf", "-inf", "1e400", *NOT_NUMBERS]
 WORD = ["wrong", "MSE", "", "mse,ce", "-", "1", "None"]
+ANY_COMMAND = {
+    "--out": ["/proc/nothing/here", "/dev/null", "/dev/null/x"],
+    "--config": ["", "nowhere.toml", "/dev/null", "/", ".", "~nobody_of_this_name", "x.json", "none", "-"],
+    "--json": ["3", "true"],
+    "--dry-run": ["no"],
+}
+FLAGS = ("--json", "--dry-run")
 EVERYWHERE = {
+    **ANY_COMMAND,
     "--data": WORD,
     "--n-train": ["0", *WHOLE],
     "--n-test": WHOLE,
@@ -54,7 +64,6 @@ EVERYWHERE = {
     "--seed": WHOLE,
     "--dtype": [*WORD, "float16", "int64"],
     "--device": ["nowhere", "cuda:99", "cpu:x", ""],
-    "--out": ["/proc/nothing/here", "/dev/null", "/dev/null/x"],
     "--loss": [*WORD, "l1"],
 }
 TRAINING = {
@@ -99,7 +108,19 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
         "--scope": WORD,
         "--rescale": WORD,
     },
-    "eoc": {"--activation": WORD, "--sigma-b": REAL},
+    "eoc": {**ANY_COMMAND, "--activation": WORD, "--sigma-b": REAL},
+    "explore": {
+        **EVERYWHERE,
+        **TRAINING,
+        "--batch-sizes": ["0", *WHOLE],
+        "--momenta": ["1", *REAL],
+        "--samplings": WORD,
+        "--rates": ["0", "1", *WHOLE],
+        "--runs": ["0", "1", *WHOLE],
+        "--address": ["0.0.0.0", "::", "10.0.0.1", "example.org", *WORD],
+        "--port": ["-1", "65536", *WHOLE],
+        "--export": ["/proc/nothing/page.html", "/dev/null/x", "/"],
+    },
 }
 
 
@@ -115,7 +136,8 @@ def bad_lines(draw: st.DrawFn) -> tuple[list[str], str]:
     if fault == "missing":
         return [command, *BASE[command].split(), option], option
     value = draw(st.sampled_from(OPTIONS[command][option]))
-    return [command, *BASE[command].split(), option, value], option
+    said = value if option in FLAGS else option
+    return [command, *BASE[command].split(), option, value], said
 
 
 GOOD: dict[str, list[str]] = {
@@ -141,7 +163,7 @@ GOOD: dict[str, list[str]] = {
 @st.composite
 def lines(draw: st.DrawFn) -> list[str]:
     """A command line of options that are right one by one, though perhaps not together."""
-    command = draw(st.sampled_from(["predict", "diagnose", "compare", "sweep", "ntk", "prune"]))
+    command = draw(st.sampled_from(["predict", "diagnose", "compare", "sweep", "ntk", "prune", "explore"]))
     chosen = draw(st.lists(st.sampled_from(sorted(set(GOOD) & set(OPTIONS[command]))), max_size=4, unique=True))
     words = [word for option in chosen for word in (option, draw(st.sampled_from(GOOD[option])))]
     if "--dynamics" in OPTIONS[command] and draw(st.booleans()):
@@ -153,7 +175,33 @@ def lines(draw: st.DrawFn) -> list[str]:
             "LinearizedSGD(n_runs=4)",
         ]
         words += ["--dynamics", draw(st.sampled_from(theories))]
-    return [command, *BASE[command].split(), *words, *draw(st.sampled_from([[], [], ["--dry-run"]]))]
+    return [command, *BASE[command].split(), *words, *draw(st.sampled_from([[], ["--json"], ["--dry-run"]]))]
+
+
+TYPED_VALUES = st.one_of(
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text('aé- 1"\\', max_size=4),
+    st.dates(),
+    st.lists(st.integers(), max_size=2),
+)
+
+
+@st.composite
+def files(draw: st.DrawFn) -> tuple[str, str, str]:
+    """A command, the text of a file of options with a value that is wrong or a name that is none, and that name."""
+    command = draw(st.sampled_from(sorted(OPTIONS)))
+    allowed = {name: values for name, values in OPTIONS[command].items() if name not in ("--config", "--out")}
+    if draw(st.booleans()):
+        option = draw(st.sampled_from(sorted(set(allowed) - {*FLAGS, "--dynamics"})))
+        value = repr(draw(st.sampled_from(allowed[option]))).replace("'", '"')
+    else:
+        option = draw(st.sampled_from(["learning-rate", "Width", "config", "lr ", "tests"]))
+        drawn = draw(TYPED_VALUES)
+        value = str(drawn) if isinstance(drawn, float) else json.dumps(drawn, default=str, ensure_ascii=False)
+    text = f'"{option.removeprefix("--")}" = {value}\n'
+    return command, draw(st.sampled_from(["", f"[{command}]\n"])) + text, option
 
 
 def run(words: list[str]) -> tuple[int, str, str]:
@@ -181,6 +229,9 @@ def check_answer(words: list[str]) -> tuple[int, str]:
         assert re.match(r"sgdsde: error: \S", lines[0]), f"{words}\n{err}"
         return code, lines[0]
     assert lines == [], f"{words}\n{err}"
+    if "--json" in words:
+        json.loads(said, parse_constant=lambda word: pytest.fail(f"{words}: {word} is no JSON"))
+        return code, ""
     if re.search(r"\bnan\b", said):
         assert "warning" in err or "no limit" in said or words[0] == "diagnose", f"{words}\n{said}"
     return code, ""
@@ -199,7 +250,18 @@ def check_line(words: list[str]) -> None:
     check_answer(words)
 
 
-CHECKS = {check_bad_line: {"line": bad_lines()}, check_line: {"words": lines()}}
+def check_file(file: tuple[str, str, str]) -> None:
+    command, text, option = file
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "options.toml")
+        path.write_text(text)
+        code, error = check_answer([command, *BASE[command].split(), "--config", str(path)])
+    if code == USAGE:
+        name = option.strip("- ")
+        assert any(word in error for word in (name, name.replace("-", "_"))), f"{command}: {text}{error}"
+
+
+CHECKS = {check_bad_line: {"line": bad_lines()}, check_line: {"words": lines()}, check_file: {"file": files()}}
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -22,7 +22,7 @@ def printed(request, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict]:
     """What a tutorial prints, and the names that it leaves."""
     pyplot.switch_backend("Agg")
     out = io.StringIO()
-    with torch.random.fork_rng(), contextlib.redirect_stdout(out):
+    with torch.random.fork_rng(), contextlib.redirect_stdout(out), pyplot.rc_context():
         names = runpy.run_path(str(TUTORIALS / f"{request.param}.py"))
     pyplot.close("all")
     return out.getvalue(), names

@@ -41,7 +41,7 @@ def test_compare_writes_what_the_library_computes(tmp_path, capsys):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["problem_digest"] == problem.digest
     assert (manifest["lr"], manifest["verdict"]) == (0.3, expected.verdict.name)
-    assert manifest["arguments"]["training"]["batch_size"] == 4
+    assert manifest["configuration"]["batch_size"] == 4
     assert manifest["seeds"] == {"examples": 0, "initial_weights": 0, "batches": 0}
     assert manifest["versions"]["torch"] == torch.__version__
     assert set(manifest["wall_time_s"]) == {"kernel", "prediction", "6 runs"}
@@ -167,12 +167,15 @@ def test_eoc(capsys):
 def test_help_names_every_command_and_option_with_its_default(capsys):
     assert call() == OK
     overview = capsys.readouterr().out
-    assert all(f"• {name} " in overview for name in ("compare", "predict", "diagnose", "sweep", "ntk", "prune", "eoc"))
+    assert all(
+        f"• {name} " in overview
+        for name in ("compare", "predict", "diagnose", "sweep", "ntk", "prune", "eoc", "explore")
+    )
     assert call("compare --help") == OK
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     for option, default in {"runs": 64, "lr": "half", "batch-size": 8, "data": "digits", "out": "auto"}.items():
         assert re.search(rf"--{option} [^-]*.*?\(default: {default}\)", text), option
-    assert text.count("(default: ") == len(re.findall(" --[a-z]", text)) - 1 == 33
+    assert text.count("(default: ") == len(re.findall(" --[a-z]", text)) - 1 == 35
     assert call("--version") == OK
     assert capsys.readouterr().out == f"sgdsde {sgdsde.__version__}\n"
 
@@ -190,7 +193,7 @@ def test_help_names_every_command_and_option_with_its_default(capsys):
         (
             "compair",
             "Unrecognized options: compair Available subcommands: "
-            "compare, predict, diagnose, sweep, ntk, prune, eoc; see sgdsde --help",
+            "compare, predict, diagnose, sweep, ntk, prune, eoc, explore; see sgdsde --help",
         ),
         ("compare --runs 1", "--runs must be at least 2, got 1"),
         ("compare --steps 0", "--steps must be at least 1, got 0"),
@@ -263,10 +266,10 @@ def test_help_and_usage_errors_need_no_torch():
     code = """
 import sys
 from sgdsde.cli import main
-codes = [main([])] + [main([name, "--help"]) for name in "compare predict diagnose sweep ntk eoc".split()]
+codes = [main([])] + [main([name, "--help"]) for name in "compare predict diagnose sweep ntk eoc explore".split()]
 codes += [main(["--version"]), main(["compare", "--nope"])]
 heavy = {"torch", "numpy", "scipy", "matplotlib", "pandas"} & set(sys.modules)
-assert (codes, heavy) == ([0] * 8 + [2], set()), (codes, heavy)
+assert (codes, heavy) == ([0] * 9 + [2], set()), (codes, heavy)
 """
     answer = call_python("-c", code)
     assert answer.returncode == 0, answer.stderr

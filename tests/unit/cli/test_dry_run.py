@@ -19,6 +19,7 @@ COMMANDS = {
     "ntk": SMALL,
     "prune": f"{SMALL} --steps 20",
     "eoc": "--activation tanh",
+    "explore": f"{SYNTHETIC} --steps 20",
 }
 
 
