@@ -82,11 +82,8 @@ class SDEPaths(Dynamics):
         if self.precision is not None:
             word("precision", self.precision, get_args(Precision))
         if not isinstance(self.integrator, Integrator):
-            expected, remedy = (
-                "an integrator",
-                "use dynamics.EulerMaruyama(), WeakOrder2(), ExponentialEuler() or SDEInt()",
-            )
-            raise TypeError(complaint("integrator", expected, repr(self.integrator), remedy))
+            remedy = "use dynamics.EulerMaruyama(), WeakOrder2(), ExponentialEuler() or SDEInt()"
+            raise TypeError(complaint("integrator", "an integrator", repr(self.integrator), remedy))
         Ranks(self.group)  # refuses what is no group
         if self.ito_term is not None and not isinstance(self.ito_term, ItoTerm):
             raise TypeError(complaint("ito_term", "an ItoTerm or None", repr(self.ito_term), "use dynamics.ItoTerm()"))
@@ -126,13 +123,14 @@ class SDEPaths(Dynamics):
 
         Root mean squares over paths, examples and outputs. Paths that diverge are as far off as they have moved.
         """
-        few, n_steps = replace(self, n_paths=BLOCK), whole_number("n_steps", n_steps, minimum=1)
+        few, n_steps = replace(self, n_paths=BLOCK, group=None), whole_number("n_steps", n_steps, minimum=1)
         ends = [
             next(iter(dynamics.evolve(linearization, sgd, [n_steps]))).samples
             for dynamics in (few, replace(few, precision="float64"))
         ]
         one, other = (end.double() for end in ends if end is not None)
-        return float((one - other).norm() / (other - linearization.outputs).norm())
+        difference = float((one - other).norm())
+        return difference and difference / float((other - linearization.outputs).norm())
 
     def _evolve(
         self, setup: PathSetup, dtype: torch.dtype, record: Sequence[int], progress: Progress
