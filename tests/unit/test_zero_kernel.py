@@ -50,6 +50,8 @@ THEORIES: dict[str, tuple[dynamics.Dynamics | None, tuple[str, ...]]] = {
     "order 2": (dynamics.MomentEquations(), ("plain", "momentum", "decay")),
     "order 1": (dynamics.MomentEquations(order=1), ("plain", "decay")),
     "paths": (dynamics.SDEPaths(n_paths=4), ("plain", "momentum", "decay")),
+    "second order": (dynamics.SDEPaths(4, dynamics.WeakOrder2()), ("plain",)),
+    "frozen noise": (dynamics.SDEPaths(4, dynamics.FrozenNoise()), ("plain",)),
     "closure": (dynamics.GaussianClosure(), ("plain", "momentum", "shuffled")),
 }
 
