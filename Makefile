@@ -114,10 +114,10 @@ bench: $(STAMP) bench-peers ## Run the benchmarks, on a quiet machine
 	@for name in $(filter-out bench_tiled_mnist,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/bench_*.py)))); do \
 		echo "== benchmarks/$$name.py"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-bench-peers: $(PEERS)/jax/.installed $(PEERS)/torch/.installed ## Create the environments of the tools compared with
+bench-peers: $(PEERS)/jax/.installed $(PEERS)/diffrax/.installed $(PEERS)/torch/.installed ## Create the environments of the tools compared with
 
 # An older jax with its older NumPy cannot share .venv; --no-deps, because the pinned lists are complete.
-$(PEERS)/jax/.installed: benchmarks/peers/jax.txt | $(STAMP)
+$(PEERS)/jax/.installed $(PEERS)/diffrax/.installed: $(PEERS)/%/.installed: benchmarks/peers/%.txt | $(STAMP)
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --no-deps -r $<

@@ -133,7 +133,8 @@ def told(record: Record) -> str:
 def environment(n_rounds: int) -> dict[str, Any]:
     """Machine and versions; its load is that before the first measurement."""
     peers = {"torch": metadata.version("torch"), "numpy": metadata.version("numpy")}
-    for path in sorted((ROOT / "benchmarks" / "peers").glob("*.txt")):
+    for name in ("jax", "torch"):
+        path = ROOT / "benchmarks" / "peers" / f"{name}.txt"
         lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
         peers |= dict(line.split("==") for line in lines if line.split("==")[0] in KEPT)
     return {

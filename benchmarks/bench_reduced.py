@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,11 +25,13 @@ import torch
 import sgdsde
 from sgdsde.dynamics import GradientDescent, ModalMoments, MomentRecursion, ReducedMoments, Volterra
 
+Found = TypeVar("Found")
 RESULT = Path(__file__).parent / "results" / "reduced.json"
 BATCH = 4
 DOWN_TO = 1e-4
 COMPARED_STEPS = {256: 4_000, 1024: 400}
 SWEEP_STEPS, CHECKED = 1_000, 10
+MOMENTA, MOMENTUM_STEPS = ((0.5, 0.5), (0.9, 0.25), (0.9, 0.5), (0.9, 0.8), (0.99, 0.5)), 2_500
 EPOCHS = {32: 50, 8: 20}
 
 
@@ -38,7 +41,7 @@ def problem(n: int, *, n_outputs: int = 1, width: int = 1024) -> sgdsde.Problem:
     return sgdsde.Problem(model, data.x_train.flatten(1), data.y_train, loss=torch.nn.MSELoss())
 
 
-def seconds_of(work: Callable[[], object]) -> tuple[float, object]:
+def seconds_of(work: Callable[[], Found]) -> tuple[float, Found]:
     start = time.process_time()
     result = work()
     return time.process_time() - start, result
@@ -79,6 +82,36 @@ def horizons(linearization: sgdsde.Linearization, n: int, limit: float) -> list[
             )
             step = (before + plain_step(linearization, sgd)) / 2
             row[f"plain_steps_at_{n_steps:.0e}"] = seconds / step
+        rows.append(row)
+        sys.stdout.write(f"{row}\n")
+    return rows
+
+
+def momenta(linearization: sgdsde.Linearization) -> list[dict[str, object]]:
+    """Cost in steps of the recursion with momentum, and error against it."""
+    rows: list[dict[str, object]] = []
+    for momentum, share in MOMENTA:
+        limit = sgdsde.stability.max_lr(linearization, BATCH, momentum=momentum)
+        sgd = sgdsde.SGD(share * limit, BATCH, momentum=momentum)
+        record = sorted({0, *(round(x) for x in np.geomspace(1, MOMENTUM_STEPS, 60))})
+        taken, plain = seconds_of(
+            lambda sgd=sgd, record=record: sgdsde.predict(
+                linearization, sgd, MOMENTUM_STEPS, dynamics=MomentRecursion(), record=record
+            )
+        )
+        found: dict[int, sgdsde.Trajectory] = {}
+        row: dict[str, object] = {"momentum": momentum, "share": share, "steps_compared": MOMENTUM_STEPS}
+        for n_steps in (MOMENTUM_STEPS, 10**7):
+            to = [k for k in record if k < MOMENTUM_STEPS] + [n_steps]
+            seconds, found[n_steps] = seconds_of(
+                lambda sgd=sgd, to=to: sgdsde.predict(linearization, sgd, to[-1], dynamics=ReducedMoments(), record=to)
+            )
+            row[f"steps_at_{n_steps:.0e}"] = seconds / (taken / MOMENTUM_STEPS)
+        reduced = found[MOMENTUM_STEPS]
+        relevant = plain.train_loss.mean > DOWN_TO * plain.train_loss.mean[0]
+        row |= {"error": worst(reduced, plain), "dynamics": reduced.dynamics}
+        if reduced.estimated_error is not None:
+            row["estimated_error"] = float(reduced.estimated_error[relevant].max())
         rows.append(row)
         sys.stdout.write(f"{row}\n")
     return rows
@@ -172,6 +205,7 @@ def main() -> None:
         rows += horizons(linearization, n, sgdsde.stability.max_lr(linearization, BATCH))
         if n == 256:
             results |= {"sweep": sweeps(linearization), "shuffled": shuffled(linearization)}
+            results |= {"momentum": momenta(linearization)}
     results |= {"horizons": rows, "expected_cost": costs()}
     RESULT.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -32,6 +32,7 @@ LOOKS: dict[str, tuple[str, Any, str]] = {
     "Volterra": ("#5b3a1e", (0, (2, 2)), "Volterra equation"),
     "GaussianClosure": ("#1b6e2e", (0, (5, 2)), "Gaussian closure"),
     "MovingKernel": (_COLORBLIND[3], "--", "moving kernel"),
+    "EnsembleSurface": ("#00766c", "--", "surface between ensembles"),
 }
 """(color, line pattern, label) of each curve. A name is a fact about a curve in every figure; never reuse a color."""
 

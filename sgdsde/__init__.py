@@ -25,6 +25,7 @@ from sgdsde._version import __version__
 
 if TYPE_CHECKING:
     from sgdsde import cleaning, datasets, dynamics, meanfield, networks, pruning, regimes, sampling, stability
+    from sgdsde._checkpoint import CheckpointWarning
     from sgdsde.answering import answer
     from sgdsde.bands import AccuracyBand, LossBand, OutputBand
     from sgdsde.budget import ErrorBudget, error_budget
@@ -60,6 +61,7 @@ __all__ = [
     "SGD",
     "SVAG",
     "AccuracyBand",
+    "CheckpointWarning",
     "ChosenLR",
     "Comparison",
     "CurveComparison",
@@ -118,6 +120,7 @@ __all__ = [
 # No name may be that of a module of the package: an import of the module would hide it.
 _HOMES = {
     "AccuracyBand": "bands",
+    "CheckpointWarning": "_checkpoint",
     "ChosenLR": "questions",
     "Comparison": "comparison",
     "CurveComparison": "comparison",

@@ -131,8 +131,7 @@ def foreseen_cost(
 def chosen_dynamics(course: Course) -> Dynamics:
     """The dynamics that ``predict`` takes where none is named."""
     dynamics, sgd = default_dynamics(course.problem, course.sgd), course.sgd
-    reducible = isinstance(dynamics, MomentRecursion) and not sgd.momentum
-    if reducible and course.n_steps > pays_after(sgd, course.size.rank):
+    if isinstance(dynamics, MomentRecursion) and course.n_steps > pays_after(sgd, course.size.rank):
         return ReducedMoments()
     return dynamics
 

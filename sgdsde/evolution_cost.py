@@ -23,7 +23,7 @@ from sgdsde.dynamics import (
     Volterra,
 )
 from sgdsde.dynamics.modal_moments import ModalMoments
-from sgdsde.dynamics.reduced_moments import cost_in_plain_steps
+from sgdsde.dynamics.reduced_moments import cost_in_plain_steps, pays_after
 from sgdsde.kernel import KroneckerKernel
 from sgdsde.linearization import Linearization, problem_of
 from sgdsde.machine import Machine, step_seconds
@@ -39,6 +39,9 @@ MODAL_STEPS = 300
 DIRECTIONS = 256
 """Directions of the weights that a moving kernel follows, at most by default."""
 
+
+SLOWER_WITH_MOMENTUM = 1.5
+"""A step of the recursion with momentum, in steps without."""
 
 SAMPLED_EPOCHS, REDUCED = 64, 66
 """Orders of an epoch and directions of a reduced model of shuffled epochs; more orders where errors ask for them."""
@@ -122,9 +125,12 @@ def _reduced(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
     if course.sgd.sampling == "shuffled":
         seconds = SAMPLED_EPOCHS * 4 * (REDUCED + course.recorded / 2) * r**3 / machine.products
         return StageCost("sampled epochs", seconds, 8 * 3 * REDUCED * r**2, at_least=True)
-    seconds = cost_in_plain_steps(r, settings) * _plain_step(course.size, machine)
+    steps, matrices = cost_in_plain_steps(r, settings), 60 * settings // 2 + 5
+    if course.sgd.momentum:
+        steps, matrices = SLOWER_WITH_MOMENTUM * min(course.n_steps, pays_after(course.sgd, r)), 150
+    seconds = steps * _plain_step(course.size, machine)
     seconds += _spreads(course, machine) / 2 if course.size.test else 0
-    return StageCost("reduced model", seconds, 8 * (60 * r**2 * settings // 2 + 5 * r**2))
+    return StageCost("reduced model", seconds, 8 * matrices * r**2)
 
 
 def _recursion(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
@@ -132,7 +138,7 @@ def _recursion(dynamics: Dynamics, course: Course, machine: Machine) -> StageCos
     if course.sgd.sampling == "shuffled":
         seconds = course.n_steps * 10 * d**3 / machine.products + spreads
         return StageCost("shuffled epochs", seconds, 8 * 20 * d**2)
-    slower, matrices = (1.5, 9) if course.sgd.momentum else (1.0, 5)
+    slower, matrices = (SLOWER_WITH_MOMENTUM, 9) if course.sgd.momentum else (1.0, 5)
     seconds = course.n_steps * slower * _plain_step(course.size, machine) + spreads
     return StageCost("moment recursion", seconds, 8 * matrices * r**2)
 

@@ -273,11 +273,13 @@ def as_linearization(
     *,
     sgd: SGD | None = None,
     spectrum: bool = True,
+    memory: int | None = None,
     progress: Progress = None,
 ) -> Linearization:
     """The linearization itself, or that of a problem.
 
     Args:
+        memory: bytes that the kernel is planned for; default a quarter of what is free.
         sgd: what it is to be predicted under, if known: it must train what the problem says.
         spectrum: whether the kernel will be decomposed.
     Raises:
@@ -291,4 +293,4 @@ def as_linearization(
         return problem_or_linearization
     if spectrum:
         check_spectrum_fits(problem)
-    return linearize(problem, progress=progress)
+    return linearize(problem, memory=memory, progress=progress)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -216,6 +217,17 @@ class StepPlan:
         changes = [k for k in rows if self.lr[k] != self.lr[k - 1] or self.batch_size[k] != self.batch_size[k - 1]]
         edges = [start, *changes, stop]
         return list(itertools.pairwise(edges)) if stop > start else []
+
+
+def in_words(sgd: SGD, plan: StepPlan) -> str:
+    """An SGD in words that are the same in every process, a schedule by the numbers of its plan."""
+    hasher = hashlib.blake2b(digest_size=8)
+    for numbers in (plan.lr, plan.batch_size):
+        hasher.update(numbers.tobytes())
+    lr = "a schedule" if callable(sgd.lr) else repr(sgd.lr)
+    batch_size = "a schedule" if callable(sgd.batch_size) else repr(sgd.batch_size)
+    others = repr(replace(sgd, lr=1.0, batch_size=1)).partition(", batch_size=1, ")[2]
+    return f"SGD(lr={lr}, batch_size={batch_size}, {others}, steps {hasher.hexdigest()}"
 
 
 def sampling_factor(n_train: int, batch_size: int, sampling: Sampling) -> float:

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from torch import Tensor
-
-from sgdsde._checks import complaint, positive_number, whole_number
-from sgdsde._progress import StageCost, announced, covered, ticker
+from sgdsde import _memory
+from sgdsde._checkpoint import Checkpoint
+from sgdsde._checks import complaint, whole_number
+from sgdsde._jobs import checked_jobs
+from sgdsde._progress import announced, covered, ticker
+from sgdsde._sweep_cells import Cells, Found, Kind, LimitFraction
+from sgdsde._sweep_parts import BySetting, begin
 from sgdsde._types import Progress, Sampling
 from sgdsde._words import told
 from sgdsde.dynamics import Dynamics
-from sgdsde.ensemble import run_ensembles
-from sgdsde.evolution_cost import Course, Size, evolution_seconds
-from sgdsde.linearization import Linearization, as_linearization
-from sgdsde.losses import SquaredError
-from sgdsde.machine import spectrum_cost, step_seconds
-from sgdsde.prediction import default_dynamics, predict
-from sgdsde.prediction_sweep import predicted_together
+from sgdsde.linearization import Linearization, as_linearization, problem_of
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
 from sgdsde.sgd import SGD
-from sgdsde.stability import UnstableWarning, max_lr_of
 from sgdsde.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -34,20 +30,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 OneOrMore: TypeAlias = T | Sequence[T]
-Kind: TypeAlias = Literal["predicted", "measured"]
 
 _ROWS = 10
 """Settings of a printed table, the smallest losses first."""
-
-
-@dataclass(frozen=True)
-class LimitFraction:
-    """A learning rate as a fraction of the mean-square limit of its batch size, momentum and decay."""
-
-    fraction: float
-
-    def __post_init__(self) -> None:
-        positive_number("fraction", self.fraction)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +119,8 @@ def sweep(
     measured: bool = False,
     n_runs: int = 64,
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    n_jobs: int | None = None,
     progress: Progress = None,
 ) -> Sweep:
     """The loss of every combination of settings, predicted on one linearization without training.
@@ -148,10 +135,21 @@ def sweep(
             weight decay, losses to 1e-3, their standard deviations to 5e-3 of the loss.
         measured: also train ``n_runs`` times at every setting: a problem's own model, or the linearized one of a
             ``Linearization``. Every setting gets the runs of ``seed``.
+        checkpoint: a folder, new or of this sweep, that keeps every finished prediction and every finished block of 64
+            runs of a setting: a sweep that was killed goes on from there, also with more runs.
+        n_jobs: settings at once, in the processes of joblib (an extra), all processors with -1; under
+            ``joblib.parallel_config(backend="dask")`` on a cluster. Default: this process, with the runs of all
+            settings in one ensemble unless there is a checkpoint.
     Returns:
         A ``Sweep``: rows, and ``.to_dataframe()`` where pandas, which the library does not require, is installed.
     Raises:
-        ValueError, TypeError: what ``SGD`` refuses, before anything is computed.
+        ValueError, TypeError: what ``SGD`` refuses, before anything is computed; a checkpoint of another sweep, or of
+            another version: names what differs.
+    Warns:
+        CheckpointWarning: a damaged or foreign part of the checkpoint, which is computed again.
+    Exactness: with ``checkpoint`` or ``n_jobs`` every setting is computed for itself: the same bits however often it
+        was killed and whatever ``n_jobs`` (on one kind of machine, with one number of threads a process), and those of
+        one ensemble to rounding.
     Cost: one linearization; one mean-square limit for each combination of the words besides the learning rate, under
         squared error or where a fraction of it is asked for; one prediction a setting that is not past its limit; the
         measured runs of all settings in one ensemble.
@@ -164,120 +162,53 @@ def sweep(
     for rate, group in itertools.product(rates, groups):
         if not isinstance(rate, LimitFraction):
             replace(group, lr=rate)
-    if measured:
-        whole_number("n_runs", n_runs, minimum=1)
+    n_runs = whole_number("n_runs", n_runs, minimum=1) if measured else 0
+    seed, jobs = whole_number("seed", seed), checked_jobs(n_jobs)
     steps = recorded_steps(n_steps, [n_steps] if record is None else record)
-    linearization = as_linearization(problem_or_linearization, progress=progress)
-    cells = _Cells(problem_or_linearization, linearization, n_steps, steps, dynamics)
-    n_measured = n_runs * len(groups) * len(rates) if measured else 0
-    progress = announced(cells.cost(groups, len(rates), n_measured), progress)
-    bar = ticker(progress, len(groups) * len(rates), "sweep")
+    device = problem_of(problem_or_linearization).device
+    kept = None if checkpoint is None else Checkpoint(checkpoint, device)
+    memory = None if kept is None else kept.memory
+    linearization = as_linearization(problem_or_linearization, memory=memory, progress=progress)
+    cells = Cells(problem_or_linearization, linearization, n_steps, steps, dynamics)
+    progress = announced(cells.cost(groups, len(rates), n_runs * len(groups) * len(rates)), progress)
+    limits = [cells.limit(group, rates) for group in groups]
+    if kept is not None:
+        limits = begin(kept, cells, groups, rates=rates, limits=limits, seed=seed)
+        if kept.memory != memory:  # another process began a moment ago, with another plan
+            linearization = as_linearization(problem_or_linearization, memory=kept.memory, progress=covered)
+            cells = replace(cells, linearization=linearization)
     settings: list[tuple[SGD, float]] = []
-    for group in groups:
-        limit = cells.limit(group, rates)
+    for group, limit in zip(groups, limits):
         factors = [rate.fraction * limit if isinstance(rate, LimitFraction) else rate for rate in rates]
         settings += [(replace(group, lr=lr), limit) for lr in factors]
-    runs = cells.measured([sgd for sgd, _ in settings], n_runs, seed) if measured else []
-    shared = cells.predicted_together(settings)
+    if kept is not None or n_jobs is not None:
+        memory = _memory.budget(None, device) if kept is None else kept.memory
+        found = BySetting(cells, settings, kept, jobs, memory).found(n_runs, seed, progress)
+    else:
+        found = _together(cells, settings, n_runs, seed=seed, progress=progress)
     rows: list[dict[str, Any]] = []
-    for number, (sgd, limit) in enumerate(settings):
-        predicted = shared[number] if number in shared else cells.predicted(sgd, limit)
+    for (sgd, limit), (predicted, runs) in zip(settings, found):
         rows += cells.rows(sgd, limit, predicted, "predicted")
-        if measured:
-            rows += cells.rows(sgd, limit, runs[number], "measured")
-        bar.update(1)
-    bar.close()
+        if runs is not None:
+            rows += cells.rows(sgd, limit, runs, "measured")
     return Sweep(tuple(rows))
 
 
-@dataclass(frozen=True)
-class _Cells:
-    """Inputs shared by all cells of a sweep."""
-
-    trained: Problem | Linearization
-    linearization: Linearization
-    n_steps: int
-    steps: Tensor
-    dynamics: Dynamics | None
-
-    def limit(self, group: SGD, rates: Sequence[float | LimitFraction]) -> float:
-        """The mean-square limit of a group; NaN where nothing depends on it."""
-        has_fractions = any(isinstance(rate, LimitFraction) for rate in rates)
-        if has_fractions or self._has_limit:
-            return max_lr_of(self.linearization, group)
-        return math.nan
-
-    def cost(self, groups: Sequence[SGD], n_rates: int, n_measured: int) -> StageCost:
-        """The expected cost of all cells, each counted at the settings of its group."""
-        problem, size = self.linearization.problem, Size.of(self.linearization)
-        limit = spectrum_cost(size.d, part=0.4)
-        seconds = 0.0 if size.has_basis else spectrum_cost(size.d).seconds
-        held = limit.bytes
-        for sgd in groups:
-            dynamics = default_dynamics(problem, sgd) if self.dynamics is None else self.dynamics
-            cell = evolution_seconds(dynamics, Course.of(self.linearization, sgd, self.steps))
-            seconds += limit.seconds + n_rates * cell.seconds
-            held = max(held, cell.bytes)
-        if n_measured:
-            batch = max(sgd.batch_size_at(0) for sgd in groups)
-            seconds += n_measured * self.n_steps * step_seconds(problem, batch, n_measured * self.n_steps)
-        return StageCost("sweep", seconds, held)
-
-    @property
-    def _has_limit(self) -> bool:
-        """Whether the loss of the linearized model diverges past the limit, as squared error does."""
-        return isinstance(self.linearization.problem.criterion, SquaredError)
-
-    def is_past(self, sgd: SGD, limit: float) -> bool:
-        return self._has_limit and sgd.lr_at(0) > limit
-
-    def predicted(self, sgd: SGD, limit: float) -> Trajectory | None:
-        """The prediction of a setting; None past its limit."""
-        if self.is_past(sgd, limit):
-            return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnstableWarning)  # a learning rate within rounding of the limit
-            return predict(
-                self.linearization,
-                sgd,
-                self.n_steps,
-                dynamics=self.dynamics,
-                record=self.steps.tolist(),
-                progress=covered,
-            )
-
-    def predicted_together(self, settings: Sequence[tuple[SGD, float]]) -> dict[int, Trajectory]:
-        """The predictions, by place, of settings that cost less from one basis than one by one."""
-        stable = {i: sgd for i, (sgd, limit) in enumerate(settings) if not self.is_past(sgd, limit)}
-        return {} if self.dynamics is not None else predicted_together(self.linearization, stable, self.steps)
-
-    def measured(self, sgds: Sequence[SGD], n_runs: int, seed: int) -> list[Trajectory]:
-        """The runs of all settings, in one ensemble."""
-        record = self.steps.tolist()
-        return run_ensembles(self.trained, sgds, self.n_steps, n_runs, seed=seed, record=record, progress=covered)
-
-    def rows(self, sgd: SGD, limit: float, found: Trajectory | None, kind: Kind) -> list[dict[str, Any]]:
-        """One row a recorded step."""
-        plan = sgd.plan(self.linearization.problem.n_train, self.n_steps)
-        setting = {field.name: getattr(sgd, field.name) for field in fields(SGD) if field.compare}
-        setting |= {"mean_square_limit": limit, "past_mean_square_limit": self.is_past(sgd, limit), "kind": kind}
-        rows = []
-        for i, step in enumerate(self.steps.tolist()):
-            row: dict[str, Any] = setting | {"step": step, "time": float(plan.times[step])}
-            row["examples"] = int(plan.batch_size[:step].sum())
-            for side in ("train", "test") if self.linearization.problem.x_test is not None else ("train",):
-                row |= self._losses(found, side, i, step)
-            rows.append(row)
-        return rows
-
-    def _losses(self, found: Trajectory | None, side: str, i: int, step: int) -> dict[str, float]:
-        if found is None and step > 0:
-            return dict.fromkeys((f"{side}_loss", f"{side}_loss_std", f"{side}_loss_standard_error"), math.inf)
-        if found is None:
-            found, i = predict(self.linearization, SGD(1.0, 1), 0), 0
-        band = found.losses[side]
-        parts = {"": band.mean, "_std": band.std, "_standard_error": band.standard_error}
-        return {f"{side}_loss{part}": float(values[i]) for part, values in parts.items()}
+def _together(
+    cells: Cells, settings: Sequence[tuple[SGD, float]], n_runs: int, *, seed: int, progress: Progress
+) -> list[Found]:
+    """What is found of every setting, the runs of all in one ensemble."""
+    bar = ticker(progress, len(settings), "sweep")
+    runs: Sequence[Trajectory | None] = [None] * len(settings)
+    if n_runs:
+        runs = cells.measured([sgd for sgd, _ in settings], n_runs, seed)
+    shared, found = cells.predicted_together(settings), []
+    for number, (sgd, limit) in enumerate(settings):
+        predicted = shared[number] if number in shared else cells.predicted(sgd, limit)
+        found.append((predicted, runs[number]))
+        bar.update(1)
+    bar.close()
+    return found
 
 
 def _several(name: str, value: Any) -> list[Any]:

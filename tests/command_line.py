@@ -17,8 +17,8 @@ def call(*words: str) -> int:
     return main(" ".join(words).split())
 
 
-def call_python(*words: str) -> subprocess.CompletedProcess[str]:
+def call_python(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """A Python of its own, in the working directory, on the sources that are tested."""
     sources = str(Path(__file__).resolve().parents[1])
     command, environment = [sys.executable, *words], os.environ | {"PYTHONPATH": sources}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)

@@ -273,4 +273,4 @@ class Given:
         self._numbers = list(numbers)
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
-        return self._numbers.pop(0)
+        return self._numbers.pop(0).clone()  # the caller may write to it

@@ -30,6 +30,8 @@ STAGES: dict[str, tuple[str, ...]] = {
         "_probe",
         "_memory",
         "_progress",
+        "_ranks",
+        "_jobs",
         "_files",
         "_result_file",
         "provenance",
@@ -47,6 +49,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "step",
         "bands",
         "trajectory",
+        "_checkpoint",
         "recording",
         "machine",
     ),
@@ -75,6 +78,8 @@ STAGES: dict[str, tuple[str, ...]] = {
         "budget",
         "regimes",
         "diagnosis",
+        "_sweep_cells",
+        "_sweep_parts",
         "sweeps",
         "questions",
         "ranking",
@@ -89,7 +94,7 @@ COMMAND_LINE = {"cli", "__main__"}
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 50
 
 REQUIRED = {"torch", "numpy", "scipy"}
-EXTRAS = {"sklearn", "seaborn", "matplotlib", "pandas", "xarray", "tqdm", "tyro", "sdeint", "bokeh"}
+EXTRAS = {"sklearn", "seaborn", "matplotlib", "pandas", "xarray", "tqdm", "tyro", "sdeint", "joblib", "bokeh"}
 
 GLOBAL_STATE = {
     "torch.manual_seed",

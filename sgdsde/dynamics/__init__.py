@@ -13,7 +13,14 @@ from sgdsde.dynamics.moments.truncation_bound import truncation_error
 from sgdsde.dynamics.moving_kernel import MovingKernel, NoiseFeedback
 from sgdsde.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from sgdsde.dynamics.output_law import Covariance, OutputLaw
-from sgdsde.dynamics.paths.integrators import EulerMaruyama, ExponentialEuler, Integrator, SDEInt
+from sgdsde.dynamics.paths.integrators import (
+    EulerMaruyama,
+    ExponentialEuler,
+    FrozenNoise,
+    Integrator,
+    SDEInt,
+    WeakOrder2,
+)
 from sgdsde.dynamics.paths.ito_term import ItoTerm
 from sgdsde.dynamics.reduced_moments import ReducedMoments
 from sgdsde.dynamics.sde_paths import SDEPaths
@@ -27,6 +34,7 @@ __all__ = [
     "Dynamics",
     "EulerMaruyama",
     "ExponentialEuler",
+    "FrozenNoise",
     "GaussianClosure",
     "GradientDescent",
     "GradientFlow",
@@ -47,5 +55,6 @@ __all__ = [
     "SDEPaths",
     "TracedRecursion",
     "Volterra",
+    "WeakOrder2",
     "truncation_error",
 ]

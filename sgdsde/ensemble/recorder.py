@@ -17,12 +17,13 @@ from sgdsde.trajectory import Trajectory
 
 
 class Recorder:
-    """Losses (and outputs) of all runs at the recorded steps, and when each run diverged."""
+    """Losses (and outputs) of consecutive runs at the recorded steps, and when each run diverged."""
 
     def __init__(
-        self, problem: Problem, steps: Tensor, n_runs: int, n_steps: int, *, observe: Sequence[Observable]
+        self, problem: Problem, steps: Tensor, runs: range, n_steps: int, *, observe: Sequence[Observable]
     ) -> None:
-        self._problem, self._steps, self._n_runs = problem, steps, n_runs
+        self._problem, self._steps, self._first = problem, steps, runs.start
+        self._n_runs = n_runs = len(runs)
         self._rows = {int(step): row for row, step in enumerate(steps)}
         sides = {"train": problem.n_train} | ({"test": problem.n_test} if problem.n_test else {})
         self._losses = {side: torch.full((n_runs, len(steps)), torch.inf, dtype=torch.float64) for side in sides}
@@ -47,7 +48,7 @@ class Recorder:
 
     def watch(self, steps: Tensor, runs: range, losses: Tensor) -> None:
         """Mark runs whose losses [K, runs] at these steps [K] are not all finite; nothing waits for the device."""
-        window = self._diverged_at[runs.start : runs.stop]
+        window = self._diverged_at[self._rows_of(runs)]
         now = torch.where(torch.isfinite(losses), window, steps.to(window.device)[:, None])
         torch.minimum(window, now.amin(0), out=window)
 
@@ -61,12 +62,15 @@ class Recorder:
             loss = self._problem.criterion.mean(outputs, in_dtype(targets, outputs.dtype)).double()
             if side == "train":
                 self.watch(torch.tensor([step]), runs, loss[None])
-            self._losses[side][runs.start : runs.stop, row] = loss.cpu()
+            self._losses[side][self._rows_of(runs), row] = loss.cpu()
             if side in self._accuracies:
                 right = is_right(outputs, self._labels[side]).double().mean(-1)
-                self._accuracies[side][runs.start : runs.stop, row] = right.cpu()
+                self._accuracies[side][self._rows_of(runs), row] = right.cpu()
             if side in self._outputs:
-                self._outputs[side][runs.start : runs.stop, row] = outputs.double().cpu()
+                self._outputs[side][self._rows_of(runs), row] = outputs.double().cpu()
+
+    def _rows_of(self, runs: range) -> slice:
+        return slice(runs.start - self._first, runs.stop - self._first)
 
     def trajectory(self, plan: StepPlan, label: str) -> Trajectory:
         diverged_at = self._diverged_at.cpu()

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
+from torch import distributed
+
 from sgdsde import _memory
-from sgdsde._checks import complaint, whole_number
-from sgdsde._progress import StageCost, Ticker, announced, covered, ticker
+from sgdsde._checks import whole_number
+from sgdsde._progress import Ticker, announced, covered, ticker
 from sgdsde._types import Observable, Progress
-from sgdsde.ensemble.batches import settings_in
-from sgdsde.ensemble.group import RunGroup
-from sgdsde.ensemble.layout import Layout
-from sgdsde.ensemble.linearized import LinearizedLearner
-from sgdsde.ensemble.rates import same_words
-from sgdsde.ensemble.real import RealLearner
-from sgdsde.ensemble.recorder import Recorder
-from sgdsde.ensemble.streams import RunStreams
-from sgdsde.ensemble.variants import Minibatches, Variant
+from sgdsde.ensemble.blocks import BlockStore, blocks_of_runs, marks_of, merged
+from sgdsde.ensemble.training import Ensemble
+from sgdsde.ensemble.variants import Variant
 from sgdsde.linearization import Linearization
-from sgdsde.losses import SquaredError
-from sgdsde.machine import STEP_OVERHEAD, Machine, step_seconds
-from sgdsde.problem import Problem, check_training
+from sgdsde.problem import Problem
 from sgdsde.recording import check_observables, recorded_steps
-from sgdsde.sgd import SGD, StepPlan, check_sgd
+from sgdsde.sgd import SGD, check_sgd
 from sgdsde.trajectory import Trajectory
 
 
@@ -39,6 +34,8 @@ def run_ensemble(
     record: Sequence[int] | None = None,
     observe: Sequence[Observable] = ("loss",),
     memory: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    group: distributed.ProcessGroup | None = None,
     progress: Progress = None,
 ) -> Trajectory:
     """Losses of ``n_runs`` independent runs of minibatch SGD from the same initial weights.
@@ -53,10 +50,20 @@ def run_ensemble(
         progress: as in ``predict``; the cost of real runs is that of forward passes of a batch, timed where there are
             64 steps or more.
         memory: bytes allowed for the runs held and stepped together; default a quarter of what is free.
+        checkpoint: a folder, new or of this ensemble, that keeps every finished block of 64 runs: a call that was
+            killed goes on from there, also with more runs.
+        group: of ``torch.distributed``, whose ranks share the blocks; all make the same call and get the same result.
     Returns:
         A measured ``Trajectory`` with samples. A run whose loss stops being finite is recorded in ``diverged_at`` and
         as +inf from there on; the others go on.
-    Exactness: equal to a ``torch.optim.SGD`` loop over the same batches, to rounding.
+    Raises:
+        ValueError: a checkpoint of another ensemble, or of another version; names what differs. RuntimeError: a rank of
+            ``group`` failed, was lost, or took longer for a block than the group's timeout.
+    Warns:
+        CheckpointWarning: a damaged or foreign part of the checkpoint, which is computed again.
+    Exactness: equal to a ``torch.optim.SGD`` loop over the same batches, to rounding. With ``checkpoint`` or ``group``
+        the same bits however often it was killed and whatever the number of ranks (on one kind of machine, with one
+        number of threads).
     Cost: the gradients of n_runs batches a step, and a pass over all data for each run and recorded step: batched
         products for stacks of dense and convolutional layers, ``vmap`` for other networks, a loop where that cannot. A
         step of the linearized model sums B c columns of its kernel a run.
@@ -72,6 +79,8 @@ def run_ensemble(
         record=record,
         observe=observe,
         memory=memory,
+        checkpoint=checkpoint,
+        group=group,
         progress=progress,
     )[0]
 
@@ -87,6 +96,8 @@ def run_ensembles(
     record: Sequence[int] | None = None,
     observe: Sequence[Observable] = ("loss",),
     memory: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    group: distributed.ProcessGroup | None = None,
     progress: Progress = None,
 ) -> list[Trajectory]:
     """The trajectories of ``run_ensemble`` for several SGDs, all runs of all settings in one ensemble.
@@ -96,7 +107,8 @@ def run_ensembles(
     with a number of their own for each run, and share their draws; the others follow each other.
 
     Args:
-        sgds: at least one. n_runs: of each of them. variant, record, observe: as in ``run_ensemble``.
+        sgds: at least one. n_runs: of each of them. variant, record, observe, checkpoint, group: as in
+            ``run_ensemble``; with one of the last two every block of runs of every SGD is trained for itself.
     Returns:
         One ``Trajectory`` for each SGD, in their order. Every SGD gets the runs of ``seed``: run j of two settings of
         one batch size and sampling is trained on the same batches.
@@ -109,130 +121,29 @@ def run_ensembles(
     seed = whole_number("seed", seed)
     steps = recorded_steps(n_steps, record)
     check_observables(observe)
-    variant, sgds = _checked_variant(variant), _checked_sgds(sgds)
-    learner = _learner(problem_or_linearization)
-    problem = learner.problem
-    for sgd in sgds:
-        variant.check(sgd)
-        check_training(problem, sgd)
-        check_label_noise(sgd, problem)
-    ensemble = _Ensemble(learner, sgds, variant, [sgd.plan(problem.n_train, n_steps) for sgd in sgds], seed, memory)
+    words: dict[str, Any] = {"variant": variant, "seed": seed, "memory": memory, "observe": observe}
+    ensemble = Ensemble.of(problem_or_linearization, sgds, steps, n_steps=n_steps, **words)
     _memory.check_count("n_runs", n_runs, 2 * 8 * len(steps) * len(sgds), "runs, with their losses,")
-    recorders = [Recorder(problem, steps, n_runs, n_steps, observe=observe) for _ in sgds]
+    store = None
+    if checkpoint is not None or group is not None:
+        store = BlockStore(checkpoint, group, ensemble.in_words(), ensemble.learner.device)
+        ensemble = replace(ensemble, memory=store.begin(memory, marks_of(problem_or_linearization)))
     if progress is not covered:
         progress = announced(ensemble.expected_cost(n_steps, n_runs), progress)
     ticks = ticker(progress, n_steps * n_runs * len(sgds), "SGD runs")
-    for settings in ensemble.together():
-        ensemble.train(settings, n_runs, recorders, ticks)
+    if store is None:
+        found = ensemble.trajectories(range(len(sgds)), range(n_runs), ticks)
+    else:
+        found = _in_blocks(ensemble, n_runs, store, ticks)
     ticks.close()
-    label = f"{learner.label}, {variant.label}" if variant.label else learner.label
-    return [recorder.trajectory(plan, label) for recorder, plan in zip(recorders, ensemble.plans)]
+    return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Ensemble:
-    """What is trained, and by which SGDs."""
-
-    learner: RealLearner | LinearizedLearner
-    sgds: Sequence[SGD]
-    variant: Variant
-    plans: Sequence[StepPlan]
-    seed: int
-    memory: int | None
-
-    def together(self) -> list[list[int]]:
-        """The SGDs whose runs may be stepped together, by number."""
-        found: dict[tuple[object, ...], list[int]] = {}
-        for number, (sgd, plan) in enumerate(zip(self.sgds, self.plans)):
-            found.setdefault(same_words(sgd, plan), []).append(number)
-        return list(found.values())
-
-    def train(self, settings: list[int], n_runs: int, recorders: Sequence[Recorder], ticks: Ticker) -> None:
-        """All runs of these SGDs, as many at once as the layout says: all settings of some runs, or some of them."""
-        sgds, recorders = [self.sgds[s] for s in settings], [recorders[s] for s in settings]
-        plans = [self.variant.refined(self.plans[s]) for s in settings]
-        layout = self._layout(settings, n_runs)
-        runs_held = min(n_runs, layout.held)
-        settings_held = layout.held // runs_held
-        for first in range(0, len(settings), settings_held):
-            some = slice(first, first + settings_held)
-            for start in range(0, n_runs, runs_held):
-                runs = range(start, min(start + runs_held, n_runs))
-                streams = RunStreams(self.seed, runs, self.learner.device, self.learner.dtype)
-                words: dict[str, Any] = {"variant": self.variant, "streams": streams, "layout": layout}
-                # Made in the call, so that no group outlives its own training.
-                _train(RunGroup(self.learner, sgds[some], plans[some], **words), runs, recorders[some], ticks)
-
-    def expected_cost(self, n_steps: int, n_runs: int) -> StageCost:
-        """Real runs: a forward pass is timed where there are many steps. Linearized ones: by their products."""
-        learner, problem, total = self.learner, self.learner.problem, n_runs * len(self.sgds)
-        at_once = min(total, self._layout([0], total).together)
-        if isinstance(learner, RealLearner):
-            step = step_seconds(problem, self.sgds[0].batch_size_at(0), n_steps * total)
-            # Runs that are stepped together share the overhead of a step.
-            seconds = n_steps * (total * (step - STEP_OVERHEAD) + -(-total // at_once) * STEP_OVERHEAD)
-            size = problem.functional.n_params * problem.dtype.itemsize
-            return StageCost(f"{total} real runs", seconds, 5 * total * size)
-        rows, d = len(learner.initial) * problem.n_outputs, problem.n_train * problem.n_outputs
-
-        def count(machine: Machine) -> float:
-            return n_steps * total * (2 * d * rows / machine.products + 6 * rows / machine.entries)
-
-        seconds = count(Machine.worth(count)) + n_steps * STEP_OVERHEAD
-        return StageCost(f"{total} runs of the linearized model", seconds, 8 * 4 * rows * at_once)
-
-    def _layout(self, settings: Sequence[int], n_runs: int) -> Layout:
-        needs = self.learner.needs(self.sgds[settings[0]], self.variant.examples(self.plans[settings[0]]))
-        return needs.layout(len(settings) * n_runs, self.memory, self.learner.device)
-
-
-def _train(group: RunGroup, runs: range, recorders: Sequence[Recorder], ticks: Ticker) -> None:
-    for stretch in recorders[0].stretches:
-        done = stretch.start
-        for steps, losses in group.advance(stretch):
-            for recorder, part in zip(recorders, losses.split(len(runs), dim=1)):
-                recorder.watch(steps, runs, part)
-            ticks.update(group.n_members * (int(steps[-1]) - done))  # the last of several substeps may be missing
-            done = int(steps[-1])
-        ticks.update(group.n_members * (stretch.stop - done))
-        for members, train, test in group.outputs():
-            for setting, which, rows in settings_in(members, len(runs)):
-                those = runs[which]
-                recorders[setting].record(stretch.stop, those, train[rows], None if test is None else test[rows])
-
-
-def check_label_noise(sgd: SGD, problem: Problem) -> None:
-    """Label noise needs targets that numbers can be added to."""
-    if sgd.label_noise_std and not isinstance(problem.criterion, SquaredError):
-        received = type(problem.loss).__name__
-        raise ValueError(complaint("label_noise_std", "0 unless the loss is nn.MSELoss()", received))
-
-
-def _checked_sgds(sgds: Sequence[SGD]) -> list[SGD]:
-    remedy = (
-        "use run_ensemble for one SGD" if isinstance(sgds, SGD) else "pass a list of sgdsde.SGD(lr=..., batch_size=...)"
-    )
-    if isinstance(sgds, str) or not isinstance(sgds, Sequence) or not sgds:
-        received = "none" if isinstance(sgds, Sequence) and not isinstance(sgds, str) else type(sgds).__name__
-        raise TypeError(complaint("sgds", "a sequence of one SGD at least", received, remedy))
-    for sgd in sgds:
-        check_sgd(sgd)
-    return list(sgds)
-
-
-def _checked_variant(variant: Variant | None) -> Variant:
-    if variant is None:
-        return Minibatches()
-    if not isinstance(variant, Variant):
-        remedy = "use sgdsde.SVAG(l=4) or sgdsde.NoisyGradient(), or omit it for SGD"
-        raise TypeError(complaint("variant", "SVAG, NoisyGradient or None", repr(variant), remedy))
-    return variant
-
-
-def _learner(problem_or_linearization: Problem | Linearization) -> RealLearner | LinearizedLearner:
-    if isinstance(problem_or_linearization, Problem):
-        return RealLearner(problem_or_linearization)
-    if isinstance(problem_or_linearization, Linearization):
-        return LinearizedLearner(problem_or_linearization)
-    received = type(problem_or_linearization).__name__
-    raise TypeError(complaint("problem", "a Problem or a Linearization", received, "use sgdsde.Problem(model, ...)"))
+def _in_blocks(ensemble: Ensemble, n_runs: int, store: BlockStore, ticks: Ticker) -> list[Trajectory]:
+    """The trajectories of all SGDs, each block of runs of each for itself."""
+    blocks, numbers = blocks_of_runs(n_runs), range(len(ensemble.sgds))
+    found = {}
+    for job, part in store.finish([(number, runs) for number in numbers for runs in blocks], ensemble.block):
+        found[job] = part
+        ticks.update(len(job[1]) * len(ensemble.plans[job[0]]))
+    return [merged([found[number, runs] for runs in blocks]) for number in numbers]

@@ -77,7 +77,8 @@ def halved(basis: Eigenbasis, starts: Sequence[Tensor]) -> Eigenbasis:
     joined = _joined(leading, ritz, vectors @ (found @ inner))
     outside = torch.linalg.qr(found, mode="complete").Q[:, found.shape[1] :]
     others, turned = torch.linalg.eigh(_symmetric(outside.mT @ (values[:, None] * outside)))
-    rows = (vectors @ (outside @ turned)).view(len(bulk.density), -1, len(others)).square().sum(1)
+    by_example = len(bulk.density), len(vectors) // len(bulk.density), len(others)
+    rows = (vectors @ (outside @ turned)).view(by_example).square().sum(1)
     density = bulk.density * (tail.trace / len(bulk.density)) + rows @ others
     tail = replace(tail, largest=float(values[-1]), trace=tail.trace + float(others.sum()))
     counts = torch.cat([bulk.counts, torch.ones_like(others)])

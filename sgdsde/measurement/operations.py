@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sgdsde._linear_parts import check_spectrum_fits
-from sgdsde.dynamics.reduced_moments import cost_in_plain_steps
+from sgdsde.dynamics.reduced_moments import pays_after
 from sgdsde.kernel import KernelPlan
 from sgdsde.losses import SquaredError
 from sgdsde.problem import Problem
@@ -80,5 +80,6 @@ def _expectation(
     if not has_exact_expectation(problem, sgd):
         return SAMPLED_RUNS * linear_run
     step = 4 * d * rank**2 * (1.5 if sgd.momentum else 1.0)
-    steps = n_steps if sgd.momentum else min(n_steps, cost_in_plain_steps(rank, 1 if sgd.is_constant else 4))
-    return 9 * d**3 + steps * step + n_recorded * 2 * rank**3 * (2 if problem.n_test else 1)
+    return (
+        9 * d**3 + min(n_steps, pays_after(sgd, rank)) * step + n_recorded * 2 * rank**3 * (2 if problem.n_test else 1)
+    )

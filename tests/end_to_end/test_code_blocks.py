@@ -50,6 +50,7 @@ SMALLER = {
         "1 / 10": "1",
         "1000": "50",
     },
+    "many_devices.md": {"n_steps=100": "n_steps=5"},
     "pruning.md": {", 300)": ", 20)"},
     "cleaning.md": {"100": "12"},
     "command_line.md": SHELL,

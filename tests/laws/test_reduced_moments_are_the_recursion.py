@@ -184,7 +184,7 @@ def test_beyond_the_limit_the_recursion_itself_answers_or_a_long_horizon_is_refu
         sgdsde.predict(digits, sgd, 10**6, dynamics=ReducedMoments())
 
 
-@pytest.mark.parametrize("words", [{"momentum": 0.5}, {"momentum": 0.5, "sampling": "shuffled"}])
+@pytest.mark.parametrize("words", [{"momentum": 0.5, "weight_decay": 0.1}, {"momentum": 0.5, "sampling": "shuffled"}])
 def test_what_it_cannot_represent_is_refused_by_name(digits, words):
     with pytest.raises(ValueError, match="ReducedMoments cannot represent"):
         sgdsde.predict(digits, sgdsde.SGD(0.01, 4, **words), 100, dynamics=ReducedMoments())

@@ -25,6 +25,7 @@ from sgdsde.dynamics import (
     OutputLaw,
     SDEInt,
     SDEPaths,
+    WeakOrder2,
 )
 from tests.problems import BY_NAME, Case, linear_problem
 from tests.statistics import assert_mean_is
@@ -66,7 +67,9 @@ def compared(dynamics: SDEPaths, moments: Dynamics, sgd: sgdsde.SGD, other: sgds
     assert_same_law(paths, list(moments.evolve(problem, other or sgd, RECORD)), targets)
 
 
-@pytest.mark.parametrize("integrator", [EulerMaruyama(substeps=16), ExponentialEuler(), ExponentialEuler(2)], ids=repr)
+@pytest.mark.parametrize(
+    "integrator", [EulerMaruyama(substeps=16), ExponentialEuler(), ExponentialEuler(2), WeakOrder2()], ids=repr
+)
 def test_the_sde(integrator: Integrator) -> None:
     compared(SDEPaths(N_PATHS, integrator), MomentEquations(1), settings())
 
@@ -74,7 +77,8 @@ def test_the_sde(integrator: Integrator) -> None:
 def test_the_sde_without_replacement_with_a_schedule() -> None:
     lr = settings().lr_at(0)
     words = {"lr": lambda k: lr / (1 + k // 10), "sampling": "without_replacement"}
-    compared(SDEPaths(N_PATHS, ExponentialEuler(), seed=1), MomentEquations(1), settings(words))
+    for integrator in (ExponentialEuler(), WeakOrder2()):
+        compared(SDEPaths(N_PATHS, integrator, seed=1), MomentEquations(1), settings(words))
 
 
 @pytest.mark.parametrize(

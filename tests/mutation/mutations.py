@@ -62,6 +62,11 @@ class Mutation:
         again = f" (no. {self.repeat})" if self.repeat > 1 else ""
         return f"{self.file}::{self.place}: {self.old} -> {self.new}{again}"
 
+    @property
+    def function(self) -> str:
+        """File and function that it changes; the key of the list for a function whose mutations are all equivalent."""
+        return f"{self.file}::{self.place}"
+
     def applied(self, source: bytes) -> bytes:
         return source[: self.start] + self.text.encode() + source[self.stop :]
 

@@ -7,7 +7,8 @@ of tests is run again when it has changed, all of them when the library has. The
 transpose, a dropped term, an index off by one, a flipped comparison, a constant) are drawn by the seed and put, one
 after the other, into a copy of the tree. Against each run the tests that reach it, the quickest first, until one fails
 or ``--seconds`` of processor time are used up; too long a run counts as noticed. Mutations that change no number that
-anybody sees are listed by name and reason in ``equivalent.txt`` beside this file and left out of the count.
+anybody sees are listed by name and reason in ``equivalent.txt`` beside this file and left out of the count, one by one
+or, where a function only chooses how something is computed, all of that function.
 
 Why a script: mutmut 3.8 mutates names, strings and arguments as often as arithmetic, knows neither transposes nor
 dropped terms, and always runs every mutation, hours here; cosmic-ray 8.7 has the arithmetic, but runs one test command
@@ -169,7 +170,7 @@ def without_parameters(tests: list[str]) -> list[str]:
 
 
 def equivalents() -> dict[str, str]:
-    """Names of equivalent mutations and the reasons: lines `name | reason`."""
+    """Names of equivalent mutations, or of functions of which every one is, and the reasons: lines `name | reason`."""
     lines = [line for line in EQUIVALENT.read_text().splitlines() if line and not line.startswith("#")]
     return dict(line.rsplit(" | ", 1) for line in lines)
 
@@ -194,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
             reaching = reach.tests(mutation)
             tests = within(reaching, reach.seconds, args.seconds)
             used = sum(reach.seconds[test] for test in tests)
-            if mutation.name in known:
+            if mutation.name in known or mutation.function in known:
                 outcome = "equivalent"
             else:
                 noticed = bool(tests) and is_noticed(tree, mutation, tests, 2 * used + STARTING)
@@ -202,7 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
             outcomes[outcome] += 1
             count = f"{len(tests)} of {len(reaching)} tests that reach it" if outcome == "survived" else ""
             print(f"{outcome:10} line {mutation.lines.start:3} {mutation.kind:10} {mutation.name} {count}", flush=True)
-    files, names = {mutation.file for mutation in candidates}, {mutation.name for mutation in candidates}
+    files = {mutation.file for mutation in candidates}
+    names = {name for mutation in candidates for name in (mutation.name, mutation.function)}
     for name in known:
         if name.split("::")[0] in files and name not in names:
             print(f"outdated in {EQUIVALENT.name}: {name}")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import sgdsde
-from sgdsde import LimitFraction, sweeps
+from sgdsde import LimitFraction, _sweep_cells
 from sgdsde.dynamics import MomentRecursion
 from sgdsde.stability import max_lr
 from tests.problems import LARGER, mlp_problem, seeded_module
@@ -52,7 +52,7 @@ def test_a_fraction_is_of_the_limit_of_its_group_found_once(
         asked.append((sgd.batch_size, sgd.momentum))
         return sgdsde.stability.max_lr_of(linearization, sgd)
 
-    monkeypatch.setattr(sweeps, "max_lr_of", counted)
+    monkeypatch.setattr(_sweep_cells, "max_lr_of", counted)
     rates = [LimitFraction(0.1), LimitFraction(0.7), 1e-3]
     found = sgdsde.sweep(linearization, lr=rates, batch_size=[1, 4], momentum=[0.0, 0.5], n_steps=2)
     assert asked == [(1, 0.0), (4, 0.0), (1, 0.5), (4, 0.5)]
@@ -158,7 +158,7 @@ def test_many_settings_over_a_long_run_share_a_basis_and_keep_their_rows(monkeyp
         alone.append(sgd)
         return sgdsde.predict(linearization, sgd, *rest, **words)
 
-    monkeypatch.setattr(sweeps, "predict", counted)
+    monkeypatch.setattr(_sweep_cells, "predict", counted)
     found = sgdsde.sweep(linearization, **grid)
     assert not alone
     assert [row["past_mean_square_limit"] for row in found.rows] == [False, False, False, True] * 3

@@ -23,19 +23,19 @@ class ModalState(MomentState):
         self._modes, self._sgd, self._plan = modes, sgd, plan
         self.mean = ModalMean(modes, sgd)
         self._noise = StepNoise(modes, sgd, plan, noise)
-        self._spread = None if noise == "none" else Spread.zero(modes.values, with_buffer=sgd.momentum > 0)
+        self.spread = None if noise == "none" else Spread.zero(modes.values, with_buffer=sgd.momentum > 0)
         self.bulk = None if noise == "none" else BulkState.of(modes, sgd, plan)
 
     def law(self, step: int, time: float) -> OutputLaw:
-        spread = None if self._spread is None else self._spread.ee
+        spread = None if self.spread is None else self.spread.ee
         law = self._modes.law(step, time, self.mean.e, spread, weight_factor=self.mean.weight_factor)
         return law if self.bulk is None else self.bulk.law(law)
 
     def advance(self, k: int) -> None:
         step = Step.of(self._sgd, float(self._plan.lr[k]), first=k == 0)
         modal = step.modal(self._modes.drift)
-        if self._spread is not None:
-            self._spread.advance(modal, self._noise(k, self._spread.ee, self.mean.e, bulk=self.bulk))
+        if self.spread is not None:
+            self.spread.advance(modal, self._noise(k, self.spread.ee, self.mean.e, bulk=self.bulk))
             if self.bulk is not None:
                 self.bulk.advance(k, step)
         self.mean.advance(step, modal)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from sgdsde._checks import complaint, whole_number
 from sgdsde._functional import FunctionalModel
+from sgdsde._ranks import Ranks
 from sgdsde._types import Progress
 from sgdsde.kernel.memory_plan import Outputs
 from sgdsde.kernel.operator import KernelOperator
@@ -58,6 +62,7 @@ class TiledKernel(KernelOperator):
         tile: int | None = None,
         dtype: torch.dtype | None = None,
         memory: int | None = None,
+        group: distributed.ProcessGroup | None = None,
         progress: Progress = None,
     ) -> TiledKernel:
         """The kernel in the folder ``path``: made there, or what is missing of it.
@@ -70,29 +75,56 @@ class TiledKernel(KernelOperator):
             dtype: of the numbers, float64 by default; float32 takes half of the disk.
             memory: bytes for making a tile; default a quarter of what is free. A kernel that is resumed is planned for
                 the memory it was begun with.
+            group: of ``torch.distributed``, whose ranks share the tiles and the folder; all make the same call.
         Returns:
             The kernel, whole, every tile checked.
         Raises:
             StoredKernelError: a damaged tile; a folder with the kernel of other data, weights, architecture, dtype or
                 layout: named, and nothing of it used. OSError: a full disk, before it begins where that is known.
-            MemoryError: one example does not fit; names the bytes.
+            MemoryError: one example does not fit; names the bytes. RuntimeError: a rank of ``group`` failed, was lost,
+            or took longer for a tile than the group's timeout; the tiles that are there are kept.
         Exactness: that of ``empirical_ntk``. A kernel that was killed and resumed is the same to the last bit as one
-            made at once, with the same number of threads.
+            made at once, with the same number of threads; by any number of ranks too.
         Cost: that of the tiles; n1 n2 c^2 numbers on disk (half when symmetric; over c per class, over c^2 as a trace).
         """
-        folder = Path(path)
-        maker = TileMaker.prepare(folder, model, x1, x2, outputs=outputs, tile=tile, dtype=dtype, memory=memory)
-        kernel = cls(folder, maker.manifest, maker.functional.device)
-        with locked(folder):
-            places = maker.manifest.places()
-            missing = [place for place in places if not kernel._file(place).is_file()]
-            check_disk(folder, sum(maker.manifest.tile_bytes(place) for place in missing))
-            maker.manifest.write_or_keep(folder)
-            kernel._check(set(places) - set(missing))
-            for place, numbers in maker.tiles(missing, n_made=len(places) - len(missing), progress=progress):
-                write_tile(kernel._file(place), numbers, kernel._description(place))
+        folder, ranks = Path(path), Ranks(group)
+        words: dict[str, Any] = {"outputs": outputs, "tile": tile, "dtype": dtype, "memory": memory}
+        prepare = partial(TileMaker.prepare, folder, model, x1, x2, **words)
+        with ExitStack() as stack:
+            begun: list[TileMaker] = []
+
+            def begin() -> list[Place]:
+                begun.append(prepare())
+                return cls._begin(begun[0], folder, stack)
+
+            missing = ranks.first(begin)
+            maker = ranks.alone(lambda: begun[0] if begun else prepare())  # the others find what the first has begun
+            kernel, places = cls(folder, maker.manifest, maker.functional.device), maker.manifest.places()
+            share = -(-len(missing) // ranks.count)
+            own = missing[ranks.number * share : (ranks.number + 1) * share]  # of one column as far as can be
+            tiles = maker.tiles(own, n_made=len(places) - len(missing), progress=progress)
+
+            def write_next() -> None:
+                for place, numbers in islice(tiles, 1):
+                    write_tile(kernel._file(place), numbers, kernel._description(place))
+
+            for _ in range(share + 1):  # the last time nothing is left, and the bar is closed
+                ranks.gather(write_next)
             sync_folder(folder)
+            if group is not None:
+                ranks.gather(lambda: kernel._check([place for place in places if not kernel._file(place).is_file()]))
         return kernel
+
+    @classmethod
+    def _begin(cls, maker: TileMaker, folder: Path, stack: ExitStack) -> list[Place]:
+        """The missing tiles, once the folder is locked and what is in it is checked."""
+        kernel, places = cls(folder, maker.manifest, maker.functional.device), maker.manifest.places()
+        stack.enter_context(locked(folder))
+        missing = [place for place in places if not kernel._file(place).is_file()]
+        check_disk(folder, sum(maker.manifest.tile_bytes(place) for place in missing))
+        maker.manifest.write_or_keep(folder)
+        kernel._check(set(places) - set(missing))
+        return missing
 
     @classmethod
     def open(

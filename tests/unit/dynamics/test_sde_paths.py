@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sgdsde
-from sgdsde.dynamics import EulerMaruyama, ExponentialEuler, OutputLaw, SDEInt, SDEPaths
+from sgdsde.dynamics import EulerMaruyama, ExponentialEuler, FrozenNoise, OutputLaw, SDEInt, SDEPaths, WeakOrder2
 from sgdsde.dynamics.paths.integrators import PathSetup
 from sgdsde.dynamics.paths.integrators.sdeint_adapter import WeightSystem
 from tests.oracles import Given
@@ -17,7 +17,15 @@ from tests.problems import BY_NAME, classification_problem, digits_problem
 from tests.statistics import assert_mean_is
 
 NULL = BY_NAME["two outputs, null space"]
-INTEGRATORS = [EulerMaruyama(), EulerMaruyama(substeps=3), ExponentialEuler(), SDEInt()]
+INTEGRATORS = [
+    EulerMaruyama(),
+    EulerMaruyama(substeps=3),
+    ExponentialEuler(),
+    WeakOrder2(),
+    WeakOrder2(substeps=2),
+    FrozenNoise(stride=1),
+    SDEInt(),
+]
 
 
 def laws(
@@ -40,7 +48,7 @@ def test_grouping_and_the_number_of_paths_change_nothing(integrator: object) -> 
     assert float((different.samples - together.samples[:66]).abs().min()) > 0
 
 
-@pytest.mark.parametrize("integrator", INTEGRATORS[:3], ids=repr)
+@pytest.mark.parametrize("integrator", INTEGRATORS[:-1], ids=repr)
 def test_recording_more_changes_nothing(integrator: object) -> None:
     """Not so for ``SDEInt``: sdeint draws the numbers between two recorded steps at once."""
     linearization, sgd = sgdsde.linearize(NULL.problem()), sgdsde.SGD(0.2, 2)
@@ -64,7 +72,11 @@ def test_paths_start_at_the_network_and_stay_in_the_range(integrator: object) ->
     assert float(moved.std(0).min()) > 1e-3
 
 
-@pytest.mark.parametrize("integrator", [EulerMaruyama(), ExponentialEuler(), SDEInt(), SDEInt("stratHeun")], ids=repr)
+@pytest.mark.parametrize(
+    "integrator",
+    [EulerMaruyama(), ExponentialEuler(), WeakOrder2(), FrozenNoise(), SDEInt(), SDEInt("stratHeun")],
+    ids=repr,
+)
 def test_whole_batches_have_no_noise(integrator: object) -> None:
     linearization = sgdsde.linearize(NULL.problem())
     sgd = sgdsde.SGD(0.2, 4, sampling="without_replacement")
@@ -74,7 +86,7 @@ def test_whole_batches_have_no_noise(integrator: object) -> None:
         (descent,) = sgdsde.dynamics.GradientDescent().evolve(linearization, sgd, [6])
         torch.testing.assert_close(law.mean, descent.mean, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(law.test_mean, descent.test_mean, rtol=1e-12, atol=1e-12)
-    if isinstance(integrator, ExponentialEuler):
+    if isinstance(integrator, (ExponentialEuler, WeakOrder2, FrozenNoise)):
         (flow,) = sgdsde.dynamics.GradientFlow().evolve(linearization, sgd, [6])
         torch.testing.assert_close(law.mean, flow.mean, rtol=1e-12, atol=1e-12)
 
@@ -166,7 +178,7 @@ def test_float32_stays_float32() -> None:
 
 def test_without_a_test_set() -> None:
     problem = digits_problem(6, width=8)
-    for integrator in (EulerMaruyama(), ExponentialEuler(), SDEInt()):
+    for integrator in (EulerMaruyama(), ExponentialEuler(), WeakOrder2(), FrozenNoise(), SDEInt()):
         law = laws(sgdsde.linearize(problem), sgdsde.SGD(0.01, 2), SDEPaths(4, integrator))[-1]
         assert law.test_samples is None
         assert law.samples.shape == (4, 6, 1)
@@ -178,6 +190,8 @@ def test_without_a_test_set() -> None:
 @pytest.mark.parametrize(("integrator", "words", "message"), [
     (EulerMaruyama(4), {"momentum": 0.9}, r"momentum=0.9 with substeps=4, .* use EulerMaruyama\(substeps=1\)"),
     (ExponentialEuler(), {"momentum": 0.9}, r"ExponentialEuler cannot represent momentum, .*; use EulerMaruyama\(\)"),
+    (WeakOrder2(), {"momentum": 0.9}, r"WeakOrder2 cannot represent momentum, .*; use EulerMaruyama\(\)"),
+    (FrozenNoise(), {"label_noise_std": 0.1}, r"FrozenNoise cannot represent momentum, .*; use EulerMaruyama\(\)"),
     (ExponentialEuler(), {"weight_decay": 0.1}, r"cannot represent momentum, weight decay or label noise"),
     (SDEInt(), {"label_noise_std": 0.1}, r"SDEInt cannot represent .*label noise; use EulerMaruyama\(\)"),
     (EulerMaruyama(), {"sampling": "shuffled"}, "shuffled epochs; use dynamics.MomentRecursion"),
@@ -238,7 +252,9 @@ def test_messages_of_paths(words: dict, error: type[Exception], message: str) ->
         SDEPaths(**words)
 
 
-@pytest.mark.parametrize("make", [EulerMaruyama, ExponentialEuler, lambda substeps: SDEInt(substeps=substeps)])
+@pytest.mark.parametrize(
+    "make", [EulerMaruyama, ExponentialEuler, WeakOrder2, lambda substeps: SDEInt(substeps=substeps)]
+)
 def test_substeps_are_whole(make: object) -> None:
     with pytest.raises(ValueError, match=r"substeps must be a whole number, got 1\.5"):
         make(1.5)

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from sgdsde.dynamics.moments.reduced.momentum_system import MomentumSystem
 from sgdsde.dynamics.moments.reduced.start import ReducedStart
 from sgdsde.dynamics.moments.reduced.system import ReducedSystem
 from sgdsde.dynamics.output_law import Covariance, SharedCovariance
@@ -29,7 +30,7 @@ class ReducedState:
     """
 
     start: ReducedStart
-    system: ReducedSystem
+    system: ReducedSystem | MomentumSystem
     coordinates: Tensor
     mean: Tensor
     trace: Tensor
@@ -50,7 +51,9 @@ class ReducedState:
         return self.start.all_pairs(moment if self.of_spread else moment - self.mean @ self.mean.mT)
 
 
-def reduced_states(start: ReducedStart, system: ReducedSystem, states: Tensor, means: Tensor) -> list[ReducedState]:
+def reduced_states(
+    start: ReducedStart, system: ReducedSystem | MomentumSystem, states: Tensor, means: Tensor
+) -> list[ReducedState]:
     """One for each row of y [T, N] and m [T, r, k]. Cost: T N r^2 operations."""
     space, projection = start.sources.space, system.projection
     root = space.drift.sqrt()[:, None]

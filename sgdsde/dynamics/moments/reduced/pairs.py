@@ -88,6 +88,13 @@ class PairSpace:
             panel[:a] *= SQRT2
         return packed
 
+    def pack_gains(self, matrix: Tensor) -> Tensor:
+        """Of symmetric factors [r, r] that multiply entry by entry, without sqrt 2."""
+        packed = self.empty()
+        for a, b, panel in self.panels(packed):
+            panel.copy_(matrix[:b, a:b])
+        return packed
+
     def unpack(self, packed: Tensor) -> Tensor:
         """The symmetric matrix [r, r]."""
         matrix = torch.empty(self.rank, self.rank, dtype=packed.dtype, device=packed.device)

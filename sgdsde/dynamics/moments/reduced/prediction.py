@@ -12,20 +12,20 @@ from torch import Tensor
 
 from sgdsde._progress import ticker
 from sgdsde._types import Progress
-from sgdsde.dynamics.moments.modal_state import ModalState
 from sgdsde.dynamics.moments.modes import modes_of
 from sgdsde.dynamics.moments.reduced.covariance import RECORDS, reduced_covariance, reduced_states
+from sgdsde.dynamics.moments.reduced.first_steps import FirstSteps
 from sgdsde.dynamics.moments.reduced.model import ReducedModel
+from sgdsde.dynamics.moments.reduced.momentum_model import MomentumModel
+from sgdsde.dynamics.moments.reduced.momentum_pairs import MomentumSpace, MomentumStep
+from sgdsde.dynamics.moments.reduced.momentum_system import MomentumStart, MomentumSystem, mean_with_buffer
+from sgdsde.dynamics.moments.reduced.resolvent import FINEST_SOLVE
 from sgdsde.dynamics.moments.reduced.schedule import representative, segments_between, times_and_factors
 from sgdsde.dynamics.moments.reduced.start import ReducedStart
-from sgdsde.dynamics.moments.reduced.system import ReducedSystem, mean_at
-from sgdsde.dynamics.moments.state import march
+from sgdsde.dynamics.moments.reduced.system import ReducedSystem, Segment, mean_at
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD
-
-EXACT_STEPS = 16
-"""First steps, of the plain recursion: they hold what decays or alternates too fast for resolvents at t <= 1/2."""
 
 SAFETY = 2.0
 """Without it the estimate was below the true error in 2 of 300 random problems, by 1.5 times at most."""
@@ -45,8 +45,8 @@ RELATIVE_DOWN_TO = 1e-4
 SOLVES = 3.0
 """Relative tolerance of every solve, in units of that of the loss: what solves leave enters squared."""
 
-FINEST_SOLVE = 1e-6
-"""Relative residual that single precision reaches."""
+TIGHTER_WITH_MOMENTUM = 0.1
+"""Factor of the tolerance of solves at every refinement: oblique projections amplify what solves leave."""
 
 LEFT_BY_SOLVES = 0.02
 """Relative error of a loss in units of the tolerance of every solve: five times the largest seen."""
@@ -83,25 +83,21 @@ class ReducedPrediction:
 
     def __init__(self, linearization: Linearization, sgd: SGD, record: Sequence[int], tolerance: float) -> None:
         self._modes, self._sgd, self._record, self._tolerance = modes_of(linearization), sgd, record, tolerance
-        plan = sgd.plan(self._modes.n_train, EXACT_STEPS)
-        state, times = ModalState(self._modes, sgd, plan), plan.times
-        self._early: list[OutputLaw] = []
-        early, self._late = ([k for k in record if (k < EXACT_STEPS) is first] for first in (True, False))
-        for k in march(state, [*early, EXACT_STEPS], "moment recursion, first steps"):
-            law = state.law(k, float(times[k]))
-            if k < EXACT_STEPS:
-                self._early.append(law)
-        assert law.covariance is not None
-        self._segments = segments_between(sgd, self._modes.n_train, EXACT_STEPS, record[-1])
+        self._exact = FirstSteps.of(self._modes, sgd, record, tolerance)
+        self._late = [k for k in record if k >= self._exact.first]
+        self._segments = segments_between(sgd, self._modes.n_train, self._exact.begin, record[-1])
         if any(segment.coefficients.lr * sgd.weight_decay >= 1 for segment in self._segments):
             raise TooInaccurateError("lr * weight_decay of 1 or more")
-        self._none = torch.zeros_like(law.covariance.core)
-        time = sum(segment.length * segment.coefficients.lr for segment in self._segments)
-        self._start = ReducedStart.of(self._modes, sgd, state.mean.e, law.covariance.core, time=time, bulk=state.bulk)
+        mean, core, bulk = self._exact.mean, self._exact.core, self._exact.bulk
+        self._none = torch.zeros_like(core)
+        time = sum(segment.length * segment.coefficients.lr for segment in self._segments) / (1 - sgd.momentum)
+        self._start = ReducedStart.of(self._modes, sgd, mean, core, time=time, bulk=bulk)
+        buffer, moving = self._exact.buffer, self._start.moving
+        self._buffer = None if buffer is None else MomentumStart.of(*buffer, moving)
         self._is_certain = (
             all(segment.coefficients.noise == 0 for segment in self._segments)
             and sgd.label_noise_std == 0
-            and not bool(law.covariance.core.any())
+            and self._exact.is_certain
         )
 
     def laws(self, progress: Progress) -> ReducedLaws:
@@ -111,32 +107,49 @@ class ReducedPrediction:
         settings = representative(self._segments)
         if not settings or self._start.nothing_moves:
             raise TooInaccurateError("nothing moves over these steps")
-        model = ReducedModel(self._start.sources, settings, self._record[-1])
+        model = self._model(settings)
         ticks = ticker(progress, 1, "reduced moments")
         system, states, means, errors = self._refined(model)
         ticks.update(1)
         ticks.close()
         used = f"ReducedMoments(tolerance={self._tolerance:g}): {len(system.start)} directions"
-        early = torch.zeros(len(self._early), dtype=torch.float64)
+        early = torch.zeros(len(self._exact.laws), dtype=torch.float64)
         return ReducedLaws(self._all_laws(system, states, means), used, torch.cat([early, errors.cpu().double()]))
 
-    def _certain_laws(self) -> Iterator[OutputLaw]:
-        yield from self._early
-        sources = self._start.sources
-        late = [k - EXACT_STEPS for k in self._late]
-        drift = sources.space.drift
-        means = mean_at(self._segments, late, drift=drift, mean=sources.mean, offset=sources.offset)
-        times, factors = self._times_and_factors()
-        for k, step in enumerate(self._late):
-            mean = self._start.all_modes(means[k])
-            yield self._modes.law(step, times[k], mean, self._none, weight_factor=factors[k])
+    def _model(self, settings: Sequence[Segment]) -> ReducedModel | MomentumModel:
+        sources, n_steps = self._start.sources, self._record[-1]
+        if self._buffer is None:
+            return ReducedModel(sources, settings, n_steps)
+        (setting,) = settings
+        step = MomentumStep.of(self._sgd, setting.coefficients.lr, setting.coefficients.noise, sources.space.drift)
+        space = MomentumSpace(sources.space, step)
+        start, mean = self._buffer.scaled(sources, step.lr)
+        return MomentumModel(space, sources, start, mean, setting.batch_size, n_steps)
 
-    def _refined(self, model: ReducedModel) -> tuple[ReducedSystem, Tensor, Tensor, Tensor]:
+    def _certain_laws(self) -> Iterator[OutputLaw]:
+        yield from self._exact.laws
+        sources = self._start.sources
+        late = [k - self._exact.begin for k in self._late]
+        drift = sources.space.drift
+        if self._buffer is None:
+            means = mean_at(self._segments, late, drift=drift, mean=sources.mean, offset=sources.offset)
+        else:
+            step = MomentumStep.of(self._sgd, self._segments[0].coefficients.lr, 0.0, drift)
+            means = mean_with_buffer(step.matrices, self._buffer.scaled(sources, step.lr)[1], late)
+        times, factors = self._times_and_factors()
+        for k, at in enumerate(self._late):
+            mean = self._start.all_modes(means[k])
+            yield self._modes.law(at, times[k], mean, self._none, weight_factor=factors[k])
+
+    def _refined(
+        self, model: ReducedModel | MomentumModel
+    ) -> tuple[ReducedSystem | MomentumSystem, Tensor, Tensor, Tensor]:
         """Poles are added until the estimate is below the tolerance."""
-        late = [k - EXACT_STEPS for k in self._late]
+        late = [k - self._exact.begin for k in self._late]
         sparser = min(1.0, (math.log10(self._tolerance) / -4))
-        for density in DENSITIES:
-            solved = min(1e-2, max(FINEST_SOLVE, SOLVES * self._tolerance * DENSITIES[0] / density))
+        for attempt, density in enumerate(DENSITIES):
+            tighter = DENSITIES[0] / density if self._buffer is None else TIGHTER_WITH_MOMENTUM**attempt
+            solved = min(1e-2, max(FINEST_SOLVE, SOLVES * self._tolerance * tighter))
             system = model.build(max(2.0, density * sparser), solved)
             states, means = system.run(self._segments, late)
             errors, relevant = self._errors(model, states, late)
@@ -154,7 +167,9 @@ class ReducedPrediction:
         )
         return system, states, means, errors
 
-    def _errors(self, model: ReducedModel, states: Tensor, late: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _errors(
+        self, model: ReducedModel | MomentumModel, states: Tensor, late: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
         """Relative errors that grow with the step, [T], and where the loss is still large enough to matter."""
         fixed = self._start.sources.fixed
         floor = 0.0 if fixed is None else float(fixed.square().sum())
@@ -164,6 +179,7 @@ class ReducedPrediction:
         for system in model.coarser():
             other = system.run(self._segments, late)[0] @ system.loss + floor
             errors = torch.maximum(errors, (other - loss).abs() / loss.abs().clamp_min(SMALLEST * begin))
+        errors = torch.maximum(errors, self._missed(model.system, floor))
         slowest = (
             min(s.coefficients.lr for s in self._segments if s.coefficients.lr > 0) * self._start.sources.space.drift[0]
         )
@@ -172,8 +188,16 @@ class ReducedPrediction:
         safety = SAFETY * (1.0 if self._start.sources.bulk is None else SAFETY_OF_BULK)
         return safety * errors.cummax(0).values + rounding, loss > RELATIVE_DOWN_TO * begin
 
-    def _all_laws(self, system: ReducedSystem, states: Tensor, means: Tensor) -> Iterator[OutputLaw]:
-        yield from self._early
+    def _missed(self, system: ReducedSystem | MomentumSystem, floor: float) -> Tensor:
+        """The largest relative error at steps that the recursion has made too."""
+        steps, squares = self._exact.checked
+        if not steps:
+            return squares.new_zeros(())
+        found = system.run(self._segments, steps)[0] @ system.loss + floor
+        return ((found - squares).abs() / squares).max()
+
+    def _all_laws(self, system: ReducedSystem | MomentumSystem, states: Tensor, means: Tensor) -> Iterator[OutputLaw]:
+        yield from self._exact.laws
         times, factors = self._times_and_factors()
         for a in range(0, len(self._late), RECORDS):
             found = reduced_states(self._start, system, states[a : a + RECORDS], means[a : a + RECORDS])
@@ -187,5 +211,5 @@ class ReducedPrediction:
 
     def _times_and_factors(self) -> tuple[list[float], list[float]]:
         """t_k and g_k of theta = g theta_0 + J^T w."""
-        first = segments_between(self._sgd, self._modes.n_train, 0, EXACT_STEPS)
+        first = segments_between(self._sgd, self._modes.n_train, 0, self._exact.begin)
         return times_and_factors([*first, *self._segments], self._late, decay=self._sgd.weight_decay)

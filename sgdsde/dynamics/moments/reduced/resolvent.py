@@ -22,6 +22,9 @@ from sgdsde.dynamics.moments.reduced.pairs import PairSpace, StepCoefficients
 MOST_ITERATIONS = 40
 """Of conjugate gradients: 1 to 4 are usual, and 40 without convergence mark a setting at its stability limit."""
 
+FINEST_SOLVE = 1e-6
+"""Relative residual that single precision reaches."""
+
 EXTRAPOLATED = 4
 """Poles from which the start at the next one is extrapolated."""
 
@@ -31,58 +34,41 @@ class PastLimitError(ValueError):
 
 
 @dataclass
-class Resolvent:
-    """Solver for one setting; counts ``applications`` (one of C and one of C^T together)."""
+class CoupledBlocks:
+    """Solver of (1 - k C^T g C) d = f, single precision, to a relative tolerance; counts ``applications``.
+
+    Conjugate gradients, preconditioned by the same system with the modes' variances only.
+    """
 
     space: PairSpace
-    coefficients: StepCoefficients
+    coupling: float
     tolerance: float = 1e-2
     applications: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self._elementwise = self.space.elementwise(self.coefficients)
-        self._diagonal = self.space.diagonal_of(self._elementwise)
-        self.coupling = self.coefficients.numbers[3] * self.space.n_train
         self._squares = self.space.single.rows.square() if self.space.n_outputs == 1 else None
 
-    def solve(
-        self, source: Tensor, t: float, *, injected: Tensor | None = None, guess: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """R [size] and d [n, c, c] for a packed source, and C of blocks ``injected`` added to it."""
-        space, coupling = self.space, self.coupling
-        gains = 1 / (self._elementwise + t)
-        if coupling == 0 and injected is None:
-            return gains * source, torch.zeros(space.blocks_shape).to(source)
-        if injected is not None:
-            source = source + space.from_blocks(injected)
-            self.applications += 0.5
-        if coupling == 0:
-            return gains * source, torch.zeros(space.blocks_shape).to(source)
-        single, quick = space.single, gains.float()
-        right = single.to_blocks(quick * source.float())
-        self.applications += 0.5
-        blocks = self._conjugate_gradients(single, quick, t, right, guess)
-        solution = gains * (source + coupling * space.from_blocks(blocks.to(source)))
-        self.applications += 0.5
-        return solution, blocks
+    def solve(self, gains: Tensor, right: Tensor, guess: Tensor | None = None) -> Tensor:
+        """d [n, c, c] for f [n, c, c] and gains g, packed as ``PairSpace.elementwise`` is.
 
-    def _conjugate_gradients(
-        self, space: PairSpace, gains: Tensor, t: float, right: Tensor, guess: Tensor | None
-    ) -> Tensor:
-        """Preconditioned by the same system with the modes' variances only."""
+        Raises:
+            PastLimitError: the system is not positive definite.
+        """
+        single = self.space.single
+        own = self.coupling * single.diagonal_of(gains)
 
         def apply(blocks: Tensor) -> Tensor:
             self.applications += 1
-            return blocks - self.coupling * space.couple(gains, blocks)
+            return blocks - self.coupling * single.couple(gains, blocks)
 
         target = self.tolerance * float(right.norm())
-        found = self._precondition(right, t) if guess is None else guess
+        found = self._precondition(right, own) if guess is None else guess
         residual = right - apply(found)
         direction, before = torch.zeros_like(right), 1.0
         for k in range(MOST_ITERATIONS):
             if float(residual.norm()) <= target:
                 return found
-            improved = self._precondition(residual, t)
+            improved = self._precondition(residual, own)
             now = float((residual * improved).sum())
             direction = improved + (now / before if k else 0.0) * direction
             image = apply(direction)
@@ -92,12 +78,11 @@ class Resolvent:
             found, residual, before = found + now / curvature * direction, residual - now / curvature * image, now
         raise PastLimitError("conjugate gradients do not converge")
 
-    def _precondition(self, blocks: Tensor, t: float) -> Tensor:
-        """(1 - k3 n B diag(g_ii) B^T)^-1 with B = W^2, by 12 cheap iterations; several outputs: nothing."""
+    def _precondition(self, blocks: Tensor, gains: Tensor) -> Tensor:
+        """(1 - B diag(gains) B^T)^-1 with B = W^2, by 12 cheap iterations; several outputs: nothing."""
         if self._squares is None:
             return blocks
-        squares, gains = self._squares, self.coupling / (self._diagonal.float() + t)
-        right = blocks.flatten()
+        squares, right = self._squares, blocks.flatten()
         found, residual, direction = torch.zeros_like(right), right.clone(), right.clone()
         norm = start = float(residual @ residual)
         for _ in range(12):
@@ -111,6 +96,42 @@ class Resolvent:
             new = float(residual @ residual)
             direction, norm = residual + new / norm * direction, new
         return found.view_as(blocks)
+
+
+@dataclass
+class Resolvent:
+    """Solver for one setting; counts ``applications`` (one of C and one of C^T together)."""
+
+    space: PairSpace
+    coefficients: StepCoefficients
+    tolerance: float = 1e-2
+
+    def __post_init__(self) -> None:
+        self._elementwise = self.space.elementwise(self.coefficients)
+        self.coupling = self.coefficients.numbers[3] * self.space.n_train
+        self._blocks = CoupledBlocks(self.space, self.coupling, self.tolerance)
+
+    @property
+    def applications(self) -> float:
+        return self._blocks.applications
+
+    def solve(
+        self, source: Tensor, t: float, *, injected: Tensor | None = None, guess: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """R [size] and d [n, c, c] for a packed source, and C of blocks ``injected`` added to it."""
+        space, coupling = self.space, self.coupling
+        gains = 1 / (self._elementwise + t)
+        if injected is not None:
+            source = source + space.from_blocks(injected)
+            self._blocks.applications += 0.5
+        if coupling == 0:
+            return gains * source, torch.zeros(space.blocks_shape).to(source)
+        quick = gains.float()
+        right = space.single.to_blocks(quick * source.float())
+        blocks = self._blocks.solve(quick, right, guess)
+        solution = gains * (source + coupling * space.from_blocks(blocks.to(source)))
+        self._blocks.applications += 1
+        return solution, blocks
 
 
 def family(
@@ -130,7 +151,7 @@ def family(
     for t in ts:
         packed, injected = source(t)
         at = math.log(t + shift)
-        guess = _extrapolated(history[-EXTRAPOLATED:], at) if len(history) >= 2 else None
+        guess = extrapolated(history[-EXTRAPOLATED:], at) if len(history) >= 2 else None
         try:
             solution, blocks = resolvent.solve(packed, t, injected=injected, guess=guess)
         except PastLimitError:
@@ -142,7 +163,7 @@ def family(
     return found
 
 
-def _extrapolated(history: Sequence[tuple[float, Tensor]], at: float) -> Tensor:
+def extrapolated(history: Sequence[tuple[float, Tensor]], at: float) -> Tensor:
     """Lagrange's polynomial through the history."""
     total = torch.zeros_like(history[0][1])
     for i, (x, blocks) in enumerate(history):

@@ -29,7 +29,8 @@ class EulerMaruyama(Integrator):
             exactly under squared error, and also carries momentum and weight decay as torch does. As k grows it becomes
             the SDE, which is off from SGD by O(lr).
     Exactness: weak order 1 in lr / k for the SDE; any loss.
-    Cost: one product [P, d] x [d, d] a substep; one [P, d] x [d, m c] a recorded step.
+    Cost: one product [P, d] x [d, d] a substep, in place under squared error: 3 P d numbers, 4 with momentum, and up to
+        1 MiB of normal numbers drawn ahead; one [P, d] x [d, m c] a recorded step.
     """
 
     substeps: int = 1
@@ -55,38 +56,64 @@ class _EulerPaths(PathGroup):
         linearization = setup.linearization
         shape = (n_paths, *linearization.outputs.shape)
         self._w = linearization.outputs.new_zeros(shape)
+        self._criterion, self._targets = linearization.problem.criterion, linearization.targets
+        if isinstance(self._criterion, SquaredError):
+            self._residual = linearization.residual.flatten()
+        self._space = torch.empty_like(self._w).flatten(1)
         self._buffer = torch.zeros_like(self._w) if setup.sgd.momentum else self._w
         self._weight_factor, self._weight_buffer = 1.0, 0.0
 
     def advance(self, start: int, stop: int) -> None:
         sgd, plan = self._setup.sgd, self._setup.plan
-        for k in range(start, stop):
-            step = Step.of(sgd, float(plan.lr[k]) / self._substeps, first=k == 0)
-            for part in range(self._substeps):
-                gradient = self.gradient(k, k + part / self._substeps)
-                direction, self._buffer = step.direction(step.decayed(gradient, self._w), self._buffer)
-                self._w.sub_(direction, alpha=step.lr)
-                self._weight_factor, self._weight_buffer = step.move(self._weight_factor, self._weight_buffer, 0.0)
+        for first, last in plan.segments(start, stop):
+            lr, factor = float(plan.lr[first]) / self._substeps, plan.noise_factor(first) * self._substeps
+            later = Step.of(sgd, lr, first=False)
+            for k in range(first, last):
+                step = later if k else Step.of(sgd, lr, first=True)
+                for part in range(self._substeps):
+                    self._move(step, k, k + part / self._substeps, factor)
+                    self._weight_factor, self._weight_buffer = step.move(self._weight_factor, self._weight_buffer, 0.0)
 
-    def gradient(self, k: int, place: float) -> Tensor:
-        """r/n and its noise at the present outputs, [P, n, c]; a substep is shorter, so its noise is larger."""
-        setup, n = self._setup, self._setup.linearization.problem.n_train
-        criterion = setup.linearization.problem.criterion
-        gradient = criterion.gradient(self._train(place), setup.linearization.targets)
-        factor = setup.plan.noise_factor(k) * self._substeps
-        if factor:
-            # r/n + sqrt(factor) v of noise_direction: weights of the examples that average 1/n, one number each.
-            xi = self._draws.normal("sde paths", n)
-            shift = 1 / n - math.sqrt(factor / n) * xi.mean(1, keepdim=True)
-            gradient.mul_(torch.add(shift, xi, alpha=math.sqrt(factor / n)).unsqueeze(2))
-        else:
-            gradient.div_(n)
-        if setup.sgd.label_noise_std:
-            assert isinstance(criterion, SquaredError)
-            std = criterion.curvature * setup.sgd.label_noise_std
-            scale = std * math.sqrt(self._substeps / (n * int(setup.plan.batch_size[k])))
-            gradient.add_(self._draws.normal("sde labels", *gradient.shape[1:]), alpha=scale)
-        return gradient
+    def _move(self, step: Step, k: int, place: float, factor: float) -> None:
+        slope, weights = self._slope(place), self._weights(factor)
+        sgd = self._setup.sgd
+        if not (sgd.momentum or sgd.weight_decay or sgd.label_noise_std):
+            self._w.addcmul_(slope, weights, value=-step.lr)
+            return
+        gradient = slope.mul_(weights)
+        if sgd.label_noise_std:
+            self._add_label_noise(gradient, k)
+        direction, self._buffer = step.direction(step.decayed(gradient, self._w), self._buffer)
+        self._w.sub_(direction, alpha=step.lr)
+
+    def _slope(self, place: float) -> Tensor:
+        """r at the present outputs, [P, n, c], which the next call overwrites."""
+        kernel = self._setup.linearization.kernel
+        if not (isinstance(self._criterion, SquaredError) and isinstance(kernel, Tensor)):
+            return self._criterion.gradient(self._train(place), self._targets)
+        base, s = self._residual, self._criterion.curvature
+        if self._setup.sgd.weight_decay or self._setup.displacement is not None:
+            base = (self._train_base(place) - self._targets).flatten()
+        torch.addmm(base, self._w.flatten(1), kernel.mT, beta=s, alpha=s, out=self._space)
+        return self._space.view_as(self._w)
+
+    def _weights(self, factor: float) -> Tensor:
+        """Weights of the examples in a gradient and its noise, 1/n on average: [P, n, 1], or a number without noise.
+
+        r_i times them is r/n + sqrt(factor) v of ``noise_direction``; a substep is shorter, so its noise is larger.
+        """
+        n = self._w.shape[1]
+        if not factor:
+            return self._w.new_tensor(1 / n)
+        xi, scale = self._draws.normal("sde paths", n), math.sqrt(factor / n)
+        return torch.add(1 / n - scale * xi.mean(1, keepdim=True), xi, alpha=scale, out=xi).unsqueeze(2)
+
+    def _add_label_noise(self, gradient: Tensor, k: int) -> None:
+        setup = self._setup
+        assert isinstance(self._criterion, SquaredError)
+        std = self._criterion.curvature * setup.sgd.label_noise_std
+        scale = std * math.sqrt(self._substeps / (len(setup.linearization.outputs) * int(setup.plan.batch_size[k])))
+        gradient.add_(self._draws.normal("sde labels", *gradient.shape[1:]), alpha=scale)
 
     def outputs(self, step: int) -> Outputs:
         linearization = self._setup.linearization
@@ -95,16 +122,19 @@ class _EulerPaths(PathGroup):
             return self._train(step), None
         base, n = self._base(test, linearization.test_weight_outputs), len(linearization.outputs)
         if self._setup.displacement is not None:
-            base = base + self._setup.displacement.at(step)[n:]
+            base = base + self._setup.displacement.at(step)[n:].to(base)
         return self._train(step), self._moved(base, linearization.cross_kernel)
 
     def _train(self, place: float) -> Tensor:
         """Outputs at a step, or between two."""
+        return self._moved(self._train_base(place), self._setup.linearization.kernel)
+
+    def _train_base(self, place: float) -> Tensor:
         linearization = self._setup.linearization
         base, n = self._base(linearization.outputs, linearization.weight_outputs), len(linearization.outputs)
         if self._setup.displacement is not None:
-            base = base + self._setup.displacement.at(place)[:n]
-        return self._moved(base, linearization.kernel)
+            base = base + self._setup.displacement.at(place)[:n].to(base)
+        return base
 
     def _base(self, outputs: Tensor, weight_outputs: Tensor | None) -> Tensor:
         """Outputs of the weights g theta_0."""

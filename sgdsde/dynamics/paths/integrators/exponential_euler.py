@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from sgdsde._checks import whole_number
+from sgdsde.dynamics.dynamics import NoiseSource
 from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.paths.integrators.integrator import Draws, Integrator, Outputs, PathGroup, PathSetup
+from sgdsde.dynamics.paths.integrators.modal_outputs import ModalOutputs
 from sgdsde.losses import SquaredError
 from sgdsde.noise import noise_direction
 
@@ -30,24 +33,29 @@ class ExponentialEuler(Integrator):
     """
 
     substeps: int = 1
+    noise_source: ClassVar[NoiseSource | None] = "state"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "substeps", whole_number("substeps", self.substeps, minimum=1))
 
     def check(self, setup: PathSetup) -> None:
-        alternative = "EulerMaruyama()"
-        if not isinstance(setup.linearization.problem.criterion, SquaredError):
-            raise self.refuse(
-                f"{type(setup.linearization.problem.loss).__name__}, whose drift bends", alternative, setup
-            )
-        sgd = setup.sgd
-        if sgd.momentum or sgd.weight_decay or sgd.label_noise_std:
-            raise self.refuse("momentum, weight decay or label noise", alternative, setup)
-        if setup.displacement is not None:
-            raise self.refuse("an Ito term", alternative, setup)
+        check_plain_squared_error(self, setup)
 
     def group(self, setup: PathSetup, paths: range, draws: Draws) -> PathGroup:
         return _ModalPaths(self.substeps, setup, len(paths), draws)
+
+
+def check_plain_squared_error(integrator: Integrator, setup: PathSetup) -> None:
+    """Refuses what a drift that is integrated exactly does not have."""
+    alternative = "EulerMaruyama()"
+    if not isinstance(setup.linearization.problem.criterion, SquaredError):
+        loss = type(setup.linearization.problem.loss).__name__
+        raise integrator.refuse(f"{loss}, whose drift bends", alternative, setup)
+    sgd = setup.sgd
+    if sgd.momentum or sgd.weight_decay or sgd.label_noise_std:
+        raise integrator.refuse("momentum, weight decay or label noise", alternative, setup)
+    if setup.displacement is not None:
+        raise integrator.refuse("an Ito term", alternative, setup)
 
 
 class _ModalPaths(PathGroup):
@@ -55,11 +63,10 @@ class _ModalPaths(PathGroup):
 
     def __init__(self, substeps: int, setup: PathSetup, n_paths: int, draws: Draws) -> None:
         self._substeps, self._setup, self._draws = substeps, setup, draws
-        self._modes = Modes.of(setup.linearization)
+        self._modes = setup.once("modes", lambda: Modes.of(setup.linearization))
         self._coordinates = self._modes.start.mT.expand(n_paths, -1).clone()
-        cross, modes = setup.linearization.cross_kernel, self._modes
-        self._test_factor = modes.vectors if cross is None else (cross @ modes.vectors) * modes.inverse_values
-        self._fixed = self._modes.residual(torch.zeros_like(self._modes.start))[:, 0]
+        self._outputs, modes = ModalOutputs(self._modes), self._modes
+        self._fixed = modes.residual(torch.zeros_like(modes.start))[:, 0]
 
     def advance(self, start: int, stop: int) -> None:
         modes, plan, n = self._modes, self._setup.plan, self._modes.n_train
@@ -77,9 +84,4 @@ class _ModalPaths(PathGroup):
                 self._coordinates = middle * half
 
     def outputs(self, step: int) -> Outputs:
-        moved, linearization = self._coordinates - self._modes.start.mT, self._setup.linearization
-        train = linearization.outputs + (moved @ self._modes.vectors.mT).view(len(moved), *linearization.outputs.shape)
-        test = linearization.test_outputs
-        if test is None:
-            return train, None
-        return train, test + (moved @ self._test_factor.mT).view(len(moved), *test.shape)
+        return self._outputs.of(self._coordinates)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from sgdsde._streams import BLOCK, torch_stream
-from sgdsde.dynamics.dynamics import with_remedies
+from sgdsde.dynamics.dynamics import NoiseSource, with_remedies
 from sgdsde.dynamics.paths.ito_term import Displacement
 from sgdsde.linearization import Linearization
 from sgdsde.sgd import SGD, StepPlan
+
+NUMBERS_AT_ONCE = 2**18
+"""Normal numbers of a group of paths that are drawn at once where a step needs fewer: 1 MiB."""
+
+Made = TypeVar("Made")
 
 Outputs = tuple[Tensor, Tensor | None]
 """Train outputs [P, n, c] and test outputs [P, m, c] or None."""
@@ -26,21 +33,52 @@ class Draws(Protocol):
 
 
 class BlockDraws:
-    """Keyed by (seed, purpose, block of 64 paths): path 7 of 8 is path 7 of 800, however paths are grouped."""
+    """Keyed by (seed, purpose, block of 64 paths, call): path 7 of 8 is path 7 of 800, however paths are grouped.
+
+    Numbers are drawn in float32, the largest 5.8, and widened: the same draws for a state of any precision. What a call
+    returns belongs to the caller, who may write to it, until the next call for that purpose.
+    """
 
     def __init__(self, seed: int, paths: range, like: Tensor) -> None:
         assert paths.start % BLOCK == 0
         self._seed, self._paths, self._like = seed, paths, like
-        self._streams: dict[str, list[torch.Generator]] = {}
+        self._sources: dict[str, _Source] = {}
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
-        device, dtype = self._like.device, self._like.dtype
-        if purpose not in self._streams:
+        if purpose not in self._sources:
             blocks = range(self._paths.start // BLOCK, -(-self._paths.stop // BLOCK))
-            self._streams[purpose] = [torch_stream(self._seed, purpose, b, device) for b in blocks]
-        streams = self._streams[purpose]
-        parts = [torch.randn(BLOCK, *shape, generator=stream, dtype=dtype, device=device) for stream in streams]
-        return torch.cat(parts)[: len(self._paths)]
+            streams = [torch_stream(self._seed, purpose, block, self._like.device) for block in blocks]
+            self._sources[purpose] = _Source(streams, shape, self._like)
+        return self._sources[purpose].next()[: len(self._paths)]
+
+
+class _Source:
+    """Normal numbers for one purpose, of several calls at once where those of one are few.
+
+    Torch fills on a CPU number by number, so that the draws of two calls are those of one twice as long. On other
+    devices they are not: how many calls are drawn at once must not depend on the number of paths there.
+    """
+
+    def __init__(self, streams: list[torch.Generator], shape: tuple[int, ...], like: Tensor) -> None:
+        device, together = like.device, len(streams) if like.device.type == "cpu" else 1
+        self._streams, self._used = streams, 0
+        self._calls = max(NUMBERS_AT_ONCE // (together * BLOCK * math.prod(shape)), 1)
+        self._ready = torch.empty(self._calls, len(streams) * BLOCK, *shape, dtype=like.dtype, device=device)
+        self._drawn = None
+        if self._calls > 1 or like.dtype != torch.float32:
+            self._drawn = torch.empty(self._calls, BLOCK, *shape, dtype=torch.float32, device=device)
+
+    def next(self) -> Tensor:
+        """Of the next call, [blocks * 64, *shape]."""
+        if self._used == 0:
+            for block, stream in enumerate(self._streams):
+                own = self._ready[:, block * BLOCK : (block + 1) * BLOCK]
+                if self._drawn is None:
+                    own.normal_(generator=stream)
+                else:
+                    own.copy_(self._drawn.normal_(generator=stream))
+        number, self._used = self._used, (self._used + 1) % self._calls
+        return self._ready[number]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +94,13 @@ class PathSetup:
     plan: StepPlan
     seed: int
     displacement: Displacement | None = None
+    _shared: dict[str, object] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """What all groups of an integrator share, made when the first of them asks for it."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return cast("Made", self._shared[name])
 
 
 class PathGroup(ABC):
@@ -71,7 +116,15 @@ class PathGroup(ABC):
 
 
 class Integrator(ABC):
-    """A method that draws sample paths of the SDE of the outputs; frozen, without state."""
+    """A method that draws sample paths of the SDE of the outputs; frozen, without state.
+
+    Attributes:
+        noise_source: what the noise is evaluated at, of a method that follows the kernel's eigenpairs; else None.
+        any_precision: whether the state has the precision of the linearization.
+    """
+
+    noise_source: ClassVar[NoiseSource | None] = None
+    any_precision: ClassVar[bool] = True
 
     @abstractmethod
     def check(self, setup: PathSetup) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class SDEInt(Integrator):
 
     method: Method = "itoEuler"
     substeps: int = 1
+    any_precision: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         word("method", self.method, get_args(Method))

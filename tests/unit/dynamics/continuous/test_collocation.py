@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from sgdsde.dynamics.continuous.collocation import Collocation
+from sgdsde.dynamics.continuous.collocation import Collocation, legendre_integrals
 
 
 @pytest.mark.parametrize("feedback", [False, True])
@@ -28,3 +29,18 @@ def test_no_panel_reaches_beyond_the_last_time(times, feedback):
     exact = (rates * time.cos() + time.sin() - rates * torch.exp(-rates * time)) / (1 + rates**2)
     exact += 2 / rates * (1 - torch.exp(-rates * time))
     torch.testing.assert_close(found[-1], exact, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("y", [-0.7, 0.3, 1.0])
+@pytest.mark.parametrize("z", [0.0, 0.4, 7.9, 8.1, 15.0, 90.0])
+def test_the_integrals_of_a_decaying_polynomial_are_those_of_quadrature(z: float, y: float) -> None:
+    """On both sides of where the formula changes, to 1e-12 of the integral of the exponential."""
+    found = legendre_integrals(torch.tensor([[z]], dtype=torch.float64), y, 9)
+    assert found.shape == (9, 1, 1)
+    scale = (1 - math.exp(-z * (1 + y))) / z if z else 1 + y
+    x, weights = np.polynomial.legendre.leggauss(60)
+    pieces = np.linspace(-1, y, 31)  # of length 1/15 at most, z times that is small
+    middles, half = (pieces[1:] + pieces[:-1]) / 2, (y + 1) / 60
+    x, weights = (middles[:, None] + half * x).ravel(), np.tile(half * weights, 30)
+    exact = np.polynomial.legendre.legvander(x, 8).T @ (weights * np.exp(-z * (y - x)))
+    torch.testing.assert_close(found[:, 0, 0], torch.from_numpy(exact), rtol=1e-11, atol=1e-12 * scale)

@@ -87,6 +87,17 @@ def test_an_interval_keeps_to_the_tolerance_unless_the_kernel_flickers(drift, le
     assert (found.start, found.length) == (20, pytest.approx(length, abs=1))
 
 
+@pytest.mark.parametrize("wish", [1, 2, 3, 16])
+def test_a_kernel_that_moves_too_far_in_every_step_is_made_anew_after_each(wish):
+    run = SimpleNamespace(
+        _options=SimpleNamespace(tolerance=0.1),
+        _wish=wish,
+        _n_steps=100,
+        _ahead=lambda step, length: Interval(step, length, first=None, last=None, drift=1.0 * length),
+    )
+    assert PredictionRun._reach(run, 20).length == 1
+
+
 def test_a_kernel_that_stays_is_made_anew_ever_more_rarely():
     refreshes: list[Refresh] = []
     dynamics = MovingKernel(on_refresh=refreshes.append, feedback=None)
