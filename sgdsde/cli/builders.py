@@ -51,6 +51,8 @@ def build_dataset(data: DataOptions, compute: ComputeOptions, loss: str, *, flat
 def build_network(
     options: NetworkOptions, examples: datasets.Dataset, compute: ComputeOptions, device: torch.device
 ) -> networks.Network:
+    if options.width >= 2**31:
+        raise ValueError(complaint("--width", "below 2^31", options.width))
     words: dict[str, Any] = {
         "depth": options.depth,
         "activation": options.activation,
