@@ -23,10 +23,12 @@ from sgdsde.dynamics import (
     Volterra,
 )
 from sgdsde.dynamics.modal_moments import ModalMoments
+from sgdsde.dynamics.moving_kernel.initial_directions import ALL_UP_TO
 from sgdsde.dynamics.reduced_moments import cost_in_plain_steps, pays_after
 from sgdsde.kernel import KroneckerKernel
 from sgdsde.linearization import Linearization, problem_of
-from sgdsde.machine import Machine, step_seconds
+from sgdsde.losses import SquaredError
+from sgdsde.machine import Machine, linearized_runs_seconds, step_seconds
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
 
@@ -36,9 +38,8 @@ OVERHEAD = 2e-4
 MODAL_STEPS = 300
 """Steps of the closure of variances that its first steps and the samples of its sources cost, whatever the horizon."""
 
-DIRECTIONS = 256
-"""Directions of the weights that a moving kernel follows, at most by default."""
-
+AVERAGES = 1000
+"""Entries of an average of a loss and its derivatives for each output: 128 points, some eight passes."""
 
 SLOWER_WITH_MOMENTUM = 1.5
 """A step of the recursion with momentum, in steps without."""
@@ -90,7 +91,8 @@ def evolution_cost(dynamics: Dynamics, course: Course, machine: Machine) -> Stag
     """The expected cost of ``dynamics.evolve``; NaN seconds of a dynamics whose cost depends on what it meets.
 
     Exactness: operation counts at the rates of the machine, within a factor of two on an idle one. A moving kernel is
-        counted at its least, two full-batch gradients and its products a step.
+        counted with refreshes at intervals that grow by half; where its kernel moves fast it takes up to three times as
+        many.
     """
     for kinds, cost in COSTS.items():
         if isinstance(dynamics, kinds):
@@ -169,14 +171,10 @@ def _paths(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
 
 def _runs(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
     assert isinstance(dynamics, LinearizedSGD)
-    return linearized_runs_cost(course.size, course.n_steps, dynamics.n_runs, machine)
-
-
-def linearized_runs_cost(size: Size, n_steps: int, n_runs: int, machine: Machine) -> StageCost:
-    """The cost of runs of the linearized model."""
-    rows = size.d + size.test
-    step = 2 * size.d * rows * n_runs / machine.products + 6 * rows * n_runs / machine.entries + 2 * OVERHEAD
-    return StageCost("runs of the linearized model", n_steps * step, 8 * 4 * rows * n_runs)
+    d, rows, runs = course.size.d, course.size.d + course.size.test, dynamics.n_runs
+    examples = course.sgd.batch_size_at(0) * course.problem.n_outputs
+    step = runs * linearized_runs_seconds(rows, d, examples, machine) + 2 * OVERHEAD
+    return StageCost("runs of the linearized model", course.n_steps * step, 8 * 4 * rows * runs)
 
 
 def _closure(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
@@ -193,12 +191,28 @@ def _volterra(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost
 
 
 def _moving(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
+    assert isinstance(dynamics, MovingKernel)
     problem, size, steps = course.problem, course.size, course.n_steps
-    r, weights = min(size.rank, DIRECTIONS), sum(value.numel() for value in problem.params.values())
-    gradient = step_seconds(problem, problem.n_train, 2 * steps)
-    step = 2 * gradient + (6 * size.d * r**2 + 4 * r**3) / machine.products
-    bytes_held = 4 * r * weights * problem.dtype.itemsize + 8 * 10 * size.d * r
-    return StageCost("moving kernel", steps * step, bytes_held, at_least=True)
+    n, d, c = problem.n_train, size.d, problem.n_outputs
+    weights = sum(value.numel() for value in problem.params.values())
+    rank = dynamics.rank_under(course.sgd)
+    r = min(d, weights, rank)
+    gradient = step_seconds(problem, n, 2 * steps)
+    step = gradient + 6 * d * r * (r + c) / machine.products + 6 * d * r / machine.entries + 2 * OVERHEAD
+    refreshes = min(steps, 2 + 4 * math.log(max(steps, 1)))
+    draws = 0 if dynamics.feedback is None else 2 * dynamics.feedback.n_draws
+    passes = draws + 3 + 3 * (c + 1) / 2  # noise, look ahead, and the factors of J three times
+    refresh = passes * gradient + (8 * r * n * weights + 30 * d * r**2) / machine.products
+    if isinstance(problem.criterion, SquaredError):
+        averages = 0.0
+    else:
+        averages = (steps + refreshes + 4 * course.recorded) * AVERAGES * d / machine.entries
+    if d > ALL_UP_TO:
+        found = 5 * rank * (2 * d * (d + size.test) + 4 * d * 5 * rank) / machine.products
+    else:
+        found = machine.spectrum(d) + 2 * size.test * d * d / machine.products
+    seconds = steps * step + refreshes * refresh + averages + found
+    return StageCost("moving kernel", seconds, 4 * r * weights * problem.dtype.itemsize + 8 * 10 * d * r)
 
 
 COSTS: dict[type[Dynamics] | tuple[type[Dynamics], ...], Callable[[Dynamics, Course, Machine], StageCost]] = {

@@ -17,8 +17,8 @@ from sgdsde.losses.expectations import gaussian_loss
 GAUSSIAN_DRAWS = 1024
 """Draws of a Gaussian law for an accuracy without a closed form."""
 
-SPREAD_DRAWS = 256
-"""Minimum number of draws for the standard deviation of a loss without a closed form (2 to 4 % error)."""
+SPREAD_DRAWS, SPREAD_NUMBERS = 256, 2**19
+"""Draws for the standard deviation of a loss without a closed form: 256 (4 % error), more where outputs are few."""
 
 NUMBERS_AT_ONCE = 2**23
 """Drawn outputs in memory at a time."""
@@ -76,7 +76,7 @@ def loss_of_law(
         expected_loss = gaussian_loss(criterion, mean, blocks, targets).mean()
         std = torch.tensor(torch.nan, dtype=torch.float64)
         if draws is not None:
-            enough = draws[: max(SPREAD_DRAWS, NUMBERS_AT_ONCE // mean.numel())]
+            enough = draws[: max(SPREAD_DRAWS, SPREAD_NUMBERS // mean.numel())]
             drawn = [criterion.mean(outputs, targets) for outputs in _drawn_outputs(mean, covariance, enough)]
             std = _finite_or_infinite(torch.cat(drawn).std(correction=1))
         return Estimate(_finite_or_infinite(expected_loss), std, zero)

@@ -72,7 +72,8 @@ def predict(
             initialization. FrozenKernelWarning: a ``Problem`` was given, and its kernel moves so far along a short
             full-batch path that the frozen one is likely off by more than 5 %.
     Raises:
-        ValueError: what the dynamics cannot represent, with the one that can; a record past the end.
+        ValueError: what the dynamics cannot represent, with the one that can; a record past the end; of a ``Problem``,
+            a training that a cheap look shows to be out of its range (``MovingKernel.look``).
     """
     n_steps = whole_number("n_steps", n_steps)
     steps = recorded_steps(n_steps, record)
@@ -85,7 +86,9 @@ def predict(
     is_default, is_squared = dynamics is None, isinstance(problem.criterion, SquaredError)
     if dynamics is None:
         dynamics = default_dynamics(problem, sgd)
-    spectrum = dynamics.needs_spectrum or is_squared  # the limit's, for the warning
+    if isinstance(problem_or_linearization, Problem):
+        dynamics.look(problem, sgd, n_steps)
+    spectrum = dynamics.needs_spectrum or (is_squared and dynamics.freezes_kernel)  # the limit's, for the warning
     linearization = as_linearization(problem_or_linearization, sgd=sgd, spectrum=spectrum, progress=progress)
     if is_default and tuple(observe) == ("loss",) and ReducedMoments.is_cheaper(linearization, sgd, n_steps):
         dynamics = ReducedMoments()

@@ -205,7 +205,7 @@ DYNAMICS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "LinearizedSGD": {"n_runs": st.one_of(st.integers(2, 30), WILD), "seed": WILD},
     "GaussianClosure": {},
     "Volterra": {"rank": st.one_of(st.integers(0, 9), WILD), "n_probes": WILD},
-    "MovingKernel": {"tolerance": WILD, "neglected": WILD, "first_interval": WILD},
+    "MovingKernel": {"tolerance": WILD, "rank": WILD, "first_interval": WILD},
 }
 
 

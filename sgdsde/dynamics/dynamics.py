@@ -10,6 +10,7 @@ from sgdsde._types import Progress
 from sgdsde.dynamics.output_law import OutputLaw
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
+from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
 
 NoiseSource: TypeAlias = Literal["none", "start", "mean", "state"]
@@ -35,6 +36,13 @@ class Dynamics(ABC):
     def needs_spectrum(self) -> bool:
         """Whether the kernel is decomposed, which takes five times its memory, or only multiplied with."""
         return True
+
+    def look(self, problem: Problem, sgd: SGD, n_steps: int) -> None:  # noqa: B027
+        """Refuses, before anything is computed, what a cheap look at the network shows to be out of range.
+
+        Raises:
+            ValueError: says what was seen, and what to do.
+        """
 
     @property
     def noise_source(self) -> NoiseSource | None:

@@ -29,6 +29,16 @@ class Loss(ABC):
             ValueError: the loss has no second derivative; names it.
         """
 
+    def averages(self, outputs: Tensor, weights: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Averages of r_i [n, c], G_i and r_i r_i^T [n, c, c] over outputs [p, n, c] with weights [p].
+
+        Fastest where the outputs of each example lie together in memory.
+        """
+        gradient = self.gradient(outputs, targets)
+        weighted = weights[:, None, None] * gradient
+        hessian = torch.einsum("p,piab->iab", weights, self.hessian(outputs, targets))
+        return weighted.sum(0), hessian, weighted.permute(1, 2, 0) @ gradient.transpose(0, 1)
+
     @abstractmethod
     def check_targets(self, name: str, targets: Tensor, outputs: Tensor) -> Tensor:
         """The targets of ``len(targets)`` examples, checked against one batch of outputs [., c]."""

@@ -52,6 +52,17 @@ class CrossEntropy(Loss):
         covariance = chances.diag_embed() - chances[..., :, None] * chances[..., None, :]
         return covariance * self.probabilities(targets, outputs).sum(-1)[..., None, None]
 
+    def averages(self, outputs: Tensor, weights: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From one softmax: with P_i the probabilities, E G_i = s (diag E P_i - E P_i P_i^T), s = sum_a q_a."""
+        distribution = self.probabilities(targets, outputs)
+        total = distribution.sum(-1, keepdim=True)
+        chances = outputs.permute(1, 2, 0).softmax(1)
+        weighted = chances * weights
+        mean = weighted.sum(2)
+        hessian = (mean.diag_embed() - weighted @ chances.mT) * total[..., None]
+        gradient = chances.mul_(total[..., None]).sub_(distribution[..., None])
+        return mean * total - distribution, hessian, (gradient * weights) @ gradient.mT
+
     def check_targets(self, name: str, targets: Tensor, outputs: Tensor) -> Tensor:
         c = outputs.shape[1]
         if targets.is_complex() or targets.dtype == torch.bool:

@@ -19,7 +19,7 @@ NODES = {1: 64, 2: 16}
 PAIRS = 64
 """Opposite pairs of quasi-random points, from three outputs on."""
 
-NUMBERS_AT_ONCE = 2**21
+NUMBERS_AT_ONCE = 2**18
 """Points times outputs evaluated together; beyond, they fall out of the cache."""
 
 
@@ -60,11 +60,8 @@ def gaussian_moments(loss: Loss, mean: Tensor, blocks: Tensor, targets: Tensor) 
         return GaussianMoments(gradient, loss.hessian(mean, targets), moment)
     parts = []
     for outputs, weights, rows in _drawn(mean, blocks, targets):
-        gradient = loss.gradient(outputs, rows)
-        weighted = weights[:, None, None] * gradient
-        hessian = torch.einsum("p,piab->iab", weights, loss.hessian(outputs, rows))
-        moment = weighted.permute(1, 2, 0) @ gradient.transpose(0, 1)
-        parts.append((weighted.sum(0), (hessian + hessian.mT) / 2, moment))
+        gradient, hessian, moment = loss.averages(outputs, weights, rows)
+        parts.append((gradient, (hessian + hessian.mT) / 2, moment))
     return GaussianMoments(*(torch.cat(column) for column in zip(*parts)))
 
 
@@ -85,7 +82,7 @@ def _drawn(mean: Tensor, blocks: Tensor, targets: Tensor) -> Iterator[tuple[Tens
     size = max(1, NUMBERS_AT_ONCE // (points.numel() * mean.shape[1]))
     for start in range(0, len(mean), size):
         some = slice(start, start + size)
-        yield mean[some] + torch.einsum("pb,iab->pia", points, roots[some]), weights, targets[some]
+        yield (mean[some, :, None] + roots[some] @ points.mT).permute(2, 0, 1), weights, targets[some]
 
 
 @lru_cache(maxsize=16)

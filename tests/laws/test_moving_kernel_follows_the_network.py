@@ -179,8 +179,8 @@ def test_what_it_cannot_represent_is_refused():
         sgdsde.predict(classes, sgd, 4, dynamics=MovingKernel())
     with pytest.raises(TypeError, match="feedback must be a NoiseFeedback or None, got 'full'"):
         MovingKernel(feedback="full")
-    with pytest.raises(ValueError, match="neglected"):
-        MovingKernel(neglected=1.0)
+    with pytest.raises(ValueError, match="rank must be"):
+        MovingKernel(rank=0)
 
 
 @pytest.mark.filterwarnings("ignore::sgdsde.UnstableWarning")
@@ -188,4 +188,4 @@ def test_what_it_cannot_represent_is_refused():
 @pytest.mark.filterwarnings("ignore::sgdsde.dynamics.moving_kernel.NearLimitWarning")
 def test_a_mean_path_that_diverges_is_an_error():
     with pytest.raises(ValueError, match=r"mean path (of the network )?must stay finite, got NaN or infinity at step"):
-        sgdsde.predict(network(), sgdsde.SGD(1e4, 4), 100, dynamics=MovingKernel())
+        sgdsde.predict(network(), sgdsde.SGD(1e4, 4), 100, dynamics=MovingKernel(range_check=False))

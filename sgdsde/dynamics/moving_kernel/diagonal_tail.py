@@ -8,7 +8,8 @@ B_gi = J_i P_g J_i^T [c, c], P_g the projection to it. With these, for a fresh b
     Q_g = (phi/B) sum_i tr(B_gi R_i) / (n |g|) - (phi/B) C_g^2 V_g,aa
 
 and the outputs of example i vary by sum_g V_g,aa B_gi more. The mean gradient, which falls off fast in them, is left
-out of Q_g: it is what n examples share, 1/n of what each has.
+out of Q_g: it is what n examples share, 1/n of what each has. Of a large kernel, the directions that were not found are
+one group more, a sketch of random ones (``initial_directions``).
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from torch import Tensor
 from sgdsde._streams import torch_stream
 from sgdsde._types import Params
 from sgdsde.dynamics.moments.feature_state import Expectations
+from sgdsde.dynamics.moving_kernel.initial_directions import InitialDirections
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace
 from sgdsde.dynamics.output_law import Covariance
-from sgdsde.kernel.eigenbasis import Eigenbasis
+from sgdsde.kernel import as_operator
+from sgdsde.kernel.krylov import times
 from sgdsde.linearization import Linearization
 from sgdsde.step import Step
 
@@ -39,36 +42,39 @@ class TailBlocks:
     """What the groups do to the outputs at the initial weights.
 
     Attributes:
-        dual: u / sqrt(l) of each eigenvector, [n*c, sum of sizes]; J^T maps it to the group's directions.
-        sizes: |g|, [G]. train: B_gi, [G, n, c, c]. test: the same of the test examples, or None.
+        dual: cotangents of each group's directions, group by group, [n*c, sum of columns]; J^T maps to the weights.
+        columns: how many each group has, [G]. sizes: |g|, [G]; the sketch has a size of its own.
+        train: B_gi, [G, n, c, c]. test: the same of the test examples, or None.
     """
 
     dual: Tensor
+    columns: Tensor
     sizes: Tensor
     train: Tensor
     test: Tensor | None
 
     @classmethod
-    def of(cls, linearization: Linearization, basis: Eigenbasis, leading: int) -> TailBlocks | None:
-        """Of all eigenvectors but the ``leading`` ones, None where nothing is left. Cost: 2 m c d^2 for a test set."""
-        count = len(basis.values) - leading
-        if count <= 0:
+    def of(cls, linearization: Linearization, found: InitialDirections, leading: int) -> TailBlocks | None:
+        """Of all but the ``leading`` directions, None where nothing is left. Cost: 2 m c d for each with a test set."""
+        values = found.values[leading:]
+        dual, features, groups, sizes = found.dual[:, leading:], found.features[:, leading:], [], []
+        if len(values):
+            octave = (values[0] / values).log2().floor().clamp(0, OCTAVES - 1).long()
+            groups = octave.unique_consecutive(return_counts=True)[1].tolist()
+            sizes = [float(count) for count in groups]
+        if found.rest is not None:
+            dual, features = torch.cat([dual, found.rest.dual], 1), torch.cat([features, found.rest.features], 1)
+            groups, sizes = [*groups, found.rest.dual.shape[1]], [*sizes, found.rest.size]
+        if not groups:
             return None
-        values, vectors, c = (
-            basis.values[:count].flip(0),
-            basis.vectors[:, :count].flip(1),
-            linearization.problem.n_outputs,
-        )
-        octave = (values[0] / values).log2().floor().clamp_max(OCTAVES - 1).long()
-        _, sizes = octave.unique_consecutive(return_counts=True)
-        groups = sizes.tolist()
-        dual, cross = vectors * values.rsqrt(), linearization.dense_cross_kernel
-        test = None if cross is None else _blocks(cross @ dual, groups, c)
-        return cls(dual, sizes.to(values), _blocks(vectors * values.sqrt(), groups, c), test)
+        c, cross = linearization.problem.n_outputs, linearization.cross_kernel
+        test = None if cross is None else _blocks(times(as_operator(cross), dual), groups, c)
+        columns = torch.tensor(groups, device=dual.device)
+        return cls(dual, columns, dual.new_tensor(sizes), _blocks(features, groups, c), test)
 
 
 def _blocks(rows: Tensor, groups: list[int], n_outputs: int) -> Tensor:
-    """[G, n, c, c] from the features [n*c, sum of sizes] of all directions, group by group."""
+    """[G, n, c, c] from the features [n*c, sum of columns] of all directions, group by group."""
     parts = rows.view(-1, n_outputs, rows.shape[1]).split(groups, dim=2)
     return torch.stack([part @ part.mT for part in parts])
 
@@ -108,8 +114,7 @@ class DiagonalTail:
 
         The same at every call but for variances and J, so that ``turn`` can compare them.
         """
-        sizes = self._blocks.sizes.long()
-        std = (self.variances[:, 0, 0].clamp_min(0) / self.scale).sqrt().repeat_interleave(sizes)
+        std = (self.variances[:, 0, 0].clamp_min(0) / self.scale).sqrt().repeat_interleave(self._blocks.columns)
         stream = torch_stream(0, "noise feedback of the tail", 0, torch.device("cpu"))
         normal = torch.randn(count, len(std), generator=stream, dtype=torch.float64).to(std)
         rows = directions.outside(params, (normal * std) @ self._blocks.dual.mT)

@@ -14,6 +14,7 @@ from sgdsde.dynamics.moments.epochs import EpochFluctuation
 from sgdsde.dynamics.moments.feature_state import Expectations, Features, Fluctuation, IndependentFluctuation
 from sgdsde.dynamics.moments.state import MomentState
 from sgdsde.dynamics.moving_kernel.diagonal_tail import DiagonalTail, TailBlocks
+from sgdsde.dynamics.moving_kernel.initial_directions import InitialDirections
 from sgdsde.dynamics.moving_kernel.kernel_refresh import Margin, Refresh
 from sgdsde.dynamics.moving_kernel.mean_path import ForwardPass, MeanPath
 from sgdsde.dynamics.moving_kernel.noise_induced_drift import (
@@ -51,7 +52,6 @@ class Options:
     first_interval: int
     feedback: NoiseFeedback | None
     rank: int
-    neglected: float
     epoch_starts: int
 
 
@@ -114,8 +114,9 @@ class PredictionRun(MomentState):
         self._options, self._n_steps, self._on_refresh = options, len(plan), on_refresh
         self._sgd, self._plan, self._stride = sgd, plan, 1
         self._path = MeanPath.start(problem, sgd, plan)
-        self._subspace = WeightSubspace.leading(linearization, rank=options.rank, neglected=options.neglected)
-        self._tail = _tail(linearization, sgd, leading=len(self._subspace))
+        found = InitialDirections.of(linearization, options.rank)
+        self._subspace = WeightSubspace.leading(linearization, found, rank=options.rank)
+        self._tail = _tail(linearization, found, sgd, leading=len(self._subspace))
         self._features = self._initial = self._subspace.features(problem.params, with_test=False)
         self._fluctuation = _fluctuation(options, linearization, sgd, plan, size=len(self._subspace))
         self._correction, self._wish = NoiseCorrection(), options.first_interval
@@ -278,9 +279,9 @@ def _fluctuation(options: Options, linearization: Linearization, sgd: SGD, plan:
     return IndependentFluctuation(problem, sgd, plan, size=size, dtype=dtype)
 
 
-def _tail(linearization: Linearization, sgd: SGD, *, leading: int) -> DiagonalTail | None:
+def _tail(linearization: Linearization, found: InitialDirections, sgd: SGD, *, leading: int) -> DiagonalTail | None:
     """Of fresh batches; the anticorrelated noise of shuffled epochs hardly moves slow directions."""
     if sgd.sampling == "shuffled":
         return None
-    blocks = TailBlocks.of(linearization, linearization.eigenbasis, leading)
+    blocks = TailBlocks.of(linearization, found, leading)
     return None if blocks is None else DiagonalTail(blocks, parts=2 if sgd.momentum else 1)

@@ -15,7 +15,7 @@ from sgdsde import _memory
 from sgdsde._checks import complaint
 from sgdsde._types import Params
 from sgdsde.dynamics.moments.feature_state import Features
-from sgdsde.kernel.eigenbasis import Eigenbasis
+from sgdsde.dynamics.moving_kernel.initial_directions import InitialDirections
 from sgdsde.kernel.layer_products import JacobianProducts, NetworkJacobian
 from sgdsde.linearization import Linearization
 from sgdsde.problem import Problem
@@ -25,16 +25,6 @@ WELL_CONDITIONED = 100.0
 
 COPIES = 5
 """Of the directions, while they are turned."""
-
-
-def _refuse_truncation(basis: Eigenbasis, neglected: float) -> None:
-    if basis.tail is None:
-        return
-    left_out = basis.tail.trace / (basis.tail.trace + float(basis.values.sum()))
-    if left_out > neglected:
-        received = f"{len(basis.values)} eigenpairs that leave out {left_out:.3g} of its trace"
-        remedy = "use linearize(problem) without rank, a larger rank, or a larger neglected"
-        raise ValueError(complaint("the truncated kernel", f"within neglected={neglected:g}", received, remedy))
 
 
 def kernel_distance(features: Features, other: Features) -> float:
@@ -60,28 +50,20 @@ class WeightSubspace:
         self.rows, self._known = rows, known
 
     @classmethod
-    def leading(cls, linearization: Linearization, *, rank: int, neglected: float) -> WeightSubspace:
-        """The ``rank`` leading right singular vectors of J, the largest first.
+    def leading(cls, linearization: Linearization, found: InitialDirections, *, rank: int) -> WeightSubspace:
+        """The ``rank`` leading ones of the directions at initialization.
 
         Raises:
-            ValueError: a truncated eigenbasis that leaves out more than the share ``neglected`` of |J|^2.
             MemoryError: the directions do not fit; names the bytes.
         """
-        problem, basis = linearization.problem, linearization.eigenbasis
-        _refuse_truncation(basis, neglected)
-        if not basis.values.any():
-            received = "zero: the outputs do not depend on the weights at initialization (dead units?)"
-            remedy = "initialize the network anew; under the frozen kernel the loss is constant"
-            raise ValueError(complaint("the kernel that moves", "different from zero", received, remedy))
-        values, vectors = basis.values.flip(0), basis.vectors.flip(1)
-        count = min(len(values), rank)
+        problem = linearization.problem
+        count = min(len(found.values), rank)
         needed = COPIES * problem.functional.n_params * problem.dtype.itemsize
         what = f"one of the {count} weight directions that the noise moves (n_params={problem.functional.n_params})"
         _memory.rows_within(_memory.budget(None, problem.device), needed * count, 1, f"{count} times {what}")
         jacobian = NetworkJacobian.of(problem.functional, problem.x_train, problem.n_outputs)
         start = cls(problem, jacobian, torch.empty(0), linearization.kernel.dtype)
-        cotangents = (vectors[:, :count] / values[:count].sqrt()).mT
-        return start._spanning(problem.params, cotangents)
+        return start._spanning(problem.params, found.dual[:, :count].mT)
 
     def __len__(self) -> int:
         return len(self.rows)

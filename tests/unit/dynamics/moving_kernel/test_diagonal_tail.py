@@ -9,6 +9,7 @@ from torch import nn
 import sgdsde
 from sgdsde.dynamics import MomentRecursion, MovingKernel
 from sgdsde.dynamics.moving_kernel.diagonal_tail import DiagonalTail, TailBlocks, TailedCovariance
+from sgdsde.dynamics.moving_kernel.initial_directions import InitialDirections
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace
 from sgdsde.dynamics.output_law import Covariance
 
@@ -60,20 +61,20 @@ def test_variances_beyond_the_leading_directions_are_nearly_enough(words, monkey
 
 def test_the_groups_hold_the_kernel_that_is_left():
     linearization = sgdsde.linearize(linear_problem())
-    basis = linearization.eigenbasis
-    tail = TailBlocks.of(linearization, basis, 8)
+    basis, found = linearization.eigenbasis, InitialDirections.of(linearization, 8)
+    tail = TailBlocks.of(linearization, found, 8)
     rest = (basis.vectors[:, :-8] * basis.values[:-8]) @ basis.vectors[:, :-8].mT
     expected = torch.stack([rest[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] for i in range(24)])
     torch.testing.assert_close(tail.train.sum(0), expected)
     assert tail.sizes.sum() == len(basis.values) - 8
-    assert TailBlocks.of(linearization, basis, len(basis.values)) is None
+    assert TailBlocks.of(linearization, found, len(basis.values)) is None
 
 
 def test_a_deviation_that_the_jacobian_turns_from_is_no_longer_seen():
     problem = linear_problem()
     linearization = sgdsde.linearize(problem)
-    directions = WeightSubspace.leading(linearization, rank=8, neglected=0.0)
-    blocks = TailBlocks.of(linearization, linearization.eigenbasis, 8)
+    found = InitialDirections.of(linearization, 8)
+    directions, blocks = WeightSubspace.leading(linearization, found, rank=8), TailBlocks.of(linearization, found, 8)
     tail = DiagonalTail(blocks, parts=1)
     tail.variances += 1.0
     trace = float(blocks.train.diagonal(dim1=2, dim2=3).sum())

@@ -9,10 +9,10 @@ from torch.func import grad, jacrev, jvp
 
 import sgdsde
 from sgdsde.dynamics import GaussianClosure, MovingKernel, NoiseFeedback
+from sgdsde.dynamics.moving_kernel.initial_directions import InitialDirections
 from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
 from sgdsde.dynamics.moving_kernel.noise_induced_drift import Surroundings, draws, noise_correction
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace, kernel_distance
-from tests.problems import digits_problem
 
 
 def quadratic() -> sgdsde.Problem:
@@ -28,10 +28,15 @@ def quadratic() -> sgdsde.Problem:
     return sgdsde.Problem((model, {"w": w}), x, y, loss=nn.MSELoss(), x_test=x_test, y_test=y_test)
 
 
+def leading_directions(problem: sgdsde.Problem, rank: int) -> WeightSubspace:
+    linearization = sgdsde.linearize(problem)
+    return WeightSubspace.leading(linearization, InitialDirections.of(linearization, rank), rank=rank)
+
+
 def start(problem: sgdsde.Problem) -> tuple[MeanPath, WeightSubspace]:
     sgd = sgdsde.SGD(0.1, 2)
     path = MeanPath.start(problem, sgd, sgd.plan(problem.n_train, 1))
-    return path, WeightSubspace.leading(sgdsde.linearize(problem), rank=64, neglected=0.0)
+    return path, leading_directions(problem, 64)
 
 
 def covariance(size: int) -> torch.Tensor:
@@ -179,13 +184,3 @@ def test_what_it_cannot_do_is_refused():
         NoiseFeedback(n_draws=0)
     with pytest.raises(ValueError, match="epoch_starts"):
         MovingKernel(epoch_starts=-1)
-
-
-def test_a_truncated_kernel_is_taken_up_to_the_share_neglected():
-    problem = digits_problem(24, width=16)
-    truncated = sgdsde.linearize(problem).truncate(6, tail="frozen")
-    with pytest.raises(ValueError, match=r"neglected=0.01, got 6 eigenpairs that leave out 0\.\d+ of its trace; use"):
-        sgdsde.predict(truncated, sgdsde.SGD(0.01, 4), 3, dynamics=MovingKernel())
-    share = float(truncated.basis.tail.trace / truncated.dense_kernel.trace())
-    taken = sgdsde.predict(truncated, sgdsde.SGD(0.01, 4), 3, dynamics=MovingKernel(neglected=1.01 * share))
-    assert taken.train_loss.mean.isfinite().all()

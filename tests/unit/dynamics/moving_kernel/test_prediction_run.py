@@ -13,6 +13,7 @@ from torch import nn
 import sgdsde
 from sgdsde import _memory
 from sgdsde.dynamics import MovingKernel, NoiseFeedback
+from sgdsde.dynamics.moving_kernel.initial_directions import InitialDirections
 from sgdsde.dynamics.moving_kernel.kernel_refresh import NearLimitWarning, Refresh, RefreshMonitor
 from sgdsde.dynamics.moving_kernel.prediction_run import Interval, PredictionRun
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace
@@ -129,9 +130,10 @@ def test_momentum_is_warned_of_earlier(momentum, share):
 def test_directions_are_refused_exactly_where_five_copies_of_them_do_not_fit(share, monkeypatch):
     linearization = sgdsde.linearize(mlp_problem())
     count, p = len(linearization.eigenbasis.values), linearization.problem.functional.n_params
+    found = InitialDirections.of(linearization, count)
     monkeypatch.setattr(_memory, "budget", lambda memory, device: int(share * 5 * count * p * 8))
     if share > 1:
-        assert len(WeightSubspace.leading(linearization, rank=count, neglected=1e-12)) == count
+        assert len(WeightSubspace.leading(linearization, found, rank=count)) == count
     else:
         with pytest.raises(MemoryError, match=f"{5 * count * p * 8:,}"):
-            WeightSubspace.leading(linearization, rank=count, neglected=1e-12)
+            WeightSubspace.leading(linearization, found, rank=count)

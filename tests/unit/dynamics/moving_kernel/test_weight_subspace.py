@@ -21,5 +21,7 @@ def test_a_network_that_dies_on_the_way_is_refused_by_name(lr):
     problem = sgdsde.Problem(model, x, -x, loss=nn.MSELoss())
     measured = sgdsde.run_ensemble(problem, sgdsde.SGD(lr, 2), 60, 2, observe=("loss", "outputs"))
     assert measured.train_outputs.mean[-1].abs().max() == 0, "the control: real runs die"
-    with pytest.raises(ValueError, match="the network dies on the way"):
-        sgdsde.predict(problem, sgdsde.SGD(lr, 2), 60, dynamics=sgdsde.dynamics.MovingKernel())
+    for range_check in (True, False):
+        moving = sgdsde.dynamics.MovingKernel(range_check=range_check)
+        with pytest.raises(ValueError, match="the network dies on the way"):
+            sgdsde.predict(problem, sgdsde.SGD(lr, 2), 60, dynamics=moving)
