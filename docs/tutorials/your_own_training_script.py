@@ -67,5 +67,5 @@ moving.plot()
 print(f"frozen kernel: {frozen.train.max_relative_error:.1%}, moving kernel: {moving.train.max_relative_error:.1%}")
 
 # %%
-# ``sgdsde.diagnose(problem, sgd, n_steps)`` gives such advice before anything is trained, and
+# ``sgdsde.diagnose(problem, sgd, n_steps)`` gives such advice for the cost of a few runs, and
 # ``sgdsde.error_budget`` says afterwards where the rest of the gap comes from.
