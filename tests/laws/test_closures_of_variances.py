@@ -166,8 +166,8 @@ DECAYING, NOISY = {"sampling": "without_replacement", "weight_decay": 0.02}, {"l
         ({}, "none"),
         ({"weight_decay": 0.02}, "none"),
         (NOISY, "none"),
-        (NOISY, "followed"),
         (DECAYING, "followed"),
+        (NOISY, "followed"),
         (DECAYING, "frozen"),
     ],
 )
