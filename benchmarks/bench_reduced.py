@@ -3,8 +3,8 @@
 Everything is in processor seconds of one process and one thread, every ratio against the plain recursion in the same
 process. Results with their environment go to benchmarks/results/reduced.json.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/bench_reduced.py            # n = 256 and 1024, about five minutes
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/bench_reduced.py 256        # three minutes
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.bench_reduced                  # everything, about six minutes
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.bench_reduced horizons_1024    # one of ``PARTS`` anew
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ def worst(ours: sgdsde.Trajectory, theirs: sgdsde.Trajectory) -> float:
     return float((ours.train_loss.mean / theirs.train_loss.mean - 1).abs()[relevant].max())
 
 
-def horizons(linearization: sgdsde.Linearization, n: int, limit: float) -> list[dict[str, object]]:
+def horizons(linearization: sgdsde.Linearization) -> list[dict[str, object]]:
     """Cost at several horizons in plain steps measured before and after, and error where the recursion goes."""
+    n, limit = linearization.problem.n_train, sgdsde.stability.max_lr(linearization, BATCH)
     rows: list[dict[str, object]] = []
     for share in (0.25, 0.5, 0.8) if n <= 256 else (0.5,):
         sgd, compared = sgdsde.SGD(share * limit, BATCH), COMPARED_STEPS[n]
@@ -195,19 +196,26 @@ def costs() -> list[dict[str, object]]:
 def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    sizes = [int(word) for word in sys.argv[1:]] or [256, 1024]
-    results: dict[str, object] = {
-        "environment": {"torch": torch.__version__, "machine": platform.processor(), "cores": os.cpu_count()}
-    }
-    rows: list[dict[str, object]] = []
-    for n in sizes:
-        linearization = sgdsde.linearize(problem(n))
-        rows += horizons(linearization, n, sgdsde.stability.max_lr(linearization, BATCH))
-        if n == 256:
-            results |= {"sweep": sweeps(linearization), "shuffled": shuffled(linearization)}
-            results |= {"momentum": momenta(linearization)}
-    results |= {"horizons": rows, "expected_cost": costs()}
-    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    wanted = sys.argv[1:] or [*PARTS]
+    results: dict[str, object] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    results["environment"] = {"torch": torch.__version__, "machine": platform.processor(), "cores": os.cpu_count()}
+    prepared: dict[int, sgdsde.Linearization] = {}
+    for name in wanted:
+        n, part = PARTS[name]
+        if n and n not in prepared:
+            prepared[n] = sgdsde.linearize(problem(n))
+        results[name] = part(prepared.get(n))
+        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+PARTS: dict[str, tuple[int, Callable[..., object]]] = {
+    "horizons_256": (256, horizons),
+    "sweep": (256, sweeps),
+    "shuffled": (256, shuffled),
+    "momentum": (256, momenta),
+    "horizons_1024": (1024, horizons),
+    "expected_cost": (0, lambda _: costs()),
+}
 
 
 if __name__ == "__main__":

@@ -1,128 +1,118 @@
-"""Does ``diagnose`` know beforehand how wrong a prediction will be? Its verdicts against measured errors.
+"""Does ``diagnose`` know how wrong a prediction will be, and what is cheapest? Its advice against measured errors.
 
-Settings of two kinds: those that the constants of ``sgdsde.diagnosis.calibration`` were fitted to, and others, of
-different networks, examples, batches and lengths, on which they are checked.
+Everyday trainings drawn at random (``experiments.everyday_settings``); two of three settled the constants of
+``sgdsde.diagnosis.calibration``, one of three is kept for the check.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import dataclasses
+import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import sgdsde
-from experiments.frame import Progress, Scale, by_scale, device, main
-from sgdsde.budget import error_budget
-from sgdsde.diagnosis import Advice, diagnose
-from sgdsde.stability import max_lr
+from experiments.everyday_settings import Everyday, settings
+from experiments.frame import Progress, Scale, by_scale, main
+from sgdsde.diagnosis import Advice, Diagnosis, diagnose
+from sgdsde.measurement import clock, plain_seconds
+from sgdsde.prediction import evolve
 
-SEED = 0
-ADVICE = tuple(Advice)
-RECORDED = 10
+SEED = 1
+RECORDED = 16
 TOLERANCE = 0.05
-"""Relative error that is asked for, at every recorded step."""
+"""Relative error of the mean training loss that is asked for, at every recorded step."""
 
-
-@dataclass(frozen=True)
-class Setting:
-    """One network and one way to train it."""
-
-    width: int
-    parametrization: str
-    fraction: float
-    batch_size: int
-    momentum: float
-    activation: str
-    depth: int
-    n_train: int
-    n_steps: int
-    seed: int
-
-    def linearization(self) -> sgdsde.Linearization:
-        data = sgdsde.datasets.digits(self.n_train, 1, seed=self.seed)
-        model = sgdsde.networks.MLP(
-            data.in_features,
-            self.width,
-            1,
-            depth=self.depth,
-            activation=self.activation,
-            parametrization=self.parametrization,  # type: ignore[arg-type]
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-        tensors = data.to(device=device()).tensors()
-        x, y = tensors["x_train"], tensors["y_train"]
-        return sgdsde.linearize(sgdsde.Problem(model.to(device()), x, y, loss=torch.nn.MSELoss()))
-
-
-def calibration(scale: Scale) -> Iterator[Setting]:
-    """One hidden ReLU layer."""
-    widths = by_scale(scale, smoke=(32,), laptop=(32, 128, 512), paper=(32, 128, 512, 2048))
-    fractions = by_scale(scale, smoke=(0.15,), laptop=(0.15, 0.4, 0.75), paper=(0.05, 0.15, 0.4, 0.6, 0.75))
-    n, n_steps = by_scale(scale, smoke=(24, 24), laptop=(64, 128), paper=(128, 256))
-    sizes = by_scale(scale, smoke=(8,), laptop=(2, 8), paper=(2, 8))
-    for width, name, fraction, size in itertools.product(widths, ("ntk", "standard"), fractions, sizes):
-        yield Setting(width, name, fraction, size, 0.0, "relu", 1, n, n_steps, seed=0)
-    for width, fraction, size in itertools.product(widths[-2:-1] or widths, fractions[:2], sizes):
-        yield Setting(width, "ntk", fraction, size, 0.9, "relu", 1, n, n_steps, seed=0)
-
-
-def check(scale: Scale) -> Iterator[Setting]:
-    """Two hidden layers, tanh, other examples, batches, learning rates and lengths."""
-    widths = by_scale(scale, smoke=(64,), laptop=(48, 320), paper=(64, 256, 1024))
-    fractions = by_scale(scale, smoke=(0.1,), laptop=(0.1, 0.3, 0.6), paper=(0.03, 0.1, 0.2, 0.3, 0.6))
-    n, n_steps = by_scale(scale, smoke=(20, 20), laptop=(48, 96), paper=(96, 192))
-    sizes = by_scale(scale, smoke=(4,), laptop=(4, 16), paper=(4, 16))
-    ways = (("ntk", 0.0), ("standard", 0.0), ("standard", 0.9))
-    for width, fraction, size, (name, momentum) in itertools.product(widths, fractions, sizes, ways):
-        yield Setting(width, name, fraction, size, momentum, "tanh", 2, n, n_steps, seed=1)
+ADVICE = tuple(Advice)
+TEST_EVERY = 3
+"""Every third setting is kept for the check."""
 
 
 def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:
-    n_runs = by_scale(scale, smoke=8, laptop=32, paper=256)
-    arrays: dict[str, np.ndarray] = {}
-    for half, settings in (("calibration", list(calibration(scale))), ("check", list(check(scale)))):
-        rows = [numbers(setting, n_runs) for setting in progress(half)(settings)]
-        arrays |= {f"{half}_{name}": np.array([row[name] for row in rows]) for name in rows[0]}
-    return arrays | {"advice": np.array([advice.value for advice in ADVICE]), "tolerance": np.array(TOLERANCE)}
+    count, n_runs = by_scale(scale, smoke=(4, 8), laptop=(72, 64), paper=(144, 512))
+    drawn = settings(count, SEED)
+    if scale == "smoke":
+        drawn = [dataclasses.replace(one, n_steps=60, n_train=64) for one in drawn if one.loss != "ce"][:3]
+    rows = [numbers(setting, n_runs) for setting in progress("settings")(drawn)]
+    arrays = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    is_check = np.arange(len(rows)) % TEST_EVERY == TEST_EVERY - 1
+    names = {name: np.array([getattr(one, name) for one in drawn]) for name in ("network", "loss", "sampling")}
+    return arrays | names | {"is_check": is_check, "tolerance": np.array(TOLERANCE), "advice": _words()}
 
 
-def numbers(setting: Setting, n_runs: int) -> dict[str, float]:
-    """What was diagnosed, and the largest relative errors of frozen and moving kernel over the recorded steps.
+def _words() -> np.ndarray:
+    return np.array([advice.value for advice in ADVICE])
 
-    The expected loss of the real network is that of the linearized one, which is exact, and the linearization term of a
-    budget, real minus linearized runs on the same batches, whose sampling error is small.
-    """
-    linearization = setting.linearization()
-    limit = max_lr(linearization, setting.batch_size, momentum=setting.momentum)
-    sgd = sgdsde.SGD(setting.fraction * limit, setting.batch_size, momentum=setting.momentum)
-    record = [0, *np.unique(np.rint(np.geomspace(1, setting.n_steps, RECORDED))).astype(int).tolist()]
+
+def numbers(setting: Everyday, n_runs: int) -> dict[str, float]:
+    """What was diagnosed, what was true, and what each way cost, in plain runs."""
+    problem = dataclasses.replace(setting.problem(), x_test=None, y_test=None)
+    sgd = setting.sgd(problem)
+    record = sorted({0, *np.rint(np.geomspace(1, setting.n_steps, RECORDED)).astype(int).tolist()})
+    unit = plain_seconds(problem, sgd, setting.n_steps)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Past its range the moving kernel warns: that is what is diagnosed.
-        found = diagnose(linearization, sgd, setting.n_steps, record=record, tolerance=TOLERANCE)
-    budget = error_budget(linearization, sgd, setting.n_steps, n_runs, seed=SEED, record=record).train
-    real = budget.predicted + budget.terms["linearization"].value
-    moving = torch.full_like(real, torch.inf) if found.moving_losses is None else found.moving_losses
-    return {name: check.value for name, check in found.checks.items()} | {
-        "width": setting.width,
-        "fraction": setting.fraction,
-        "batch_size": setting.batch_size,
+        warnings.simplefilter("ignore")  # of ranges: that is what is diagnosed
+        start = clock(problem.device)
+        found = diagnose(problem, sgd, setting.n_steps, record=record, tolerance=TOLERANCE)
+        cost = (clock(problem.device) - start) / unit
+        linearization = sgdsde.linearize(problem)
+        start = clock(problem.device)
+        real = _losses(problem, sgd, record, n_runs)
+        batch = (clock(problem.device) - start) / unit
+        linear = _losses(linearization, sgd, record, n_runs)
+        moving, moving_cost = _moving(linearization, sgd, record, unit)
+    mean = real.mean(0)
+    spread = real.std(0) / mean
+    return _diagnosed(found) | {
+        "cost": cost,
+        "measured_frozen": largest(linear.mean(0), mean),
+        "measured_moving": math.inf if moving is None else largest(moving, mean),
+        "moving_cost": moving_cost,
+        "run_cost": batch / n_runs,
+        "measured_spread": float(spread.nan_to_num(nan=math.inf).max()),
+        "standard_error": float((spread / n_runs**0.5).nan_to_num(nan=math.inf).max()),
         "momentum": setting.momentum,
-        "advised": ADVICE.index(found.advice),
-        "expected_frozen": found.frozen_error,
-        "expected_moving": found.moving_error,
-        "measured_frozen": largest(real - budget.predicted, real),
-        "measured_moving": largest(real - moving, real),
-        "standard_error": float((budget.terms["linearization"].standard_error / real).max()),
     }
 
 
-def largest(error: torch.Tensor, real: torch.Tensor) -> float:
-    """Largest relative error."""
-    return float((error / real).abs().max())
+def _diagnosed(found: Diagnosis) -> dict[str, float]:
+    frozen, moving = found.option(Advice.FROZEN_KERNEL), found.option(Advice.MOVING_KERNEL)
+    return {
+        "advised": ADVICE.index(found.advice),
+        "n_runs": found.option(Advice.MEASURE).n_runs or 0,
+        "expected_frozen": frozen.error.value,
+        "high_frozen": frozen.error.high,
+        "frozen_cost": frozen.cost,
+        "expected_moving": moving.error.value,
+        "high_moving": moving.error.high,
+        "drift": found.checks["kernel_drift"].value,
+        "spread": found.spread,
+    }
+
+
+def _losses(what: sgdsde.Problem | sgdsde.Linearization, sgd: sgdsde.SGD, record: list[int], n_runs: int) -> Tensor:
+    losses = sgdsde.run_ensemble(what, sgd, record[-1], n_runs, seed=SEED, record=record).train_loss.samples
+    assert losses is not None
+    return losses
+
+
+def _moving(
+    linearization: sgdsde.Linearization, sgd: sgdsde.SGD, record: list[int], unit: float
+) -> tuple[Tensor | None, float]:
+    """Expected losses of the moving kernel and what they cost; None where it refuses."""
+    start, losses = clock(linearization.problem.device), None
+    with contextlib.suppress(ValueError, NotImplementedError):
+        losses = evolve(sgdsde.dynamics.MovingKernel(), linearization, sgd, record).train_loss.mean
+    return losses, (clock(linearization.problem.device) - start) / unit
+
+
+def largest(predicted: Tensor, real: Tensor) -> float:
+    """Largest relative error; infinite where one of them is not finite."""
+    return float((predicted / real - 1).abs().nan_to_num(nan=torch.inf).max())
 
 
 if __name__ == "__main__":

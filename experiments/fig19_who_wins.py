@@ -100,12 +100,20 @@ def settings(scale: Scale) -> Iterator[Setting]:
     yield Setting("middle, lazier", "ntk", (512, 512), n, steps, sgdsde.SGD(0.18, 8), pool, sweep=(1, 4, 16))
     wide = Setting("large", "ntk", (2048, 2048), 1024, 200, sgdsde.SGD(0.18, 8), 12, (1, 4), ("frozen",))
     if scale == "paper":
-        wide = replace(wide, pool=64, timed=RUNS, methods=METHODS)
+        wide = replace(wide, pool=64, timed=RUNS, methods=("frozen", "surface"))  # a moving kernel takes 17 GB
         yield replace(wide, name="large, rich", start="torch", sgd=sgdsde.SGD(0.01, 8))
     yield wide
-    if mnist_is_there():
-        n, steps = (4096, 400) if scale == "paper" else (2048, 40)
-        yield replace(wide, name="large, many examples", n_train=n, n_steps=steps, methods=("frozen",))
+    if scale == "paper" and mnist_is_there():  # a spectrum of thousands of examples takes minutes
+        for n, steps in ((2048, 40), (4096, 400)):
+            yield replace(
+                wide,
+                name=f"many examples, n = {n}",
+                n_train=n,
+                n_steps=steps,
+                methods=("frozen",),
+                pool=24,
+                timed=(1, 4),
+            )
 
 
 def run(scale: Scale, progress: Progress) -> dict[str, np.ndarray]:

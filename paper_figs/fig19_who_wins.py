@@ -12,8 +12,8 @@ and batch sizes, charged to this one setting; every other in the box is then fre
 median and 16 to 84 % of means of R = 1, 4, 16, 64 drawn from the runs of the truth; open circles: not timed, cost in
 proportion to that of 4 runs. Gray: below two standard errors of the truth, where errors cannot be told from none; the
 truth is the mean of runs of other seeds, with linearized runs of the same batches as control at steps where that lowers
-the spread. ReLU networks on digits (2,048 examples: MNIST), targets +1 and -1, B = 8; drift: |K - K_0| / |K_0| after
-one run. Last panel: total cost of several learning rates; the runs are as many as have the error of the frozen kernel.
+the spread. ReLU networks on digits (2,048 examples and more: MNIST), targets +1 and -1, B = 8; drift: |K - K_0| / |K_0|
+after one run. Last panel: total cost of several learning rates by `predict_many`; as many runs as have its error.
 Refuted by: a small network on which a prediction is cheaper than runs of its accuracy; a large one, 1,024 examples and
 little drift, where runs are cheaper.
 """
@@ -48,7 +48,7 @@ def claims(result: Result) -> dict[str, float]:
     numbers["rich_frozen_error"] = float(frozen[rich].min())
     numbers["rich_moving_error"] = float(np.nanmax(moving[rich]))
     for i in map(int, large):
-        which = "large" if result["n_train"][i] <= 1024 else "many_examples"
+        which = "large" if result["n_train"][i] <= 1024 else f"n_{result['n_train'][i]}"
         if rich[i]:
             continue
         numbers[f"{which}_frozen_error"] = float(frozen[i])
@@ -69,7 +69,7 @@ def run_costs(result: Result, i: int) -> np.ndarray:
 
 
 def equivalent_runs(result: Result, i: int, error: float) -> float:
-    """Number of runs whose mean has this error: the error of 64 runs (else 16), and 1 / sqrt(R)."""
+    """Number of runs whose mean has this error, by that of 64 runs and 1 / sqrt(R)."""
     return float(result["runs"][-1] * (result["run_error"][i, -1, 1] / error) ** 2)
 
 
@@ -89,18 +89,31 @@ def price(result: Result, i: int, method: int) -> float:
 
 def settings_until(result: Result, i: int) -> float:
     """Number of settings from which one sweep of the frozen kernel is cheaper than runs of its error at each."""
-    first, each, error = sweep_cost(result, i)
-    runs = cost_of_runs(result, i, equivalent_runs(result, i, error))
-    return float(first / (runs - each)) if runs > each else float("inf")
+    count = np.geomspace(1, 1e4, 4001)
+    wins = sweep_cost(result, i, count) < count * cost_at_the_error(result, i)
+    dear = np.flatnonzero(~wins)
+    if not len(dear):
+        return 1.0
+    return float(count[dear[-1] + 1]) if dear[-1] + 1 < len(count) else float("inf")
 
 
-def sweep_cost(result: Result, i: int) -> tuple[float, float, float]:
-    """Cost of the frozen kernel before the first setting, of each further one, and its error."""
+def sweep_cost(result: Result, i: int, count: np.ndarray) -> np.ndarray:
+    """Cost of that many settings in one sweep: linear between the numbers timed, and on beyond the last."""
     sweep = result["sweep"][i]
-    known = sweep[np.isfinite(sweep[:, 0])]
-    each = max((known[-1, 1] - known[-2, 1]) / (known[-1, 0] - known[-2, 0]), 0.0)
+    at, cost = sweep[np.isfinite(sweep[:, 0])].T
+    slope = max((cost[-1] - cost[-2]) / (at[-1] - at[-2]), 0.0)
+    return np.asarray(np.interp(count, at, cost) + slope * np.maximum(count - at[-1], 0))
+
+
+def cost_at_the_error(result: Result, i: int) -> float:
+    """Cost of the runs of one setting whose mean has the error of the frozen kernel."""
+    return cost_of_runs(result, i, equivalent_runs(result, i, frozen_error(result, i)))
+
+
+def frozen_error(result: Result, i: int) -> float:
+    """The upper end where the truth blurs it."""
     low, middle, high = result["error"][i, result["methods"].tolist().index("frozen")]
-    return known[-1, 1] - each * known[-1, 0], each, middle if low > 0 else high
+    return float(middle if low > 0 else high)
 
 
 def draw(result: Result) -> Figure:
@@ -121,10 +134,10 @@ def draw_setting(axis: Axes, result: Result, i: int) -> None:
     for method, name in enumerate(result["methods"].tolist()):
         draw_method(axis, result, i, method, name)
     draw_runs(axis, result, i)
-    start = "torch's init." if result["start"][i] == "torch" else "NTK init."
+    start = "torch init." if result["start"][i] == "torch" else "NTK init."
     title = f"{result['weights'][i]:,} weights, n = {result['n_train'][i]:,}\n{start}, drift {result['drift'][i]:.2g}, "
-    axis.set_title(title + f"{result['n_steps'][i]} steps", fontsize=6.5)
-    axis.set(xscale="log", yscale="log", ylim=(1e-3, 10), xlim=(0.1, 1000))
+    axis.set_title(title + f"{result['n_steps'][i]} steps", fontsize=6)
+    axis.set(xscale="log", yscale="log", ylim=(1e-3, 60), xlim=(0.1, 1000))
     axis.set_xlabel("cost / plain runs", fontsize=7)
     axis.set_ylabel("largest relative error", fontsize=7)
     axis.tick_params(labelsize=6)
@@ -152,9 +165,9 @@ def draw_method(axis: Axes, result: Result, i: int, method: int, name: str) -> N
         words = {"color": color, "markersize": 5, "elinewidth": 0.8, "label": label}
         axis.errorbar(cost[1], error[1], bars(error[None]), bars(cost[None]), fmt=marker, **words)
     elif np.isfinite(cost[1]):
-        axis.plot(cost[1], 7, marker, color=color, markerfacecolor="white", markersize=5)
+        axis.plot(cost[1], 30, marker, color=color, markerfacecolor="white", markersize=5)
         axis.annotate(
-            "refused", (cost[1], 7), (0, -9), textcoords="offset points", ha="center", fontsize=5, color=color
+            "refused", (cost[1], 30), (0, -9), textcoords="offset points", ha="center", fontsize=5, color=color
         )
 
 
@@ -164,23 +177,17 @@ def bars(values: np.ndarray) -> np.ndarray:
 
 
 def draw_sweep(axis: Axes, result: Result) -> None:
-    known = np.flatnonzero(np.isfinite(result["sweep"][:, 1, 0]))
-    i = int(known[-1])
-    count = np.geomspace(1, 100, 50)
-    first, each, error = sweep_cost(result, i)
-    sweep = result["sweep"][i]
+    i = int(np.flatnonzero(np.isfinite(result["sweep"][:, 1, 0]))[-1])
+    count, sweep = np.geomspace(1, 100, 200), result["sweep"][i]
     frozen = style.look("MomentRecursion")["color"]
-    axis.plot(count, first + each * count, color=frozen, linewidth=1)
+    axis.plot(count, sweep_cost(result, i, count), color=frozen, linewidth=1)
     axis.plot(sweep[:, 0], sweep[:, 1], "o", color=frozen, markersize=4)
-    runs = cost_of_runs(result, i, equivalent_runs(result, i, error))
-    axis.plot(count, runs * count, color=style.look("measured")["color"], linewidth=1)
+    axis.plot(count, cost_at_the_error(result, i) * count, color=style.look("measured")["color"], linewidth=1)
     surface = result["methods"].tolist().index("surface")
     if np.isfinite(result["error"][i, surface, 1]):
         axis.axhline(result["cost"][i, surface, 1], color=style.look("EnsembleSurface")["color"], linewidth=1)
-    title = (
-        f"{result['weights'][i]:,} weights, n = {result['n_train'][i]:,}\nseveral settings, error {100 * error:.2g} %"
-    )
-    axis.set_title(title, fontsize=6.5)
+    network = f"{result['weights'][i]:,} weights, n = {result['n_train'][i]:,}"
+    axis.set_title(f"{network}\nmany settings, error {frozen_error(result, i):.1%}", fontsize=6)
     axis.set(xscale="log", yscale="log")
     axis.set_xlabel("settings", fontsize=7)
     axis.set_ylabel("total cost / plain runs", fontsize=7)

@@ -50,6 +50,8 @@ class Ranks:
         try:
             distributed.all_gather_object(found, (value, said), group=self._group)
         except RuntimeError as error:
+            if failure is not None:
+                raise failure from error
             remedy = "a rank was lost, or took longer than the timeout of the group; start all of them again"
             raise RuntimeError(complaint("group", f"{self.count} ranks alive", str(error), remedy)) from error
         if failure is not None:

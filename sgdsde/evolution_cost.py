@@ -28,7 +28,7 @@ from sgdsde.dynamics.reduced_moments import cost_in_plain_steps, pays_after
 from sgdsde.kernel import KroneckerKernel
 from sgdsde.linearization import Linearization, problem_of
 from sgdsde.losses import SquaredError
-from sgdsde.machine import Machine, step_seconds
+from sgdsde.machine import Machine, linearized_runs_seconds, step_seconds
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
 
@@ -171,14 +171,10 @@ def _paths(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
 
 def _runs(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:
     assert isinstance(dynamics, LinearizedSGD)
-    return linearized_runs_cost(course.size, course.n_steps, dynamics.n_runs, machine)
-
-
-def linearized_runs_cost(size: Size, n_steps: int, n_runs: int, machine: Machine) -> StageCost:
-    """The cost of runs of the linearized model."""
-    rows = size.d + size.test
-    step = 2 * size.d * rows * n_runs / machine.products + 6 * rows * n_runs / machine.entries + 2 * OVERHEAD
-    return StageCost("runs of the linearized model", n_steps * step, 8 * 4 * rows * n_runs)
+    d, rows, runs = course.size.d, course.size.d + course.size.test, dynamics.n_runs
+    examples = course.sgd.batch_size_at(0) * course.problem.n_outputs
+    step = runs * linearized_runs_seconds(rows, d, examples, machine) + 2 * OVERHEAD
+    return StageCost("runs of the linearized model", course.n_steps * step, 8 * 4 * rows * runs)
 
 
 def _closure(dynamics: Dynamics, course: Course, machine: Machine) -> StageCost:

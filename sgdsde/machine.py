@@ -18,8 +18,14 @@ SPECTRUM_ROWS = 320
 WORTH_MEASURING = 4.0
 """Seconds of a stage from which on the tenth of a second of a measurement is nothing."""
 
-STEP_OVERHEAD = 1e-3
+STEP_OVERHEAD = 2e-4
 """Seconds of a training step beside its three passes through the network, on a processor."""
+
+CALL_OVERHEAD = 5e-4
+"""Seconds of a step of a small network, and of one of many runs, that do not grow with the batch or the runs."""
+
+COLUMN_ENTRIES = 5e9
+"""Entries a second of the columns of a kernel that a step of linearized SGD adds up."""
 
 WORTH_A_PASS = 64
 """Training steps from which on two forward passes of a batch are nothing."""
@@ -86,6 +92,19 @@ def step_seconds(problem: Problem, batch_size: int, n_steps: int) -> float:
             problem.forward(problem.params, batch).sum().item()  # waits for the device
 
     return 3 * _shortest(forward, repeats=2) + STEP_OVERHEAD
+
+
+def runs_seconds(problem: Problem, batch_size: int, n_steps: int, n_runs: int, groups: int) -> float:
+    """Seconds of real runs that are stepped together in so many groups: what a further run adds, and the calls."""
+    size = sum(value.numel() for value in problem.params.values())
+    alone = step_seconds(problem, batch_size, n_steps * n_runs)
+    further = max(alone - CALL_OVERHEAD, 6 * size * batch_size / (2 * EVERYDAY.products))
+    return n_steps * (n_runs * further + groups * 2 * CALL_OVERHEAD)
+
+
+def linearized_runs_seconds(rows: int, d: int, examples: int, machine: Machine) -> float:
+    """Seconds of one step of one run of the linearized model: columns of the kernel, or the product with all of it."""
+    return min(2 * d * rows / machine.products, examples * rows / COLUMN_ENTRIES) + 6 * rows / machine.entries
 
 
 def spectrum_cost(d: int, name: str = "eigenbasis", part: float = 1.0) -> StageCost:

@@ -25,6 +25,7 @@ from torch import distributed
 import sgdsde
 from sgdsde import SGD
 from sgdsde.dynamics import ExponentialEuler, SDEPaths
+from sgdsde.ensemble.training import Ensemble
 from sgdsde.kernel import TiledKernel
 from tests.problems import mlp_problem
 
@@ -66,18 +67,32 @@ def faulty(fault: str, mark: Path) -> Any:
         for unit in items:
             if unit == 6 * 64:  # the first block is finished
                 mark.write_text(str(time.time()))
-                if fault == "error":
-                    raise MemoryError("of this rank")
                 os.kill(os.getpid(), signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
             yield unit
 
     return progress
 
 
+def failing(mark: Path) -> Any:
+    """A block of runs of which only the first can be trained."""
+    block, jobs = Ensemble.block, []
+
+    def replaced(ensemble: Ensemble, job: Any) -> Any:
+        jobs.append(job)
+        if len(jobs) > 1:
+            mark.write_text(str(time.time()))
+            raise MemoryError("of this rank")
+        return block(ensemble, job)
+
+    return replaced
+
+
 def rank(number: int, count: int, folder: Path, *, problem: Any, work: str, fault: str, seconds: float) -> str:
     words: dict[str, Any] = {}
     if number == count - 1:
-        words = {"none": {}, "seed": {"seed": 2}}.get(fault, {"progress": faulty(fault, folder / "fault")})
+        if fault == "error":
+            Ensemble.block = failing(folder / "fault")  # of this process
+        words = {"none": {}, "error": {}, "seed": {"seed": 2}}.get(fault, {"progress": faulty(fault, folder / "fault")})
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'store'}",

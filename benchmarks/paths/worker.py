@@ -22,7 +22,7 @@ HOMES = {
     "sgdsde_euler": "own_paths", "sgdsde_exact": "own_paths", "sgdsde_second_order": "own_paths",
     "sgdsde_tf32": "own_paths", "diffrax_euler": "diffrax_paths",
 }  # fmt: skip
-SECONDS, PILOT, TURNS, MOST = 0.4, 8, 3, 2000
+SECONDS, PILOT, TURNS, MOST = 0.3, 8, 2, 2000
 """Seconds of a timed call, steps of the call that decides how many that are, calls of a contestant, steps at most."""
 
 ONLY = {"sgdsde_exact": "constant", "sgdsde_euler": "state", "sgdsde_second_order": "state", "sgdsde_tf32": "state"}

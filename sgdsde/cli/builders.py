@@ -22,6 +22,8 @@ TARGETS = {"mse": ("sign", "onehot"), "ce": ("class",), "logistic": ("sign",), "
 
 def build_problem(data: DataOptions, network: NetworkOptions, compute: ComputeOptions, loss: str) -> sgdsde.Problem:
     """The data, the initialized network and the loss."""
+    if not 0 <= compute.seed < 2**63:
+        raise ValueError(complaint("--seed", "between 0 and 2^63 - 1", compute.seed))
     device = _device(compute.device)
     examples = build_dataset(data, compute, loss, flatten=network.network != "cnn").to(device=device)
     model = build_network(network, examples, compute, device)
@@ -49,6 +51,8 @@ def build_dataset(data: DataOptions, compute: ComputeOptions, loss: str, *, flat
 def build_network(
     options: NetworkOptions, examples: datasets.Dataset, compute: ComputeOptions, device: torch.device
 ) -> networks.Network:
+    if options.width >= 2**31:
+        raise ValueError(complaint("--width", "below 2^31", options.width))
     words: dict[str, Any] = {
         "depth": options.depth,
         "activation": options.activation,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import sgdsde
 from sgdsde._progress import StageCost
 from sgdsde.cost import ExpectedCost, chosen_dynamics, foreseen_cost, kernel_cost, run_seconds
-from sgdsde.diagnosis import evidence
+from sgdsde.diagnosis import diagnosis_cost as cost_of_diagnosis
 from sgdsde.dynamics import Dynamics
 from sgdsde.evolution_cost import Course, evolution_cost
 from sgdsde.machine import Machine, spectrum_cost
@@ -29,11 +29,7 @@ def forecast_cost(
 
 def diagnosis_cost(problem: sgdsde.Problem, sgd: sgdsde.SGD, n_steps: int) -> ExpectedCost:
     """Of ``diagnose``."""
-    whole = evidence.diagnosis_cost(problem, sgd, recorded_steps(n_steps).tolist())
-    parts = [
-        StageCost(name, seconds, whole.stage.bytes, name == "moving kernel") for name, seconds in whole.parts.items()
-    ]
-    return ExpectedCost("diagnosis", (kernel_cost(problem), *parts), run_seconds(problem, sgd) * n_steps)
+    return ExpectedCost("diagnosis", (cost_of_diagnosis(problem, sgd, n_steps),), run_seconds(problem, sgd) * n_steps)
 
 
 def sweep_cost(

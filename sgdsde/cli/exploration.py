@@ -87,6 +87,7 @@ class Asked:
             raise ValueError(complaint("--loss", "mse for explore", training.loss))
         loopback_address(command.address)
         parse_lr(training)
+        build_sgd(training)
         for name in ("momenta", "samplings"):
             if not getattr(command, name):
                 raise ValueError(complaint(f"--{name}", "one value at least", "none"))
@@ -98,7 +99,6 @@ class Asked:
             expected = f"at most {command.data.n_train} without replacement"
             raise ValueError(complaint("--batch-sizes", expected, max(sizes)))
         first = build_sgd(dataclasses.replace(training, momentum=0.0, nesterov=False, dampening=0.0))
-        build_sgd(training)
         grid = {"batch_sizes": sizes, "momenta": tuple(dict.fromkeys(momenta)), "samplings": samplings}
         export = None if command.export == "none" else Path(os.path.expanduser(command.export))
         is_stored = command.output.out != "auto"

@@ -1,6 +1,6 @@
-"""Diagnosis of a problem and its SGD before any run is measured: which prediction to trust."""
+"""Diagnosis of a problem and its SGD by a few runs: what to predict, what to measure, at which error and cost."""
 
-from sgdsde.diagnosis.assembly import diagnose
-from sgdsde.diagnosis.result import Advice, Check, Diagnosis, Grade
+from sgdsde.diagnosis.assembly import diagnose, diagnosis_cost
+from sgdsde.diagnosis.result import Advice, Check, Diagnosis, Grade, Option
 
-__all__ = ["Advice", "Check", "Diagnosis", "Grade", "diagnose"]
+__all__ = ["Advice", "Check", "Diagnosis", "Grade", "Option", "diagnose", "diagnosis_cost"]

@@ -34,6 +34,9 @@ from sgdsde.sgd import SGD, in_words
 PATHS_AT_ONCE = 16 * BLOCK
 """On a CPU: more are no faster, fewer pay for every call into torch."""
 
+NUMBERS_HELD = 20
+"""For each output of a path, by the integrator that holds most of them."""
+
 
 @dataclass(frozen=True)
 class SDEPaths(Dynamics):
@@ -57,7 +60,7 @@ class SDEPaths(Dynamics):
             the same bits whatever their number. They meet at every recorded step.
     Exactness: that of the integrator, for a model linear in its parameters, and the error of a sample. Spreads of the
         loss are those of Gaussian noise; the batches of SGD are not Gaussian.
-    Cost: that of the integrator: one product [P, d] x [d, d] a step; 2 to 3 P d numbers, d = n c.
+    Cost: that of the integrator, by default one product [P, d] x [d, d] a step and 3 P d numbers, d = n c.
     Source: Hayou, Doucet, Rousseau, arXiv:1905.13654; Li, Tai, E, arXiv:1511.06251.
     """
 
@@ -79,11 +82,8 @@ class SDEPaths(Dynamics):
         if self.precision is not None:
             word("precision", self.precision, get_args(Precision))
         if not isinstance(self.integrator, Integrator):
-            expected, remedy = (
-                "an integrator",
-                "use dynamics.EulerMaruyama(), WeakOrder2(), ExponentialEuler() or SDEInt()",
-            )
-            raise TypeError(complaint("integrator", expected, repr(self.integrator), remedy))
+            remedy = "use dynamics.EulerMaruyama(), WeakOrder2(), ExponentialEuler() or SDEInt()"
+            raise TypeError(complaint("integrator", "an integrator", repr(self.integrator), remedy))
         Ranks(self.group)  # refuses what is no group
         if self.ito_term is not None and not isinstance(self.ito_term, ItoTerm):
             raise TypeError(complaint("ito_term", "an ItoTerm or None", repr(self.ito_term), "use dynamics.ItoTerm()"))
@@ -123,13 +123,14 @@ class SDEPaths(Dynamics):
 
         Root mean squares over paths, examples and outputs. Paths that diverge are as far off as they have moved.
         """
-        few, n_steps = replace(self, n_paths=BLOCK), whole_number("n_steps", n_steps, minimum=1)
+        few, n_steps = replace(self, n_paths=BLOCK, group=None), whole_number("n_steps", n_steps, minimum=1)
         ends = [
             next(iter(dynamics.evolve(linearization, sgd, [n_steps]))).samples
             for dynamics in (few, replace(few, precision="float64"))
         ]
         one, other = (end.double() for end in ends if end is not None)
-        return float((one - other).norm() / (other - linearization.outputs).norm())
+        difference = float((one - other).norm())
+        return difference and difference / float((other - linearization.outputs).norm())
 
     def _evolve(
         self, setup: PathSetup, dtype: torch.dtype, record: Sequence[int], progress: Progress
@@ -166,7 +167,7 @@ class SDEPaths(Dynamics):
         if at_once is None and self.group is not None:
             at_once = BLOCK  # the same for any number of ranks
         if at_once is None:
-            per_path = 8 * linearization.outputs.numel() * linearization.outputs.itemsize
+            per_path = NUMBERS_HELD * linearization.outputs.numel() * linearization.outputs.itemsize
             available = _memory.budget(None, linearization.outputs.device)
             at_once = _memory.rows_within(available, per_path, self.n_paths, "one path")
             if linearization.outputs.device.type == "cpu":

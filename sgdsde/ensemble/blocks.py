@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -69,10 +70,14 @@ class BlockStore:
             yield jobs[place], found
         missing = [job for place, job in enumerate(jobs) if place not in kept]
         for dealt in self._ranks.rounds(missing, train):
-            for job, found in dealt:
-                if self._checkpoint is not None:
-                    self._checkpoint.save(name_of(job), found)
-                yield job, found
+            if self._path is not None:
+                self._ranks.alone(partial(self._save, dealt))
+            yield from dealt
+
+    def _save(self, parts: Sequence[tuple[BlockRun, Trajectory]]) -> None:
+        if self._checkpoint is not None:
+            for job, part in parts:
+                self._checkpoint.save(name_of(job), part)
 
     def _load(self, job: BlockRun) -> Trajectory | None:
         return None if self._checkpoint is None else self._checkpoint.load(name_of(job))

@@ -23,7 +23,7 @@ from sgdsde.ensemble.streams import RunStreams
 from sgdsde.ensemble.variants import Minibatches, Variant
 from sgdsde.linearization import Linearization
 from sgdsde.losses import SquaredError
-from sgdsde.machine import STEP_OVERHEAD, Machine, step_seconds
+from sgdsde.machine import CALL_OVERHEAD, Machine, linearized_runs_seconds, runs_seconds
 from sgdsde.problem import Problem, check_training
 from sgdsde.sgd import SGD, StepPlan, check_sgd, in_words
 from sgdsde.trajectory import Trajectory
@@ -118,19 +118,18 @@ class Ensemble:
     def expected_cost(self, n_steps: int, n_runs: int) -> StageCost:
         """Real runs: a forward pass is timed where there are many steps. Linearized ones: by their products."""
         learner, problem, total = self.learner, self.learner.problem, n_runs * len(self.sgds)
-        at_once = min(total, self._layout([0], total).together)
+        at_once, batch_size = min(total, self._layout([0], total).together), self.sgds[0].batch_size_at(0)
         if isinstance(learner, RealLearner):
-            step = step_seconds(problem, self.sgds[0].batch_size_at(0), n_steps * total)
-            # Runs that are stepped together share the overhead of a step.
-            seconds = n_steps * (total * (step - STEP_OVERHEAD) + -(-total // at_once) * STEP_OVERHEAD)
+            seconds = runs_seconds(problem, batch_size, n_steps, total, -(-total // at_once))
             size = problem.functional.n_params * problem.dtype.itemsize
             return StageCost(f"{total} real runs", seconds, 5 * total * size)
         rows, d = len(learner.initial) * problem.n_outputs, problem.n_train * problem.n_outputs
 
         def count(machine: Machine) -> float:
-            return n_steps * total * (2 * d * rows / machine.products + 6 * rows / machine.entries)
+            examples = batch_size * problem.n_outputs
+            return n_steps * total * linearized_runs_seconds(rows, d, examples, machine)
 
-        seconds = count(Machine.worth(count)) + n_steps * STEP_OVERHEAD
+        seconds = count(Machine.worth(count)) + n_steps * CALL_OVERHEAD
         return StageCost(f"{total} runs of the linearized model", seconds, 8 * 4 * rows * at_once)
 
     def _layout(self, settings: Sequence[int], n_runs: int) -> Layout:

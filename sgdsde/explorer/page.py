@@ -77,7 +77,8 @@ def page(curves: Curves, *, about: str, start: SGD, measure: str = "") -> Page:
         [Div(text="batches", width=80), controls["sampling"]],
     )
     left = Column(controls["lr"], controls["batch"], *(Row(*row) for row in words), button, status, message)
-    layout = Column(head, Row(left, Column(figure, _map_figure(curves, limit, point, predicted))), name="explorer")
+    right = Column(figure, _map_figure(curves, limit, point, predicted))
+    layout = Column(head, Row(left, right, styles={"flex-wrap": "wrap"}), name="explorer", styles={"max-width": "100%"})
     layout.js_on_change("tags", update)
     return Page(layout, controls, measured, button, update, status)
 
@@ -216,7 +217,7 @@ def _map_figure(
     low, high = _range(curves)
     drawn: Any = figure(
         width=620,
-        height=280,
+        height=310,
         x_axis_type="log",
         y_axis_type="log",
         x_range=(min(curves.batch_sizes) / 1.2, max(curves.batch_sizes) * 1.2),
@@ -231,6 +232,7 @@ def _map_figure(
     drawn.line("size", "limit", source=limit, color="black", legend_label="mean-square limit")
     drawn.scatter("size", "lr", source=point, size=12, color="color", legend_label="chosen setting")
     drawn.scatter("size", "lr", source=predicted, size=18, line_color="black", fill_alpha=0, legend_label="drawn above")
-    drawn.legend.location, drawn.legend.background_fill_alpha = "bottom_right", 0.7
+    drawn.legend.orientation = "horizontal"
+    drawn.add_layout(drawn.legend[0], "below")  # inside it would hide the point
     drawn.toolbar.logo = None
     return drawn

@@ -139,7 +139,7 @@ def limit_at_noise(
 def limit_of_map(moments: SecondMomentMap, noise: float, *, sgd: SGD, precision: float = 1e-9) -> float:
     """``limit_at_noise`` of one map of second moments, momentum and decay from ``sgd``; ``precision`` is relative."""
     if sgd.momentum == 0 and sgd.weight_decay == 0:
-        return _plain_limit(moments, noise)
+        return _plain_limit(moments, noise, precision)
     full_batch = _full_batch_limit(moments, sgd)
     if noise == 0 or not 0 < full_batch < math.inf or not moments.drift.any():
         return full_batch
@@ -180,7 +180,7 @@ def _sufficient_of_map(moments: SecondMomentMap, noise: float) -> float:
     return 2 / largest_eigenvalue(product, (len(rows), 1), rows, start=start)
 
 
-def _plain_limit(moments: SecondMomentMap, noise: float) -> float:
+def _plain_limit(moments: SecondMomentMap, noise: float, precision: float = 1e-9) -> float:
     h = moments.drift
     if not h.any():
         return math.inf
@@ -192,7 +192,7 @@ def _plain_limit(moments: SecondMomentMap, noise: float) -> float:
     def ratio(y: torch.Tensor) -> torch.Tensor:
         return diagonal * y + noise * weights * moments.examples.spread(moments.examples.of(weights * y))
 
-    return 1 / largest_eigenvalue(ratio, (len(h), len(h)), h)
+    return 1 / largest_eigenvalue(ratio, (len(h), len(h)), h, precision=precision)
 
 
 def max_lr_full_batch(

@@ -81,11 +81,17 @@ def squared_response(step: ModalStep, x: float = 1.0) -> Tensor:
 
 
 def largest_eigenvalue(
-    apply: Callable[[Tensor], Tensor], shape: tuple[int, ...], like: Tensor, *, start: np.ndarray | None = None
+    apply: Callable[[Tensor], Tensor],
+    shape: tuple[int, ...],
+    like: Tensor,
+    *,
+    start: np.ndarray | None = None,
+    precision: float = 1e-9,
 ) -> float:
     """The largest eigenvalue of a self-adjoint map of arrays of this shape, by Lanczos.
 
-    From the identity, which lies inside the cone that a positive map keeps, or from ``start``.
+    From the identity, which lies inside the cone that a positive map keeps, or from ``start``; at least to the relative
+    ``precision`` that the dtype allows.
     """
     size = math.prod(shape)
 
@@ -101,5 +107,5 @@ def largest_eigenvalue(
     if not matvec(start.copy()).any():
         return 0.0  # the start lies in the range of any map but zero
     operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)
-    tolerance = 1e-10 if like.dtype == torch.float64 else 1e-6
+    tolerance = max(precision / 10, 1e-10 if like.dtype == torch.float64 else 1e-6)
     return float(eigsh(operator, k=1, which="LA", v0=start, ncv=min(12, size), tol=tolerance)[0][0])

@@ -47,6 +47,8 @@ DYNAMICS = {
     "GaussianClosure": dynamics.GaussianClosure(),
     "SDEPaths": dynamics.SDEPaths(4),
     "ExponentialEuler": dynamics.SDEPaths(4, dynamics.ExponentialEuler()),
+    "WeakOrder2": dynamics.SDEPaths(4, dynamics.WeakOrder2()),
+    "FrozenNoise": dynamics.SDEPaths(4, dynamics.FrozenNoise()),
     "two substeps": dynamics.SDEPaths(4, dynamics.EulerMaruyama(2)),
     "LinearizedSGD": dynamics.LinearizedSGD(4),
     "TracedRecursion": dynamics.TracedRecursion(),

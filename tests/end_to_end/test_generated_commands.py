@@ -252,10 +252,14 @@ def check_line(words: list[str]) -> None:
 
 def check_file(file: tuple[str, str, str]) -> None:
     command, text, option = file
+    typed = BASE[command].split()
+    if option in typed:  # what is typed would go before the file
+        place = typed.index(option)
+        del typed[place : place + 2]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "options.toml")
         path.write_text(text)
-        code, error = check_answer([command, *BASE[command].split(), "--config", str(path)])
+        code, error = check_answer([command, *typed, "--config", str(path)])
     if code == USAGE:
         name = option.strip("- ")
         assert any(word in error for word in (name, name.replace("-", "_"))), f"{command}: {text}{error}"

@@ -7,6 +7,7 @@ import torch
 
 import sgdsde
 from sgdsde.dynamics import (
+    FrozenNoise,
     GradientDescent,
     GradientFlow,
     MomentEquations,
@@ -14,6 +15,7 @@ from sgdsde.dynamics import (
     MovingKernel,
     OrnsteinUhlenbeck,
     SDEPaths,
+    WeakOrder2,
 )
 from tests.problems import LINEAR
 
@@ -26,6 +28,8 @@ DYNAMICS = [
     OrnsteinUhlenbeck(freeze="init"),
     OrnsteinUhlenbeck(freeze="mean_path"),
     SDEPaths(n_paths=4),
+    SDEPaths(4, WeakOrder2()),
+    SDEPaths(4, FrozenNoise()),
     MovingKernel(),
 ]
 

@@ -162,8 +162,14 @@ DECAYING, NOISY = {"sampling": "without_replacement", "weight_decay": 0.02}, {"l
 
 @pytest.mark.parametrize(
     ("words", "tail"),
-    [({}, "none"), ({"weight_decay": 0.02}, "none"), (NOISY, "none"), (DECAYING, "followed"), (NOISY, "followed")]
-    + [(DECAYING, "frozen")],
+    [
+        ({}, "none"),
+        ({"weight_decay": 0.02}, "none"),
+        (NOISY, "none"),
+        (DECAYING, "followed"),
+        (NOISY, "followed"),
+        (DECAYING, "frozen"),
+    ],
 )
 def test_many_steps_at_once_are_the_steps(digits, limit, words, tail):
     linearization = digits if tail == "none" else digits.truncate(12, tail=tail)

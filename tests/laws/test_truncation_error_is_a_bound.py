@@ -174,8 +174,9 @@ def test_paths_and_runs_take_any_operator_without_truncation(digits, tmp_path):
         assert b.truncation_error is None
     a, b = (sgdsde.run_ensemble(one, sgd, 20, 4) for one in (digits, on_disk))
     torch.testing.assert_close(a.test_loss.samples, b.test_loss.samples, rtol=1e-8, atol=1e-12)
-    by_modes = dynamics.SDEPaths(n_paths=8, integrator=dynamics.ExponentialEuler())
-    assert sgdsde.predict(on_disk, sgd, 20, dynamics=by_modes).truncation_error is not None
+    for integrator in (dynamics.ExponentialEuler(), dynamics.WeakOrder2(), dynamics.FrozenNoise()):
+        by_modes = dynamics.SDEPaths(n_paths=8, integrator=integrator)
+        assert sgdsde.predict(on_disk, sgd, 20, dynamics=by_modes).truncation_error is not None
 
 
 def test_what_needs_the_whole_kernel_says_so(digits, monkeypatch):

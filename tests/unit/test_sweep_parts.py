@@ -155,4 +155,4 @@ def test_a_sweep_that_is_killed_three_times_has_the_bits_of_an_uninterrupted_one
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_fifty_times_has_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
     counts = killed(50, "whole", tmp_path)
-    assert counts["whole"] >= 3
+    assert counts["temporary"] >= 1  # kills in the middle of writing: measured 36 and 41 of 50

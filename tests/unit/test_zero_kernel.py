@@ -50,6 +50,8 @@ THEORIES: dict[str, tuple[dynamics.Dynamics | None, tuple[str, ...]]] = {
     "order 2": (dynamics.MomentEquations(), ("plain", "momentum", "decay")),
     "order 1": (dynamics.MomentEquations(order=1), ("plain", "decay")),
     "paths": (dynamics.SDEPaths(n_paths=4), ("plain", "momentum", "decay")),
+    "second order": (dynamics.SDEPaths(4, dynamics.WeakOrder2()), ("plain",)),
+    "frozen noise": (dynamics.SDEPaths(4, dynamics.FrozenNoise()), ("plain",)),
     "closure": (dynamics.GaussianClosure(), ("plain", "momentum", "shuffled")),
 }
 
@@ -88,10 +90,17 @@ def test_a_problem_warns_where_it_is_predicted() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the kernel is zero")
+def test_a_diagnosis_sees_that_nothing_moves() -> None:
+    found = sgdsde.diagnose(sgdsde.linearize(problem()), SGDS["plain"], n_steps=4)
+    assert (found.frozen_error, found.moving_error, found.spread) == (0, 0, 0)
+    assert found.checks["kernel_drift"].value == found.checks["noise_scale"].value == 0
+    assert found.checks["stability"].value == 0
+
+
+@pytest.mark.filterwarnings("ignore:the kernel is zero")
 def test_what_has_no_answer_says_why() -> None:
     linearization = sgdsde.linearize(problem())
     asks: list[Callable[[], object]] = [
-        lambda: sgdsde.diagnose(linearization, SGDS["plain"], n_steps=4),
         lambda: sgdsde.stability.critical_batch_size(linearization),
         lambda: sgdsde.stability.gradient_noise_scale(linearization),
         lambda: sgdsde.predict(problem(), SGDS["plain"], 4, dynamics=dynamics.MovingKernel()),

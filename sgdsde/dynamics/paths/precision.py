@@ -34,6 +34,8 @@ def in_precision(linearization: Linearization, precision: Precision | None, *, s
         remedy = "use precision=None, which is that of the linearization"
         raise ValueError(complaint("precision", "given with kernels that are tensors", received, remedy))
     dtype = torch.float64 if precision == "float64" else torch.float32
+    if dtype == linearization.outputs.dtype == kernel.dtype:
+        return linearization
     names = ("kernel", "cross_kernel", "outputs", "test_outputs", "weight_outputs", "test_weight_outputs")
     found = ((name, getattr(linearization, name)) for name in names)
     parts: dict[str, Any] = {name: part.to(dtype) for name, part in found if part is not None}

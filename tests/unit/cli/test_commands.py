@@ -226,6 +226,9 @@ def test_help_names_every_command_and_option_with_its_default(capsys):
         ("sweep --batch-sizes many", "--batch-sizes must be whole numbers, got ['many']; see sgdsde sweep --help"),
         ("sweep --lrs fast", "--lrs must be a positive number, or a part of the limit, got fast; write 0.1, half or"),
         ("ntk --batch-size 0", "--batch-size must be at least 1, got 0"),
+        ("predict --width 99999999999999999999", "--width must be below 2^31, got 99999999999999999999"),
+        ("ntk --seed -1", "--seed must be between 0 and 2^63 - 1, got -1"),
+        ("ntk --seed 9223372036854775808", "--seed must be between 0 and 2^63 - 1, got 9223372036854775808"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_two(words, message, capsys, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -176,6 +178,19 @@ def test_a_linearization_with_another_kernel_is_another_ensemble(problem: sgdsde
     other = dataclasses.replace(linearization, kernel=1.01 * linearization.kernel)
     with pytest.raises(ValueError, match="kernel of the checkpoint"):
         sgdsde.run_ensemble(other, SGD(0.1, 2), 2, 4, checkpoint=tmp_path / "runs")
+
+
+def test_what_killed_processes_left_is_deleted_and_what_others_write_now_is_not(
+    problem: sgdsde.Problem, tmp_path: Path
+) -> None:
+    call, folder = (problem, SGD(0.1, 2), 2, 4), tmp_path / "runs"
+    sgdsde.run_ensemble(*call, checkpoint=folder)
+    old, new = folder / ".setting-0000-runs-0.aa.tmp.npz", folder / ".setting-0000-runs-0.bb.tmp.npz"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    sgdsde.run_ensemble(*call, checkpoint=folder)
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_folders_that_are_no_checkpoint_are_left_alone(problem: sgdsde.Problem, tmp_path: Path) -> None:

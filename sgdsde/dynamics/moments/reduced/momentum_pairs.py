@@ -68,10 +68,7 @@ class MomentumStep:
 
 
 class MomentumSpace:
-    """Triples [3, r, r] of the blocks ee, ev, vv at one setting; packed for dot products, [size].
-
-    The dot product of two packed triples is that of the four blocks.
-    """
+    """Blocks ee, ev, vv [3, r, r] at one setting; packed so that dot products are those of all four blocks."""
 
     def __init__(self, pairs: PairSpace, step: MomentumStep) -> None:
         self.pairs, self.step = pairs, step
@@ -79,10 +76,6 @@ class MomentumSpace:
         r = pairs.rank
         rows = max(1, ROWS_AT_ONCE // r)
         self._slices = [slice(i, min(i + rows, r)) for i in range(0, r, rows)]
-
-    @property
-    def size(self) -> int:
-        return 2 * self.pairs.size + self.pairs.rank**2
 
     def pack(self, triple: Tensor) -> Tensor:
         ev = triple[EV].flatten() * SQRT2

@@ -24,6 +24,9 @@ NOTHING = 1e-12
 MATRICES = 120
 """Packed matrices that a model holds at most: sixty directions, and as many resolvents."""
 
+MATRICES_WITH_BUFFER = 350
+"""The same with momentum, where both families are kept and a resolvent has three blocks."""
+
 
 @dataclass(frozen=True, eq=False)
 class ReducedStart:
@@ -60,7 +63,7 @@ class ReducedStart:
             moving[-1] = True
         fixed = modes.residual(torch.where(moving[:, None], 0.0, mean))
         space = PairSpace(modes.drift[moving], modes.vectors[:, moving].contiguous(), modes.n_outputs)
-        _check_memory(space)
+        _check_memory(space, MATRICES_WITH_BUFFER if sgd.momentum else MATRICES)
         m, root = mean[moving], space.drift.rsqrt()[:, None]
         moment = space.products(root * m, root * m)
         if covariance is not None:
@@ -98,8 +101,8 @@ class ReducedStart:
         return whole
 
 
-def _check_memory(space: PairSpace) -> None:
-    needed = MATRICES * space.size * space.rows.element_size()
+def _check_memory(space: PairSpace, matrices: int) -> None:
+    needed = matrices * space.size * space.rows.element_size()
     allowed = _memory.budget(None, space.rows.device)
     if needed > allowed:
         raise MemoryError(complaint("memory", f"at least {needed:,} bytes", f"{allowed:,}"))

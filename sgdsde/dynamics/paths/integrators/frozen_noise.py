@@ -79,7 +79,8 @@ class _ExactSteps:
 
     def __init__(self, setup: PathSetup) -> None:
         self._plan, self._dtype = setup.plan, setup.linearization.outputs.dtype
-        self._modes = _in_double(setup.linearization)
+        modes = setup.once("modes", lambda: Modes.of(setup.linearization))
+        self._modes = modes if modes.start.dtype == torch.float64 else _in_double(setup.linearization)
         self._noise = StepNoise(self._modes, setup.sgd, setup.plan, "start")
         self._known: tuple[tuple[float, float], tuple[Tensor, Tensor | None]] | None = None
 

@@ -31,7 +31,7 @@ class WeakOrder2(Integrator):
     Args:
         substeps: steps to a step of SGD.
     Exactness: mean exact; weak order 2 in dt for the SDE, measured in laws/test_weak_order_of_the_integrators.py.
-    Cost: four products [P, d] x [d, d] a substep; 6 P d numbers and 3 d^2. Where the learning rate changes, two
+    Cost: four products [P, d] x [d, d] a substep; 12 P d numbers and 4 d^2. Where the learning rate changes, two
         products d^3.
     Source: Talay, Tubaro, Stochastic Analysis and Applications 8 (1990) 483; Kloeden, Platen, Numerical Solution of
         Stochastic Differential Equations, section 14.2, here with the antisymmetric two-point variables replaced by
@@ -81,9 +81,13 @@ class _SecondOrderPaths(PathGroup):
         a, squares = both[:, :d], both[:, d:]
         numbers = self._draws.normal("sde paths", 2, modes.n_train)
         numbers.sub_(numbers.mean(2, keepdim=True)).mul_(scale)
-        x, z = (numbers[:, i].repeat_interleave(modes.n_outputs, 1) for i in (0, 1))
-        first = x * a
-        one, other = torch.cat([first, z * a]).mm(self._matrices.kernel).chunk(2)  # N(x) a and N(z) a
+        x, z = numbers.unbind(1)
+        if modes.n_outputs > 1:
+            x, z = (one.repeat_interleave(modes.n_outputs, 1) for one in (x, z))
+        pushed = a.new_empty(2, *a.shape)
+        first = torch.mul(x, a, out=pushed[0])
+        torch.mul(z, a, out=pushed[1])
+        one, other = pushed.flatten(0, 1).mm(self._matrices.kernel).chunk(2)  # N(x) a and N(z) a
         other.div_(-math.sqrt(2)).add_(one)
         second = other.mul_(x).addcmul_(one, z, value=1 / math.sqrt(2)).sub_(squares, alpha=scale**2)
         self._state = torch.addmm(a, first.add_(second, alpha=0.5), self._matrices.kernel)

@@ -19,7 +19,7 @@ from sgdsde.dynamics import (
     WeakOrder2,
 )
 from sgdsde.kernel import as_operator
-from tests.problems import BY_NAME, classification_problem
+from tests.problems import BY_NAME, classification_problem, linear_problem
 
 INTEGRATORS = [EulerMaruyama(), ExponentialEuler(), WeakOrder2(), FrozenNoise(stride=1)]
 SGD = sgdsde.SGD(0.1, 2)
@@ -49,6 +49,11 @@ def test_the_error_is_told_by_the_definition() -> None:
     difference, moved = (single.samples - double.samples)[:64], (double.samples - one.outputs)[:64]
     expected = float(difference.square().sum().sqrt() / moved.square().sum().sqrt())
     assert paths.rounding_error(one, SGD, 9) == pytest.approx(expected, rel=1e-9)
+
+
+def test_paths_that_stand_still_have_no_error() -> None:
+    fitted = sgdsde.linearize(linear_problem([[[1.0]], [[2.0]]], [[1.0], [2.0]], [1.0]))
+    assert SDEPaths(precision="float32").rounding_error(fitted, SGD, 3) == 0
 
 
 def test_a_single_linearization_can_be_stepped_in_double() -> None:
