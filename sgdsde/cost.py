@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from dataclasses import dataclass
 
 from sgdsde._checks import complaint, whole_number
-from sgdsde._progress import StageCost, covered
+from sgdsde._progress import StageCost
 from sgdsde._words import told
 from sgdsde.dynamics import Dynamics, MomentRecursion, ReducedMoments, SDEPaths, Volterra
 from sgdsde.dynamics.reduced_moments import pays_after
-from sgdsde.ensemble import run_ensemble
 from sgdsde.evolution_cost import Course, evolution_cost
 from sgdsde.kernel import KernelPlan
 from sgdsde.linearization import Linearization, problem_of
 from sgdsde.machine import Machine
+from sgdsde.measurement.plain_run import plain_seconds
 from sgdsde.prediction import default_dynamics
 from sgdsde.problem import Problem
 from sgdsde.recording import recorded_steps
@@ -23,9 +21,6 @@ from sgdsde.sgd import SGD, check_sgd
 
 CHECKS = 0.1
 """Seconds of the checks of problem and kernel that every prediction makes."""
-
-REAL_STEPS = (3, 13)
-"""Steps of the two short runs whose difference is the cost of real training."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +80,8 @@ def expected_cost(
     """Seconds and bytes of ``predict(problem, sgd, n_steps, dynamics=...)`` on this machine, by stage.
 
     Measured: rates of matrix products and of an eigendecomposition, on small matrices, once a process; real training,
-    on 16 steps of one run. Estimated: everything else, by operation counts. A kernel that was made before, or its
-    eigenbasis, costs nothing again. (The costs that ``predict`` and the others log by themselves measure less: machine
+    on 27 steps of a loop around ``torch.optim.SGD``. Estimated: everything else, by operation counts. A kernel that was
+    made before, or its eigenbasis, costs nothing again. (The costs that ``predict`` and the others log by themselves measure less: machine
     and network only where a stage is long enough that this is nothing.)
 
     Args:
@@ -124,7 +119,7 @@ def foreseen_cost(
     stages.append(StageCost("checks", CHECKS, 0))
     stages.append(StageCost("stability limit", 0.4 * machine.spectrum(size.d), 3 * 8 * size.d**2))
     stages.append(evolution)
-    run = None if is_linearized else run_seconds(problem, sgd) * n_steps
+    run = None if is_linearized else plain_seconds(problem, sgd, n_steps)
     return ExpectedCost(repr(dynamics), tuple(stages), run)
 
 
@@ -147,14 +142,3 @@ def kernel_cost(problem: Problem) -> StageCost:
         seconds += plan.seconds or 0.0
         held += plan.total_bytes
     return StageCost("kernel", seconds, held)
-
-
-def run_seconds(problem: Problem, sgd: SGD) -> float:
-    """Seconds of a step of one real training run, measured."""
-    constant = dataclasses.replace(sgd, lr=1e-6 if callable(sgd.lr) else sgd.lr)
-    seconds = []
-    for n_steps in REAL_STEPS:
-        start = time.perf_counter()
-        run_ensemble(problem, constant, n_steps, n_runs=1, record=[n_steps], progress=covered)
-        seconds.append(time.perf_counter() - start)
-    return max(seconds[1] - seconds[0], 1e-6) / (REAL_STEPS[1] - REAL_STEPS[0])

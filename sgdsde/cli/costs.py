@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import sgdsde
 from sgdsde._progress import StageCost
-from sgdsde.cost import ExpectedCost, chosen_dynamics, foreseen_cost, kernel_cost, run_seconds
+from sgdsde.cost import ExpectedCost, chosen_dynamics, foreseen_cost, kernel_cost
 from sgdsde.diagnosis import diagnosis_cost as cost_of_diagnosis
 from sgdsde.dynamics import Dynamics
 from sgdsde.evolution_cost import Course, evolution_cost
 from sgdsde.machine import Machine, spectrum_cost
+from sgdsde.measurement import plain_seconds
 from sgdsde.recording import recorded_steps
 
 
@@ -29,7 +30,7 @@ def forecast_cost(
 
 def diagnosis_cost(problem: sgdsde.Problem, sgd: sgdsde.SGD, n_steps: int) -> ExpectedCost:
     """Of ``diagnose``."""
-    return ExpectedCost("diagnosis", (cost_of_diagnosis(problem, sgd, n_steps),), run_seconds(problem, sgd) * n_steps)
+    return ExpectedCost("diagnosis", (cost_of_diagnosis(problem, sgd, n_steps),), plain_seconds(problem, sgd, n_steps))
 
 
 def sweep_cost(

@@ -50,6 +50,7 @@ class Needs:
             MemoryError: not even one run fits; names the bytes.
         """
         budget = _memory.budget(memory, device)
+        _memory.rows_within(budget, self.held + self.moved, 1, self.what)
         ahead = min(AHEAD_BYTES, budget // 8)
         allowed = budget - 2 * ahead  # the draws, and copies of them and pieces of an evaluation
         most = _memory.rows_within(allowed, self.held + self.moved, n_members, self.what)

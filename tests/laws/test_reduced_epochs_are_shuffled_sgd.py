@@ -128,7 +128,10 @@ def test_powers_of_an_epoch_are_the_epochs_one_by_one():
 
 @pytest.mark.parametrize(
     ("words", "reason"),
-    [({"momentum": 0.5}, "momentum"), ({"lr": lambda k: 0.01 / (1 + k)}, "schedules over shuffled epochs")],
+    [
+        ({"momentum": 0.5}, "shuffled epochs with momentum"),
+        ({"lr": lambda k: 0.01 / (1 + k)}, "schedules over shuffled epochs"),
+    ],
     ids=["momentum", "schedule"],
 )
 def test_what_it_cannot_represent_is_refused_by_name(words, reason):

@@ -201,7 +201,9 @@ def test_a_kernel_that_does_not_fit_is_never_formed(digits, monkeypatch):
     monkeypatch.setattr("sgdsde.kernel.operator.KernelOperator.to_dense", None)
     made = sgdsde.linearize(problem, rank=5, memory=600_000)  # the kernel takes 663,552 bytes
     assert isinstance(made.kernel, ImplicitKernel)
-    torch.testing.assert_close(made.basis.values, dense.basis.values, rtol=1e-9, atol=1e-9)
+    leading, whole = (each.basis.values.sort(descending=True).values for each in (made, dense))
+    torch.testing.assert_close(leading[:5], whole[:5], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(leading, whole, rtol=1e-6, atol=1e-9)  # of the tail, sensitive to rounding
     torch.testing.assert_close(made.weight_outputs, dense.weight_outputs)
 
 

@@ -41,7 +41,7 @@ def test_the_cost_is_told_and_nothing_is_done(name, tmp_path, monkeypatch, capsy
     assert said.err == ""
     assert "MiB" in said.out
     if name not in ("ntk", "eoc"):
-        assert re.search(r"[\d.]+ s, \d+ MiB, as long as \S+ real training runs", said.out)
+        assert re.search(r"[\d.]+ s, \d+ MiB, as long as \S+ real training runs", " ".join(said.out.split()))
     assert ("unknown s" in said.out) == (name == "predict of unknown cost")
     assert list(tmp_path.iterdir()) == []
 
