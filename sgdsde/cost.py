@@ -81,8 +81,8 @@ def expected_cost(
 
     Measured: rates of matrix products and of an eigendecomposition, on small matrices, once a process; real training,
     on 27 steps of a loop around ``torch.optim.SGD``. Estimated: everything else, by operation counts. A kernel that was
-    made before, or its eigenbasis, costs nothing again. (The costs that ``predict`` and the others log by themselves measure less: machine
-    and network only where a stage is long enough that this is nothing.)
+    made before, or its eigenbasis, costs nothing again. (The costs that ``predict`` and the others log by themselves
+    measure less: machine and network only where a stage is long enough that this is nothing.)
 
     Args:
         dynamics: default the one that ``predict`` takes.
