@@ -44,5 +44,5 @@ def test_the_figure_of_ones_own_model_is_drawn(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(os.environ, "MPLBACKEND", "Agg")
     answer = call_python(str(ROOT / "docs" / "clone_to_figure.py"), "--here", "--folder", str(tmp_path))
     assert answer.returncode == 0, answer.stderr
-    assert (tmp_path / "my_loss.png").stat().st_size > 10_000
+    assert (tmp_path / "mine" / "my_loss.png").stat().st_size > 10_000
     assert "prediction, measurement, figure:" in answer.stdout

@@ -112,7 +112,7 @@ def test_a_kernel_that_moves_is_said() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::sgdsde.dynamics.KernelDriftWarning")
+@pytest.mark.filterwarnings("ignore::sgdsde.dynamics.moving_kernel.KernelDriftWarning")
 def test_a_moving_kernel_can_be_asked_for() -> None:
     found = sgdsde.scaling_rule(
         mlp_problem(n_outputs=1), sgdsde.SGD(0.1, 3), [3], n_steps=12, dynamics=dynamics.MovingKernel()
