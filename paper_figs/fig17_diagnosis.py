@@ -44,13 +44,13 @@ def claims(result: Result) -> dict[str, float]:
         "largest_cost": float(result["cost"].max()),
         "median_cost": float(np.median(result["cost"])),
         "frozen_within_factor": within_factor(result, "frozen", check),
-        "moving_within_factor?": within_factor(result, "moving", check),
+        "moving_within_factor": within_factor(result, "moving", check),
         "check_right": float(is_right(result)[check].mean()),
         "check_too_bold": float(is_bold(result)[check].mean()),
         "settled_too_bold": float(is_bold(result)[~check].mean()),
-        "fitted_scale?": fit(result)[0],
-        "fitted_drift_power?": fit(result)[1],
-        "fitted_spread_power?": fit(result)[2],
+        "fitted_scale": fit(result)[0],
+        "fitted_drift_power": fit(result)[1],
+        "fitted_spread_power": fit(result)[2],
     }
     return {name: value for name, value in numbers.items() if np.isfinite(value)}
 
@@ -119,11 +119,11 @@ def confusion(result: Result) -> np.ndarray:
 
 
 def draw(result: Result) -> Figure:
-    figure, axes = style.panels(1, 4, height=2.7, width_ratios=[1.2, 1.2, 1, 0.8])
+    figure, axes = style.panels(2, 2, height=5.4)
     draw_errors(axes[0, 0], result, "frozen")
     draw_errors(axes[0, 1], result, "moving")
-    draw_confusion(axes[0, 2], result)
-    draw_costs(axes[0, 3], result)
+    draw_confusion(axes[1, 0], result)
+    draw_costs(axes[1, 1], result)
     return figure
 
 
@@ -137,10 +137,12 @@ def draw_errors(axis: Axes, result: Result, kind: str) -> None:
         sure = good & some & known(result, kind)
         axis.plot(x[sure], y[sure], "o", color=color, markersize=3, alpha=0.9, label=label)
         axis.plot(x[good & some & ~sure], y[good & some & ~sure], "o", color=color, markersize=3, alpha=0.25)
-    ends = np.array([x[good].min() / 2, x[good].max() * 2]) if good.any() else np.array([1e-3, 1.0])
+    seen = np.concatenate([x[good], y[good], [1e-2, 1e-1]])  # whole decades, two at least
+    ends = 10.0 ** np.array([np.floor(np.log10(seen.min() / 1.5)), np.ceil(np.log10(seen.max() * 1.5))])
     for factor, look in ((1.0, "-"), (FACTOR, ":"), (1 / FACTOR, ":")):
         axis.plot(ends, factor * ends, look, color="#202020", linewidth=0.8)
     axis.set(xscale="log", yscale="log", xlabel="expected error", ylabel="measured error", title=f"{kind} kernel")
+    axis.set(xlim=ends, ylim=ends)
     axis.legend(loc="upper left")
 
 

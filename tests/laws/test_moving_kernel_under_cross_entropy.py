@@ -27,10 +27,10 @@ MISSED = 0.05
     ids=["tanh", "relu, momentum, shuffled"],
 )
 def test_loss_and_accuracy_on_digits(activation: str, words: dict[str, Any], fraction: float, n_steps: int) -> None:
-    """Within 1 % and chance, where a frozen kernel misses by more than 5 % beyond chance.
+    """Within 1 % and chance on 256 directions, where a frozen kernel misses by more than 5 % beyond chance.
 
-    Chance: 1e-4 over all steps, both sets, loss and accuracy. Measured: train 1.3 +- 0.8 % (step 21) and 0.8 %, test
-    0.4 and 0.2 %; frozen kernel 8.1 +- 0.1 and 12.7 +- 0.1 %. Kernel drift about 0.4.
+    Chance: 1e-4 over all steps, both sets, loss and accuracy. Measured: train 2.0 +- 0.5 % (step 21) and 0.8 %;
+    frozen kernel 8.1 +- 0.1 and 12.7 +- 0.1 %. Kernel drift about 0.4. The default of 48 directions misses by 8.6 %.
     """
     model = sgdsde.networks.MLP(
         64,
@@ -46,7 +46,7 @@ def test_loss_and_accuracy_on_digits(activation: str, words: dict[str, Any], fra
     limit = sgdsde.stability.max_lr(linearization, 8, momentum=words.get("momentum", 0.0))
     sgd, asked = sgdsde.SGD(fraction * limit, 8, **words), ("loss", "accuracy")
     measured = sgdsde.run_ensemble(problem, sgd, n_steps, N_RUNS, observe=asked)
-    moving = sgdsde.predict(problem, sgd, n_steps, dynamics=MovingKernel(), observe=asked)
+    moving = sgdsde.predict(problem, sgd, n_steps, dynamics=MovingKernel(rank=256), observe=asked)
     frozen = sgdsde.predict(linearization, sgd, n_steps, dynamics=GaussianClosure())
     z = threshold(4 * len(measured.steps))
     for side in ("train", "test"):
