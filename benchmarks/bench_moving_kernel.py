@@ -11,7 +11,6 @@ defaults were chosen.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 import warnings
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import sgdsde
+from benchmarks.bench_frozen_kernel import plain_run, seconds
 from sgdsde import provenance
 from sgdsde.dynamics import MovingKernel
 
@@ -104,24 +104,6 @@ SETTINGS = (
     Setting("relu_classes", relu_classes, "class", 256, 160, 0.05, 16),
     Setting("convolutions", convolutions, "class", 256, 120, 0.05, 16),
 )
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
-def plain_run(problem: sgdsde.Problem, sgd: sgdsde.SGD, n_steps: int) -> None:
-    """One run of torch.optim.SGD, with no recording."""
-    model = copy.deepcopy(problem.model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=sgd.lr_at(0), momentum=sgd.momentum)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(n_steps):
-        batch: Tensor = torch.randint(0, problem.n_train, (sgd.batch_size,), generator=generator)
-        optimizer.zero_grad()
-        problem.loss(model(problem.x_train[batch]), problem.y_train[batch]).backward()
-        optimizer.step()
 
 
 def row(setting: Setting, initialization: int, words: dict[str, Any]) -> dict[str, Any]:

@@ -156,14 +156,13 @@ class _Question:
         return predicted, error + NORMAL * noise, motion.sentence
 
     def _predicted(self, advice: Advice, predicted: Trajectory | None) -> Trajectory:
+        how = "predicted" if predicted is None else "predicted, without a run"  # advice may have taken some
         if predicted is None:
             words = {"dynamics": advice.dynamics, "record": self.record, "progress": self.progress}
             predicted = predict(self.problem, self.sgd, self.n_steps, **words)  # type: ignore[arg-type]
         cost = (clock(self.problem.device) - self.start) / self._unit()
         low, high = (100 * bound for bound in advice.interval)
-        obtained = (
-            f"predicted, without a run: error to expect {100 * advice.expected_error:.2g} % ({low:.2g} to {high:.2g} %)"
-        )
+        obtained = f"{how}: error to expect {100 * advice.expected_error:.2g} % ({low:.2g} to {high:.2g} %)"
         effort = {"cost_in_runs": cost, "expected_error": advice.expected_error}
         return replace(predicted, obtained=f"{obtained}, cost of {cost:.2g} plain runs", effort=effort)
 

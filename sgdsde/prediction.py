@@ -86,8 +86,7 @@ def predict(
     is_default, is_squared = dynamics is None, isinstance(problem.criterion, SquaredError)
     if dynamics is None:
         dynamics = default_dynamics(problem, sgd)
-    if isinstance(problem_or_linearization, Problem):
-        dynamics.look(problem, sgd, n_steps)
+    looked = dynamics.look(problem, sgd, n_steps) if isinstance(problem_or_linearization, Problem) else ""
     spectrum = dynamics.needs_spectrum or (is_squared and dynamics.freezes_kernel)  # the limit's, for the warning
     linearization = as_linearization(problem_or_linearization, sgd=sgd, spectrum=spectrum, progress=progress)
     if is_default and tuple(observe) == ("loss",) and ReducedMoments.is_cheaper(linearization, sgd, n_steps):
@@ -99,7 +98,8 @@ def predict(
         limit = warn_if_unstable(linearization, sgd, n_steps)
     record = steps.tolist()
     predicted = evolve(dynamics, linearization, sgd, record, n_steps=n_steps, observe=observe, progress=progress)
-    predicted = replace(predicted, mean_square_limit=limit)
+    assumptions = (*predicted.assumptions, looked) if looked else predicted.assumptions
+    predicted = replace(predicted, mean_square_limit=limit, assumptions=assumptions)
     if isinstance(problem_or_linearization, Problem) and dynamics.freezes_kernel and limit is None:
         warn_if_kernel_moves(linearization, sgd, predicted)
     if dynamics.noise_source is None or not is_squared:

@@ -137,7 +137,8 @@ class Trajectory:
         if self.estimated_error is not None:
             parts.append(f"estimated relative error of the mean {float(self.estimated_error.max()):.1g}")
         if self.truncation_error is not None:
-            parts.append(f"what the left-out eigenpairs change is at most {float(self.truncation_error.max()):.2g}")
+            left_out = f"{float(self.truncation_error.max()):.2g}"
+            parts.append(f"eigenpairs left out change it by an estimated {left_out} (a bound if frozen)")
         return "; ".join(parts) + "." if parts else "see the notes of its dynamics."
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Axes:

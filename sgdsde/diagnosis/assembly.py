@@ -58,8 +58,8 @@ def diagnose(
         ``kernel_drift``, ``laziness``, ``noise_scale``, ``confusion``, ``spread``, ``linearization``, ``sde``.
     Exactness: the error of the frozen kernel is measured, on 2 to 16 pairs of runs of network and linearized model on
         the same batches; that of the moving kernel is calibrated on everyday settings (docs/diagnosis.md). Checks and
-        limits look at no more than 512 outputs. The test loss is not diagnosed.
-    Cost: about ten plain runs, of which the result says how many it took; kernels of at most 512 outputs.
+        limits look at no more than 128 outputs. The test loss is not diagnosed.
+    Cost: about ten plain runs, of which the result says how many it took; kernels of at most 128 outputs.
     """
     n_steps = whole_number("n_steps", n_steps)
     tolerance, n_settings = positive_number("tolerance", tolerance), whole_number("n_settings", n_settings, minimum=1)

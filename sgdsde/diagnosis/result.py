@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from torch import Tensor
 
 from sgdsde._words import told
+from sgdsde.advice import Advice as AdviceForAnswer
+from sgdsde.advice import Way
 from sgdsde.diagnosis.expected_errors import ExpectedError
 from sgdsde.dynamics import Dynamics
 
@@ -167,6 +169,17 @@ class Diagnosis:
         if drift.value <= drift.threshold:
             return "kernel"
         return "rich" if drift.value > RICH_DRIFT else "between"
+
+    @property
+    def for_answer(self) -> AdviceForAnswer:
+        """The advice as ``answer(problem, sgd, n_steps, advice=...)`` follows it."""
+        best = self.best
+        way: Way = "predict" if best.dynamics is not None else "measure"
+        runs = best.n_runs
+        if best.advice is Advice.INTERPOLATE:
+            way, runs = "surface", None
+        bounds = (best.error.low, best.error.high)
+        return AdviceForAnswer(way, best.dynamics, runs, best.error.value, bounds, best.cost, self.sentence)
 
     def option(self, advice: Advice) -> Option:
         """The option of that kind."""

@@ -88,6 +88,15 @@ def test_advice_is_followed():
     assert between.effort["expected_error"] == 0.1
 
 
+def test_a_diagnosis_can_be_followed():
+    problem, sgd = mlp_problem(n_train=16), SGD(0.06, 2)
+    found = sgdsde.diagnose(problem, sgd, 24, tolerance=0.5)
+    made = answer(problem, sgd, 24, tolerance=0.5, record=[0, 24], advice=found.for_answer)
+    assert made.origin == ("measured" if found.n_runs is not None else "predicted")
+    assert found.n_runs is None or made.n_runs == found.n_runs
+    assert found.sentence in made.obtained
+
+
 def test_past_the_limit_it_measures(lazy):
     problem = lazy
     sgd = SGD(1.2 * sgdsde.stability.max_lr(problem, 3), 3)
