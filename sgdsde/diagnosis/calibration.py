@@ -23,8 +23,9 @@ DRIFT_MEASURED = 6.0
 SHARE_OF_LIMIT = 0.6
 """Fraction of the mean-square limit beyond which the moving kernel warns that its errors are amplified."""
 
-BATCH_SHARE = 0.7
-"""Share of the cost of a batch of runs that grows with their number."""
+BATCH_POWER, LOOP_POWER = 1.2, 0.4
+"""Powers with which the cost of a batch grows with its runs: from 6 or 16 to 64 runs of layers that share products, and
+from 3 to 64 of other networks, medians of 46 and 23 settings on a busy machine. Below the pilot's number a guess."""
 
 
 def moving_error(drift: float, spread: float) -> float:

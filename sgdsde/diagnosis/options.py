@@ -17,18 +17,16 @@ from sgdsde.machine import EVERYDAY, spectrum_cost
 from sgdsde.prediction import default_dynamics
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
+from sgdsde.surface.anchors import ANCHOR_ERROR, FIRST, MOST, PLACES
 
 FEWEST_RUNS = 4
 """Runs that tell a standard error at all."""
 
-ANCHORS, ANCHOR_RUNS = 5, 8
-"""Settings at which a response surface is measured, and runs at each."""
-
 SURFACE_DRIFT, SURFACE_SPREAD = 0.6, 0.3
 """Kernel drift and spread of one run up to which response surfaces kept their standard errors."""
 
-SURFACE_ERROR = 0.03
-"""Relative error of such a surface."""
+SURFACE_ERROR = ExpectedError(ANCHOR_ERROR, 0.0, 0.05)
+"""Of such a surface: what its anchors aim at, and what all of twelve fits stayed below (docs/measuring.md)."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,9 @@ def options(
     runs = runs_for(pilot, tolerance)
     measured = ExpectedError(tolerance / 2, 0.0, tolerance)
     if n_settings > 1 and pilot.drift <= SURFACE_DRIFT and pilot.spread <= SURFACE_SPREAD:
-        error = ExpectedError(SURFACE_ERROR, 0.0, 2 * SURFACE_ERROR)
-        cost = ANCHORS * batched_cost(pilot, ANCHOR_RUNS)
-        found.append(Option(Advice.INTERPOLATE, None, ANCHORS * ANCHOR_RUNS, error, cost))
+        at_each = min(MOST, max(FIRST, math.ceil((pilot.spread / ANCHOR_ERROR) ** 2)))
+        cost = len(PLACES) * batched_cost(pilot, at_each)
+        found.append(Option(Advice.INTERPOLATE, None, len(PLACES) * at_each, SURFACE_ERROR, cost))
     found.append(Option(Advice.MEASURE, None, runs, measured, batched_cost(pilot, runs) * n_settings))
     return found
 
@@ -114,7 +112,7 @@ def runs_for(pilot: Pilot, tolerance: float) -> int:
 def batched_cost(pilot: Pilot, n_runs: int) -> float:
     """Plain runs that ``n_runs`` runs stepped together take, from the pilot's own batch."""
     known = len(pilot.real)
-    cost = pilot.batch_seconds / pilot.run_seconds
-    if n_runs <= known:
-        return cost * (1 - calibration.BATCH_SHARE * (1 - n_runs / known))
-    return cost * (1 + calibration.BATCH_SHARE * (n_runs / known - 1))
+    power = calibration.BATCH_POWER if pilot.is_batched else calibration.LOOP_POWER
+    if n_runs < known:
+        power = min(power, 1.0)
+    return pilot.batch_seconds / pilot.run_seconds * (n_runs / known) ** power

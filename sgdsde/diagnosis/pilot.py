@@ -59,6 +59,11 @@ class Pilot:
     batch_seconds: float
 
     @property
+    def is_batched(self) -> bool:
+        """Whether the runs of the network share products."""
+        return len(self.real) != FEW
+
+    @property
     def drift(self) -> float:
         """The largest."""
         return max(self.drifts.values())
