@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint
@@ -13,6 +14,7 @@ from sgdsde._progress import StageCost, Ticker, ticker
 from sgdsde._types import Observable
 from sgdsde.ensemble.batches import settings_in
 from sgdsde.ensemble.blocks import BlockRun
+from sgdsde.ensemble.cuda_graphs import Graphs, graphs_of
 from sgdsde.ensemble.group import RunGroup
 from sgdsde.ensemble.layout import Layout
 from sgdsde.ensemble.linearized import LinearizedLearner
@@ -31,7 +33,11 @@ from sgdsde.trajectory import Trajectory
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """What is trained, and by which SGDs; ``of`` checks all of it."""
+    """What is trained, and by which SGDs; ``of`` checks all of it.
+
+    Attributes:
+        graphs: makes what records the steps of a group of runs, or None.
+    """
 
     learner: RealLearner | LinearizedLearner
     sgds: Sequence[SGD]
@@ -41,6 +47,7 @@ class Ensemble:
     memory: int | None
     steps: Tensor
     observe: Sequence[Observable]
+    graphs: Callable[[torch.device], Graphs | None] = graphs_of
 
     @classmethod
     def of(
@@ -112,6 +119,7 @@ class Ensemble:
                 held = range(start, min(start + runs_held, runs.stop))
                 streams = RunStreams(self.seed, held, self.learner.device, self.learner.dtype)
                 words: dict[str, Any] = {"variant": self.variant, "streams": streams, "layout": layout}
+                words["graphs"] = self.graphs(self.learner.device)
                 # Made in the call, so that no group outlives its own training.
                 _train(RunGroup(self.learner, sgds[some], plans[some], **words), held, recorders[some], ticks)
 

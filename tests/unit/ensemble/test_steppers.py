@@ -117,7 +117,8 @@ def trained(problem: sgdsde.Problem, stepper: Any, words: dict[str, Any], *, wei
     weights = torch.randn(4, 3, 4, dtype=torch.float64, generator=generator) / 4 if weighted else None
     state = learner.start(3)
     buffer = {name: torch.zeros_like(value) for name, value in state.items()}
-    updates = Rates(sgds, [sgd.plan(9, 4) for sgd in sgds], 1, next(iter(state.values()))).updates(range(4))
+    rates = Rates(sgds, [sgd.plan(9, 4) for sgd in sgds], 1, next(iter(state.values())))
+    updates = rates.updates(*rates.of(range(4)))
     losses = learner.advance(state, buffer, Batches(indices, weights), updates)
     assert losses.shape == (4, 3)
     return torch.cat([learner.all_outputs(state)[0].flatten(), losses.flatten()])
