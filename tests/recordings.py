@@ -1,7 +1,7 @@
 """Recordings of steps on a processor: what a CUDA graph does, without a device.
 
 ``Recorded`` keeps the operations of a step with the memory that they read and write, takes back what they did, and does
-them again when replayed: nothing of Python runs then, so that a number that Python chose while recording stays as it was.
+them again when replayed: nothing of Python runs then, and a number that Python chose while recording stays as it was.
 """
 
 from __future__ import annotations
@@ -81,6 +81,9 @@ class _Tape(TorchDispatchMode):
                 self.before[storage.data_ptr()] = storage, storage.clone()
         found = func(*args, **kwargs)
         self._made |= {tensor.untyped_storage().data_ptr() for tensor in tensors(found)} - self.before.keys()
-        if any(tensor.untyped_storage().data_ptr() in self._made for tensor in tensors(found)) or func._schema.is_mutable:
+        if (
+            any(tensor.untyped_storage().data_ptr() in self._made for tensor in tensors(found))
+            or func._schema.is_mutable
+        ):
             self.operations.append((func, args, kwargs, found))
         return found
