@@ -6,19 +6,24 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import sgdsde
 from sgdsde import SGD
+from sgdsde._progress import ticker
 from sgdsde.ensemble import replays
 from sgdsde.ensemble.batches import Batches
 from sgdsde.ensemble.cuda_graphs import graphs_of
 from sgdsde.ensemble.real import RealLearner
 from sgdsde.ensemble.replays import Stretch
+from sgdsde.ensemble.stepper import Loop
+from sgdsde.ensemble.training import Ensemble
 from tests.problems import mlp_problem
 from tests.recordings import Recorded, operations_of
 from tests.walks import AT_ONCE, MADE, N_STEPS, PAIR, WALKS, Walk, group_of, walked
@@ -75,6 +80,31 @@ def test_a_batch_that_was_chosen_while_recording_would_be_seen(learners: dict[st
     walk = WALKS["plain"]
     found, expected = walked(learners["vmap"], walk, Chosen()), walked(learners["vmap"], walk)
     assert (found - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("of_linearization", [False, True])
+def test_trajectories_are_those_without_recordings(of_linearization: bool) -> None:
+    """Of several groups, each with recordings of its own, and of runs that diverge."""
+    problem = mlp_problem()
+    trained = sgdsde.linearize(problem) if of_linearization else problem
+    sgds, made = [SGD(0.1, 2), SGD(1e30, 2), SGD(0.1, 3, momentum=0.5, sampling="shuffled")], list[Recorded]()
+
+    def make(_: torch.device) -> Recorded:
+        made.append(Recorded())
+        return made[-1]
+
+    words: dict[str, Any] = {"n_steps": 12, "observe": ("loss", "outputs", "accuracy"), "memory": 2**17}
+    ensemble = Ensemble.of(trained, sgds, torch.tensor([0, 5, 12]), **words)
+    found, expected = (
+        replace(ensemble, graphs=graphs).trajectories(range(3), range(70), ticker(None, 0, ""))
+        for graphs in (make, lambda _: None)
+    )
+    assert len(made) >= 2
+    assert all(graphs.replayed for graphs in made)
+    assert (found[1].diverged_at <= 12).all()
+    for one, other in zip(found, expected):
+        for name, array in other._arrays().items():
+            np.testing.assert_allclose(one._arrays()[name], array, rtol=1e-11, atol=1e-13, err_msg=name)
 
 
 def test_short_trainings_are_not_recorded(learners: dict[str, Any]) -> None:
@@ -166,6 +196,44 @@ def test_errors_of_a_step_are_raised_and_not_taken_for_a_failed_recording(
 
 
 # ------------------------------------------------------------------------------------------------------- memory
+
+
+class Masked(nn.Module):
+    """Keeps a mask for one number of examples, and makes another when it sees another number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.mask = nn.Linear(3, 2).double(), torch.zeros(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.mask) != len(x):
+            self.mask = torch.full((len(x), 1), 0.5, dtype=x.dtype, device=x.device)
+        return self.mask * self.layer(x)
+
+
+@pytest.mark.parametrize("warm", [1, 3, 6])
+def test_what_a_model_replaces_between_records_is_held(warm: int) -> None:
+    """Also where an evaluation has replaced it right before the recording."""
+    x = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    learner = RealLearner(sgdsde.Problem(Masked(), x, x[:, :2], loss=nn.MSELoss()), Loop)
+    module: Any = learner.problem.functional.module
+    used: list[tuple[int, set[Any]]] = []
+
+    class Noting(Recorded):
+        def record(self, step: Any) -> Callable[[], None]:
+            replay = super().record(step)
+            used.append((module.mask.untyped_storage().data_ptr(), {each.data_ptr() for each in step.held}))
+            return replay
+
+    graphs = Noting()
+    graphs.warm = warm
+    group = group_of(learner, WALKS["plain"], graphs)
+    list(group.advance(range(6)))
+    list(group.outputs())
+    assert len(module.mask) == 7
+    list(group.advance(range(6, N_STEPS)))
+    ((mask, held),) = used
+    assert mask in held
 
 
 def test_everything_is_freed_with_the_group_at_once(learners: dict[str, Any]) -> None:
