@@ -35,7 +35,7 @@ class CudaGraphs:
     """Recordings of one group of runs, which share a pool of memory: they are replayed one after the other.
 
     The memory belongs to the recordings, and is given back when the last of them is forgotten. Work of other threads
-    goes on while one records.
+    goes on while one records. ``least`` is an estimate: recording takes about as long as some dozens of steps.
     """
 
     warm, least = 3, 64

@@ -49,7 +49,7 @@ class RealLearner:
         return outputs(state, problem.x_train), None if problem.x_test is None else outputs(state, problem.x_test)
 
     def needs(self, sgd: SGD, examples: int) -> Needs:
-        """Bytes of one run with batches of so many examples."""
+        """Bytes of one run with batches of so many examples; recorded steps keep theirs while others are evaluated."""
         problem, stepper = self.problem, self.stepper
         n_params = problem.functional.n_params
         evaluated = (problem.n_train + problem.n_test) * problem.n_outputs

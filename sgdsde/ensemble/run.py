@@ -66,7 +66,9 @@ def run_ensemble(
         number of threads).
     Cost: the gradients of n_runs batches a step, and a pass over all data for each run and recorded step: batched
         products for stacks of dense and convolutional layers, ``vmap`` for other networks, a loop where that cannot. A
-        step of the linearized model sums B c columns of its kernel a run.
+        step of the linearized model sums B c columns of its kernel a run. On CUDA the step is recorded as a graph where
+        64 steps have its batch size, and launched as one; between records the host waits for nothing
+        (docs/many_devices.md).
     """
     check_sgd(sgd)
     return run_ensembles(
