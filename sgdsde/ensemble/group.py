@@ -47,7 +47,7 @@ class RunGroup:
         buffer = {name: torch.zeros_like(value) for name, value in state.items()} if sgds[0].momentum else state
         like = next(iter(state.values()))
         self._rates = Rates(sgds, plans, self.n_runs, like)
-        beside = 2 * 3 * like.dtype.itemsize * self.n_members  # lr, kept and losses
+        beside = 2 * 3 * max(4, like.dtype.itemsize) * self.n_members  # lr, kept and losses
         self._draws = Draws(variant, plans[0], streams, sgds[0], learner.problem, beside=beside)
         runs = torch.arange(self.n_runs, device=like.device).repeat(len(sgds))
         noise = [sgd.label_noise_std for sgd in sgds]

@@ -210,9 +210,9 @@ class Replays:
         try:
             step.record(self._graphs)
         except Exception as error:
-            first = error.__context__ or error  # torch ends a recording that failed with an error of its own
-            logger.info("steps are launched one operation at a time, not as a CUDA graph: %r", first)
-            del first  # it holds the frames that hold the tensors
+            # Torch ends a recording that failed with an error of its own. Words only: an error holds on to tensors.
+            reason = repr(error.__context__ or error)
+            logger.info("steps are launched one operation at a time, not as a CUDA graph: %s", reason)
             self._failed = True
 
 

@@ -93,7 +93,11 @@ def test_trajectories_are_those_without_recordings(of_linearization: bool) -> No
         made.append(Recorded())
         return made[-1]
 
-    words: dict[str, Any] = {"n_steps": 12, "observe": ("loss", "outputs", "accuracy"), "memory": 2**17}
+    words: dict[str, Any] = {
+        "n_steps": 12,
+        "observe": ("loss", "outputs", "accuracy"),
+        "memory": 2**20 if of_linearization else 2**17,
+    }
     ensemble = Ensemble.of(trained, sgds, torch.tensor([0, 5, 12]), **words)
     found, expected = (
         replace(ensemble, graphs=graphs).trajectories(range(3), range(70), ticker(None, 0, ""))
