@@ -97,7 +97,7 @@ def cases(device: str = "cpu") -> list[Case]:
     found = [Case(f"MLP, {runs} runs", mlp, 0.1, runs, steps, (*real, "jax")) for runs, steps in ((64, 100), (256, 50))]
     for channels, model in cnns.items():
         problem = sgdsde.Problem(model.to(device), x, y, loss=nn.MSELoss())
-        found.append(Case(f"CNN, {channels} channels, 64 runs", problem, 0.01, 64, 10, real))
+        found.append(Case(f"CNN, {channels} channels, 64 runs", problem, 0.01, 64, 30, real))
     for kind, linearization in (("float32", single), ("float64", made)):
         found += [Case(f"linearized, {kind}, {r} runs", linearization, 0.05, r, 2000, linear) for r in (64, 256)]
     return found
