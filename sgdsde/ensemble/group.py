@@ -71,7 +71,8 @@ class RunGroup:
         k, substeps = steps.start * self._substeps, self._substeps
         while k < steps.stop * substeps:
             count = self._draws.ahead(steps.stop * substeps - k, self._layout.ahead)
-            alike, stretch = self._draws.alike, Stretch(self._draws.take(count), *self._rates.of(range(k, k + count)))
+            alike = self._draws.alike
+            stretch = Stretch(self._draws.take(count), *self._rates.of(range(k, k + count)))
             if self._replays is not None and self._replays.takes(stretch, alike):
                 losses = self._replays.advance(stretch)
             else:

@@ -1,7 +1,7 @@
 """Steps of the runs of a group, recorded once and replayed.
 
-On CUDA most of a step's time goes into launching its operations. A recorded step is launched as one. It must find its
-batch without being told: a counter on the device says which of the batches at a fixed place is next.
+On CUDA launching the small operations of a step one by one takes longer than they do. A recorded step is launched as
+one. It must find its batch without being told: a counter on the device says which of those at a fixed place is next.
 """
 
 from __future__ import annotations
