@@ -63,6 +63,7 @@ class Case:
     n_steps: int
     others: tuple[str, ...]
     batch_size: int = 32
+    compiled: bool = False
 
     @property
     def problem(self) -> sgdsde.Problem:
@@ -77,9 +78,8 @@ class Case:
 
     def ours(self) -> Tensor:
         sgd = sgdsde.SGD(self.lr, self.batch_size)
-        return sgdsde.run_ensemble(
-            self.trained, sgd, self.n_steps, self.n_runs, record=[self.n_steps]
-        ).train_loss.samples[:, -1]
+        words = {"record": [self.n_steps], "compiled": self.compiled}
+        return sgdsde.run_ensemble(self.trained, sgd, self.n_steps, self.n_runs, **words).train_loss.samples[:, -1]
 
 
 def cases(device: str = "cpu") -> list[Case]:
@@ -90,6 +90,7 @@ def cases(device: str = "cpu") -> list[Case]:
     x = torch.randn(128, 1, 14, 14, generator=generator).to(device)
     y = torch.randn(128, 1, generator=generator).to(device)
     cnns = {c: sgdsde.networks.CNN(1, 14, c, 1, depth=2, generator=generator) for c in (8, 16)}
+    transformer = sgdsde.Problem(_transformer().to(device), mlp.x_train, mlp.y_train, loss=nn.MSELoss())
     small = replace(mlp, x_train=mlp.x_train[:256], y_train=mlp.y_train[:256])
     made = sgdsde.linearize(small)
     single = replace(made, kernel=made.kernel.float(), outputs=made.outputs.float(), weight_outputs=None)
@@ -98,9 +99,20 @@ def cases(device: str = "cpu") -> list[Case]:
     for channels, model in cnns.items():
         problem = sgdsde.Problem(model.to(device), x, y, loss=nn.MSELoss())
         found.append(Case(f"CNN, {channels} channels, 64 runs", problem, 0.01, 64, 30, real))
+    for kind, compiled in (("", False), (", compiled", True)):
+        found.append(Case(f"transformer, 64 runs{kind}", transformer, 0.05, 64, 40, real, compiled=compiled))
     for kind, linearization in (("float32", single), ("float64", made)):
         found += [Case(f"linearized, {kind}, {r} runs", linearization, 0.05, r, 2000, linear) for r in (64, 256)]
     return found
+
+
+def _transformer() -> nn.Module:
+    """A layer of attention over the eight rows of a digit, between two linear ones: no stack of layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+        rows = nn.Sequential(nn.Unflatten(1, (8, 8)), nn.Linear(8, 32), layer, nn.Flatten(), nn.Linear(256, 1))
+    return rows
 
 
 def contestants(case: Case, batches: Tensor) -> dict[str, Callable[[], tuple[float, Tensor]]]:

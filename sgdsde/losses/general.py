@@ -184,6 +184,8 @@ class TorchLoss(Loss):
 
     def _quietly(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
         """The function's value without torch's remarks on its own losses; outputs outside of their domain are named."""
+        if torch.compiler.is_compiling():  # which cannot follow what warnings do
+            return function(*args)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*batching rule|reduction: 'mean' divides")
             try:
