@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import shutil
@@ -130,6 +131,21 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.HuberLoss()], ids=["cross-entropy", "Huber"])
 def test_torch_follows_losses(loss: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     assert_followed(residual_problem(loss), caplog, range(3, 4))
+
+
+@pytest.mark.usefixtures("followed")
+def test_what_torch_cannot_follow_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    problem = residual_problem()
+
+    def broken(m: Any, x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return m.last(x + torch.tanh(m.first(x)))
+
+    problem = dataclasses.replace(problem, model=Wrapped(broken, first=problem.model.first, last=problem.model.last))
+    with caplog.at_level(logging.WARNING, logger="sgdsde"):
+        found = final_losses(problem, compiled=True)
+    assert ["steps are not compiled" in record.message for record in caplog.records] == [True]
+    torch.testing.assert_close(found, final_losses(residual_problem()), rtol=1e-12, atol=0)
 
 
 @pytest.mark.slow
