@@ -32,7 +32,7 @@ def normal(*size: int, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Driven:
-    """What drives a second moment besides itself: immovable residual f [n c, k], pull of decay c [r, k], label noise."""
+    """What drives a second moment: the immovable residual f [n c, k], the pull of decay c [r, k], label noise."""
 
     fixed: Tensor | None = None
     offset: Tensor | None = None
@@ -68,7 +68,6 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """E[a a^T] and E[a] after a step: the covariance of a batch's gradient is q that of one example's."""
     lr, q, h = coefficients.lr, coefficients.noise, space.drift
-    n, c = space.n_train, space.n_outputs
     kept = 1 - lr * (h + coefficients.decay)
     moved = kept[:, None] * mean
     after = kept[:, None] * moment * kept
@@ -76,6 +75,14 @@ def step(
         pull = driven.offset
         after = after - lr * (moved @ pull.mT + pull @ moved.mT) + lr**2 * pull @ pull.mT
         moved = moved - lr * pull
+    return after + lr**2 * gradient_noise(space, q, batch_size, driven, moment, mean), moved
+
+
+def gradient_noise(
+    space: PairSpace, q: float, batch_size: float, driven: Driven, moment: Tensor, mean: Tensor
+) -> Tensor:
+    """Covariance of a batch's gradient at E[a a^T] and E[a], [r, r], from the examples one by one."""
+    n, c, h = space.n_train, space.n_outputs, space.drift
     gradients = torch.zeros_like(moment)
     for i in range(n):
         rows = space.vectors[i * c : (i + 1) * c]
@@ -86,6 +93,13 @@ def step(
             seen = seen + crossed + crossed.mT + own @ own.mT
         pulled = n * h[:, None] * rows.mT
         gradients = gradients + pulled @ seen @ pulled.mT / n
-    after = after + lr**2 * q * (gradients - h[:, None] * moment * h)
-    after = after + lr**2 * driven.label_variance * n / batch_size * h.square().diag()
-    return after, moved
+    return q * (gradients - h[:, None] * moment * h) + driven.label_variance * n / batch_size * h.square().diag()
+
+
+def every_symmetric(rank: int) -> list[Tensor]:
+    """A basis of the symmetric matrices, with repetitions."""
+    units = [torch.zeros(rank, rank, dtype=torch.float64) for _ in range(rank**2)]
+    for k, unit in enumerate(units):
+        i, j = divmod(k, rank)
+        unit[i, j] = unit[j, i] = 1.0
+    return units

@@ -12,7 +12,7 @@ from torch import Tensor
 from sgdsde.dynamics.moments.reduced.pairs import PairSpace, StepCoefficients
 from sgdsde.dynamics.moments.reduced.projection import Projection, project
 from sgdsde.dynamics.moments.reduced.resolvent import CoupledBlocks, PastLimitError, Resolvent, extrapolated, family
-from tests.unit.dynamics.moments.reduced.dense import random_space, symmetric
+from tests.unit.dynamics.moments.reduced.dense import every_symmetric, random_space, symmetric
 
 SPACES = {"one output": random_space(20, 1, 12), "two outputs": random_space(10, 2, 12)}
 
@@ -25,11 +25,7 @@ def space(request: pytest.FixtureRequest) -> PairSpace:
 @functools.cache
 def on_all_matrices(space: PairSpace) -> Projection:
     """T on a basis of all symmetric matrices."""
-    units = [torch.zeros(space.rank, space.rank).double() for _ in range(space.rank**2)]
-    for k, unit in enumerate(units):
-        i, j = divmod(k, space.rank)
-        unit[i, j] = unit[j, i] = 1.0
-    whole = project(space, [space.pack(unit) for unit in units])
+    whole = project(space, [space.pack(unit) for unit in every_symmetric(space.rank)])
     assert len(whole) == space.rank * (space.rank + 1) // 2
     return whole
 
