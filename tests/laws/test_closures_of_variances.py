@@ -183,6 +183,35 @@ def test_many_steps_at_once_of_several_outputs(words):
     assert_jumps_are_steps(linearization, sgdsde.SGD(lr, 2, **words))
 
 
+@pytest.fixture(scope="module")
+def two_outputs() -> sgdsde.Linearization:
+    one = digits_problem(48, n_test=8)
+    model = sgdsde.networks.MLP(64, 64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = torch.randn(56, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    words = {"loss": one.loss, "x_test": one.x_test, "y_test": y[48:]}
+    return sgdsde.linearize(sgdsde.Problem(model, one.x_train, y[:48], **words))
+
+
+@pytest.mark.parametrize("words", [DECAYING, NOISY], ids=str)
+def test_many_steps_at_once_of_several_outputs_and_a_tail_that_is_followed(two_outputs, words):
+    part = two_outputs.truncate(12)
+    assert part.basis.tail.bulk is not None
+    lr = 0.4 * sgdsde.stability.max_lr(two_outputs, 4)
+    assert_jumps_are_steps(part, sgdsde.SGD(lr, 4, **words))
+
+
+def test_jumps_are_made_where_they_cost_less_than_the_steps(digits, limit, two_outputs):
+    """2 n c r^2 operations an output and 12 r^3, in steps of 6 n c r (times 2/3 c + 1/3), and five hundred steps."""
+    for linearization in (digits, two_outputs, two_outputs.truncate(12)):
+        modes, sgd = Modes.of(linearization), sgdsde.SGD(0.1 * limit, 4)
+        c, (rows, r) = modes.n_outputs, modes.vectors.shape
+        nodes = 0 if modes.bulk is None else len(modes.bulk.values)
+        step = 6 * rows * r * (2 * c + 1) / 3
+        pays = 500 + (2 * rows * c * r**2 + 12 * (r + nodes) ** 3) / step
+        assert not jumps_pay(modes, sgd, int(pays))
+        assert jumps_pay(modes, sgd, int(pays) + 1)
+
+
 def assert_jumps_are_steps(linearization, sgd) -> None:
     modes = Modes.of(linearization)
     plan = sgd.plan(modes.n_train, JUMPED[-1])

@@ -114,7 +114,10 @@ def test_directions_span_the_jacobian_and_follow_it():
     expected = torch.linalg.norm(kernel - features.train @ features.train.mT)
     distance = kernel_distance(found, features) * torch.linalg.norm(features.train @ features.train.mT)
     torch.testing.assert_close(distance, expected, rtol=1e-8, atol=0)
-    assert turned.overlap(directions).square().sum() < len(directions) - 1e-6, "it has turned"
+    overlap = turned.overlap(directions)
+    assert overlap.square().sum() < len(directions) - 1e-6, "it has turned"
+    torch.testing.assert_close(overlap, overlap.mT, rtol=0, atol=1e-10)
+    assert torch.linalg.eigvalsh(overlap).min() > 0, "the smallest turn: no rotation within the span"
 
 
 def test_weights_of_coordinates_move_the_outputs_by_the_features():

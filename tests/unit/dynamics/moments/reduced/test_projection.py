@@ -51,6 +51,14 @@ def test_a_direction_is_kept_down_to_rounding(space, size, kept):
     torch.testing.assert_close(basis @ basis.mT, torch.eye(kept).double(), **EXACT)
 
 
+@pytest.mark.parametrize(("size", "kept"), [(1e-9, 2), (5e-11, 1)])
+def test_rounding_grows_with_the_number_of_nearly_equal_matrices(space, size, kept):
+    """Among 81 copies of one: a direction is relative to all of them together, nine times one of them."""
+    one, other = space.pack(symmetric(space.rank, seed=0)), space.pack(symmetric(space.rank, seed=1))
+    basis, _ = orthonormal([one] * 81 + [one / one.norm() + size * other / other.norm()])
+    assert len(basis) == kept
+
+
 def test_spans():
     columns = normal(6, 3, seed=1) @ torch.cat([torch.eye(3).double(), normal(3, 2, seed=2)], 1)
     found = span(columns)
