@@ -82,7 +82,7 @@ def test_one_step_is_elementwise_but_for_the_coupling(space, decay):
     after, _ = step(space, coefficients, 1.0, Driven(), moment, moment[:, :1])
     y = space.pack(scaled(space, moment))
     kept = y - space.elementwise(coefficients) * y
-    noise = coefficients.numbers[3] * space.n_train * space.from_blocks(space.to_blocks(y))
+    noise = coefficients.numbers[-1] * space.n_train * space.from_blocks(space.to_blocks(y))
     torch.testing.assert_close(space.unpack(kept + noise), scaled(space, after), **EXACT)
 
 

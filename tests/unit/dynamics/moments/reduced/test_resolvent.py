@@ -52,7 +52,7 @@ def noisy(space: PairSpace, share: float) -> StepCoefficients:
 
 def transition(space: PairSpace, coefficients: StepCoefficients, packed: Tensor) -> Tensor:
     """T Y."""
-    noise = coefficients.numbers[3] * space.n_train * space.from_blocks(space.to_blocks(packed))
+    noise = coefficients.numbers[-1] * space.n_train * space.from_blocks(space.to_blocks(packed))
     return packed - space.elementwise(coefficients) * packed + noise
 
 
@@ -76,7 +76,7 @@ def test_a_resolvent_is_an_inverse(space, t, decay, is_injected):
 
 def test_without_noise_it_is_elementwise_and_exact(space):
     coefficients = StepCoefficients(0.2, 0.0)
-    source, resolvent = space.pack(symmetric(space.rank, seed=1)), Resolvent(space, coefficients)
+    source, resolvent = space.pack(symmetric(space.rank, seed=1)), Resolvent(space, coefficients, 1e-2)
     solution, inner = resolvent.solve(source, 0.1)
     torch.testing.assert_close(1.1 * solution - transition(space, coefficients, solution), source)
     assert not inner.any()
@@ -86,7 +86,7 @@ def test_without_noise_it_is_elementwise_and_exact(space):
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-5])
 def test_a_solve_ends_at_its_tolerance_and_not_long_before(space, tolerance):
     setting, single = noisy(space, 0.9), space.single
-    solver = CoupledBlocks(space, setting.numbers[3] * space.n_train, tolerance)
+    solver = CoupledBlocks(space, setting.numbers[-1] * space.n_train, tolerance)
     gains = (1 / (space.elementwise(setting) + 1e-3)).float()
     right = single.to_blocks(gains * space.pack(symmetric(space.rank, seed=1)).float())
     found = solver.solve(gains, right)
@@ -102,7 +102,7 @@ def test_a_solve_ends_at_its_tolerance_and_not_long_before(space, tolerance):
 def test_the_preconditioner_of_one_output_solves_the_system_of_the_modes_variances():
     space = SPACES["one output"]
     setting = noisy(space, 0.9)
-    solver = CoupledBlocks(space, setting.numbers[3] * space.n_train)
+    solver = CoupledBlocks(space, setting.numbers[-1] * space.n_train, 1e-2)
     own = solver.coupling * space.diagonal_of(1 / (space.elementwise(setting) + 1e-3))
     squares, right = (space.vectors * space.drift.sqrt()).square(), blocks(space)
     found = solver._precondition(right.float(), own.float()).double().flatten()
@@ -113,7 +113,7 @@ def test_the_preconditioner_of_one_output_solves_the_system_of_the_modes_varianc
 
 def test_several_outputs_are_not_preconditioned():
     space = SPACES["two outputs"]
-    solver, right = CoupledBlocks(space, 1.0), blocks(space).float()
+    solver, right = CoupledBlocks(space, 1.0, 1e-2), blocks(space).float()
     assert solver._precondition(right, torch.ones(12)) is right
 
 
@@ -147,7 +147,7 @@ def test_a_family_passes_its_sources_on_and_costs_less_than_its_members(space):
     source, injected, setting = space.pack(symmetric(space.rank, seed=1)), blocks(space), noisy(space, 0.9)
     ts = [0.5 * 0.7**k for k in range(16)]
     together = Resolvent(space, setting, 1e-3)
-    found = family(together, ts, lambda t: (t * source, injected))
+    found = family(together, ts, lambda t: (t * source, injected), shift=1e-3)
     alone = 0.0
     for t, solution in zip(ts, found):
         single = Resolvent(space, setting, 1e-3)
