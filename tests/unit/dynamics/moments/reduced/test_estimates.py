@@ -241,6 +241,7 @@ def test_errors_are_judged_on_the_loss_that_is_reported(name, words, monkeypatch
     found = sgdsde.predict(linearization, sgd, 20, dynamics=ReducedMoments(0.1), record=[4, 6, 8, 20])
     squares = found.train_loss.mean * problem.y_train.numel()
     assert found.dynamics.endswith("64 sampled epochs")
+    assert found.dynamics.startswith("ReducedMoments(tolerance=0.1)")
     torch.testing.assert_close(curves[0], squares.to(curves[0]), rtol=1e-7, atol=1e-9)
 
 
@@ -265,6 +266,36 @@ def test_more_than_256_orders_are_drawn_only_where_they_cost_what_is_allowed(aff
     with pytest.warns(ReducedModelWarning):
         found = sgdsde.predict(linearization, sgd, 2000, dynamics=ReducedMoments(1e-7), record=[2000])
     assert found.dynamics.endswith(f"{n_orders} sampled epochs")
+
+
+def test_no_more_than_one_percent_is_asked_of_sampled_orders():
+    linearization = sgdsde.linearize(BY_NAME["two outputs"].problem())
+    sgd = sgdsde.SGD(0.05, 3, sampling="shuffled")
+    found = sgdsde.predict(linearization, sgd, 40, dynamics=ReducedMoments(), record=[40])
+    assert found.dynamics.startswith("ReducedMoments(tolerance=0.01)")
+    assert found.dynamics.endswith("sampled epochs")
+    assert found.estimated_error.max() < 0.01
+
+
+@pytest.mark.parametrize(("n_steps", "reason"), [(4, "4 steps or fewer"), (5, None)])
+def test_two_epochs_or_fewer_are_those_of_the_closure(n_steps, reason, monkeypatch):
+    """And sixteen steps, whatever they are."""
+    linearization = sgdsde.linearize(BY_NAME["two outputs"].problem())
+    monkeypatch.setattr("sgdsde.dynamics.reduced_moments.exact_steps", lambda sgd, tolerance: 0)
+    sgd = sgdsde.SGD(0.05, 2, sampling="shuffled")
+    found = sgdsde.predict(linearization, sgd, n_steps, dynamics=ReducedMoments(), record=[n_steps])
+    assert ("2 epochs or fewer" in found.dynamics) is (reason is not None)
+
+
+@pytest.mark.parametrize("sampling", ["shuffled", "with_replacement"])
+@pytest.mark.parametrize(("product", "is_taken"), [(0.99, True), (1.0, False)])
+def test_decay_that_undoes_a_step_is_left_to_the_recursion(sampling, product, is_taken):
+    linearization = sgdsde.linearize(BY_NAME["two outputs"].problem())
+    sgd = sgdsde.SGD(0.02, 2, sampling=sampling, weight_decay=product / 0.02)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = sgdsde.predict(linearization, sgd, 200, dynamics=ReducedMoments(), record=[200])
+    assert ("lr * weight_decay of 1 or more" not in found.dynamics) is is_taken
 
 
 def test_within_an_epoch_the_sampling_of_its_orders_is_reported_too():

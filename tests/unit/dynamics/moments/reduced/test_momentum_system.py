@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from sgdsde.dynamics.moments.reduced.momentum_model import MomentumModel, _Famil
 from sgdsde.dynamics.moments.reduced.momentum_pairs import EE, EV, VV, MomentumSpace, MomentumStep
 from sgdsde.dynamics.moments.reduced.momentum_system import MomentumStart, MomentumSystem, mean_with_buffer
 from sgdsde.dynamics.moments.reduced.pairs import PairSpace, StepCoefficients
-from sgdsde.dynamics.moments.reduced.resolvent import CoupledBlocks
+from sgdsde.dynamics.moments.reduced.resolvent import CoupledBlocks, PastLimitError
 from sgdsde.dynamics.moments.reduced.system import Segment
 from sgdsde.step import Step
 from tests.unit.dynamics.moments.reduced.dense import (
@@ -140,6 +142,33 @@ def test_on_turned_spans_it_is_the_same(pairs):
     torch.testing.assert_close(same, means, **CLOSE)
     few = system.restricted(one[:, :7], other[:, :9])
     assert (few.gram.shape, few.start.shape, few.loss.shape) == ((9, 7), (9,), (8,))
+    states, means = few.run(segments, [0, 4, 9])
+    assert (states.shape, means.shape) == ((3, 8), (3, RANK, 2))
+    assert (states[:, -1] == 1).all()
+
+
+@pytest.mark.parametrize("n_steps", [50, 10**6])
+@pytest.mark.parametrize("name", ["nothing", "an immovable residual"])
+def test_poles_reach_down_to_a_tenth_of_the_slowest_rate(pairs, n_steps, name):
+    """That of squares, or of the mean where it drives them; in time, what lasts for a third of the steps or more."""
+    model, _ = model_of(pairs, DRIVEN[name](pairs))
+    model.n_steps = n_steps
+    kept = torch.linalg.eigvals(MomentumStep.of(SGD, LR, Q, pairs.drift).matrices).abs().max()
+    slowest = 1 - float(kept) if name != "nothing" else 1 - float(kept) ** 2
+    ts, shift = model._poles(6.0)
+    assert shift == pytest.approx(0.98 * slowest)
+    assert ts[0] + shift == pytest.approx(0.5)
+    assert ts[-1] + shift == pytest.approx(max(0.1 * shift, 0.3 / n_steps))
+    assert 0.8 < 6 * math.log10((ts[0] + shift) / (ts[1] + shift)) <= 1.0001, "six a decade"
+
+
+def test_a_mean_that_does_not_decay_is_past_the_limit(pairs):
+    model, _ = model_of(pairs, Driven())
+    fast = sgdsde.SGD(2.2 * 1.6 / float(pairs.drift.max()), 3, momentum=0.6)
+    step = MomentumStep.of(fast, fast.lr, Q, pairs.drift)
+    assert step.kept.max() >= 1
+    with pytest.raises(PastLimitError, match="does not decay"):
+        MomentumModel(MomentumSpace(pairs, step), model.sources, model.start, model.mean, BATCH, 100)
 
 
 def coupled(space: MomentumSpace, triple: Tensor) -> Tensor:
