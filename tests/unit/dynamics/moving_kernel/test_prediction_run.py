@@ -111,6 +111,18 @@ def test_a_kernel_that_stays_is_made_anew_ever_more_rarely():
     assert all(later >= 1.5 * start - 1 for start, later in itertools.pairwise(starts) if start > 20)
 
 
+def test_features_of_test_outputs_are_made_where_a_law_is_asked_for(monkeypatch):
+    """At both ends of its interval; refreshes, tails and looks ahead do without, and so does a certain start."""
+    seen: list[int] = []
+    original = WeightSubspace._push
+    monkeypatch.setattr(WeightSubspace, "_push", lambda self, *words: (seen.append(1), original(self, *words))[1])
+    linearization, refreshes = sgdsde.linearize(mlp_problem()), []
+    dynamics = MovingKernel(rank=6, on_refresh=refreshes.append)
+    for count, _ in enumerate(dynamics.evolve(linearization, sgdsde.SGD(0.05, 2), [0, 20, 40])):
+        assert len(seen) == 2 * count
+    assert len(refreshes) > 3
+
+
 def refresh(margin: float) -> Refresh:
     return Refresh(step=7, interval=5, drift=0.01, drift_from_start=0.1, margin=margin, n_directions=3, seconds=0.1)
 
