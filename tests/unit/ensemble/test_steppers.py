@@ -82,6 +82,17 @@ STACKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         IMAGES,
         1,
     ),
+    "oblong, dilated, wide, overpadded convolutions": (
+        seeded(
+            lambda: nn.Sequential(
+                *(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, (3, 2), padding=(1, 0)), nn.Tanh()),
+                *(nn.Conv2d(4, 5, 2, dilation=(1, 2), padding=(0, 2)), nn.Tanh(), nn.Conv2d(5, 17, 2), nn.Tanh()),
+                *(nn.Conv2d(17, 2, 3), nn.Tanh(), nn.Conv2d(2, 1, 1, padding=1), nn.Flatten(), nn.Linear(24, 1)),
+            )
+        ),
+        IMAGES,
+        1,
+    ),
     "MLP": (network(MLP, 72, 6, 1, depth=2, sigma_b=0.3), IMAGES, 1),
     "MLP, own activation": (network(MLP, 5, 6, 2, activation=lambda x: x * torch.sin(x)), ROWS, 2),
     "MLP, module activation": (network(MLP, 5, 6, 2, activation=nn.Tanh(), parametrization="standard"), ROWS, 2),
@@ -117,7 +128,8 @@ def trained(problem: sgdsde.Problem, stepper: Any, words: dict[str, Any], *, wei
     weights = torch.randn(4, 3, 4, dtype=torch.float64, generator=generator) / 4 if weighted else None
     state = learner.start(3)
     buffer = {name: torch.zeros_like(value) for name, value in state.items()}
-    updates = Rates(sgds, [sgd.plan(9, 4) for sgd in sgds], 1, next(iter(state.values()))).updates(range(4))
+    rates = Rates(sgds, [sgd.plan(9, 4) for sgd in sgds], 1, next(iter(state.values())))
+    updates = rates.updates(*rates.of(range(4)))
     losses = learner.advance(state, buffer, Batches(indices, weights), updates)
     assert losses.shape == (4, 3)
     return torch.cat([learner.all_outputs(state)[0].flatten(), losses.flatten()])

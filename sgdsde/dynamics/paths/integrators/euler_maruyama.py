@@ -30,7 +30,8 @@ class EulerMaruyama(Integrator):
             the SDE, which is off from SGD by O(lr).
     Exactness: weak order 1 in lr / k for the SDE; any loss.
     Cost: one product [P, d] x [d, d] a substep, in place under squared error: 3 P d numbers, 4 with momentum, and up to
-        1 MiB of normal numbers drawn ahead; one [P, d] x [d, m c] a recorded step.
+        1 MiB of normal numbers drawn ahead; one [P, d] x [d, m c] a recorded step. Without momentum, decay, label noise
+        and Ito term under squared error the residuals are moved, and w only where there are test outputs.
     """
 
     substeps: int = 1
@@ -45,7 +46,63 @@ class EulerMaruyama(Integrator):
             raise self.refuse(reason, "EulerMaruyama(substeps=1)", setup)
 
     def group(self, setup: PathSetup, paths: range, draws: Draws) -> PathGroup:
-        return _EulerPaths(self.substeps, setup, len(paths), draws)
+        kind = _ResidualPaths if _ResidualPaths.suffice(setup) else _EulerPaths
+        return kind(self.substeps, setup, len(paths), draws)
+
+
+class _ResidualPaths(PathGroup):
+    """Plain SGD under squared error: the residuals e = f - y themselves, [P, d], and w [P, d] for test outputs."""
+
+    def __init__(self, substeps: int, setup: PathSetup, n_paths: int, draws: Draws) -> None:
+        self._substeps, self._setup, self._draws = substeps, setup, draws
+        linearization = setup.linearization
+        criterion, kernel = linearization.problem.criterion, linearization.kernel
+        assert isinstance(criterion, SquaredError)
+        assert isinstance(kernel, Tensor)
+        self._curvature, self._kernel = criterion.curvature, kernel.mT
+        self._e = linearization.residual.flatten().repeat(n_paths, 1)
+        self._shape = (n_paths, *linearization.outputs.shape)
+        self._pushed = torch.empty_like(self._e)
+        self._w = None if linearization.test_outputs is None else torch.zeros_like(self._e)
+
+    @staticmethod
+    def suffice(setup: PathSetup) -> bool:
+        """Whether nothing but the residual moves it."""
+        sgd, linearization = setup.sgd, setup.linearization
+        plain = not (sgd.momentum or sgd.weight_decay or sgd.label_noise_std or setup.displacement is not None)
+        squared = isinstance(linearization.problem.criterion, SquaredError)
+        return plain and squared and isinstance(linearization.kernel, Tensor)
+
+    def advance(self, start: int, stop: int) -> None:
+        plan = self._setup.plan
+        for first, last in plan.segments(start, stop):
+            lr, factor = float(plan.lr[first]) / self._substeps, plan.noise_factor(first) * self._substeps
+            for _ in range((last - first) * self._substeps):
+                self._move(lr, factor)
+
+    def _move(self, lr: float, factor: float) -> None:
+        """e' = e - lr s K (weights * e), weights = 1/n + scale (xi - mean xi) = scale (xi - mean xi + 1/(n scale))."""
+        pushed, n, scale = self._pushed, self._shape[1], 1.0
+        e = self._e.view(self._shape)
+        if factor:
+            xi, scale = self._draws.normal("sde paths", n), math.sqrt(factor / n)
+            xi.sub_(xi.mean(1, keepdim=True).sub_(1 / (n * scale)))
+            torch.mul(e, xi.unsqueeze(2), out=pushed.view(self._shape))
+        else:
+            torch.mul(e, 1 / n, out=pushed.view(self._shape))
+        alpha = -lr * self._curvature * scale
+        self._e.addmm_(pushed, self._kernel, alpha=alpha)
+        if self._w is not None:
+            self._w.add_(pushed, alpha=alpha)
+
+    def outputs(self, step: int) -> Outputs:
+        linearization = self._setup.linearization
+        train, test = self._e.view(self._shape) + linearization.targets, linearization.test_outputs
+        if self._w is None or test is None or linearization.cross_kernel is None:
+            return train, None
+        cross = linearization.cross_kernel
+        moved = self._w @ cross.mT if isinstance(cross, Tensor) else rows_times(self._w, cross)
+        return train, test + moved.view(len(moved), *test.shape)
 
 
 class _EulerPaths(PathGroup):
