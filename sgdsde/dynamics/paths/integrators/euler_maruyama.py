@@ -97,10 +97,12 @@ class _ResidualPaths(PathGroup):
 
     def outputs(self, step: int) -> Outputs:
         linearization = self._setup.linearization
-        train, test = self._e.view(self._shape) + linearization.targets, linearization.test_outputs
-        if self._w is None or test is None or linearization.cross_kernel is None:
+        train = self._e.view(self._shape) + linearization.targets
+        if self._w is None:
             return train, None
-        cross = linearization.cross_kernel
+        test, cross = linearization.test_outputs, linearization.cross_kernel
+        assert test is not None
+        assert cross is not None
         moved = self._w @ cross.mT if isinstance(cross, Tensor) else rows_times(self._w, cross)
         return train, test + moved.view(len(moved), *test.shape)
 
