@@ -12,7 +12,7 @@ from sgdsde.dynamics.modal_moments import ClosureRangeWarning, DiagonalState
 from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.moments.state import laws
 from sgdsde.dynamics.moments.variance_jumps import jumps_pay
-from sgdsde.dynamics.volterra import lanczos, spectral_measure
+from sgdsde.dynamics.volterra import VolterraState, lanczos, spectral_measure
 from sgdsde.kernel import KroneckerKernel
 from tests.problems import BY_NAME, LARGER, digits_problem
 
@@ -111,6 +111,47 @@ def test_volterra_with_all_eigenpairs_is_the_printed_equation(digits, limit):
     torch.testing.assert_close(
         ours, torch.tensor([psi[k] for k in (0, 1, 2, 10, 60)], dtype=torch.float64), rtol=1e-9, atol=0
     )
+
+
+def test_volterra_knows_the_spread_of_the_loss_that_its_variances_give(digits, limit):
+    """Of every eigenvector its share of the noise; the mean outputs are those of descent, exactly."""
+    sgd = sgdsde.SGD(0.5 * limit, 4)
+    record = [0, 1, 2, 10, 60]
+    laws_of = list(Volterra(rank=48, n_lanczos=48).evolve(digits, sgd, record))
+    basis, q, n = digits.eigenbasis, 1 / 4, 48
+    x, mean = sgd.lr * 2 * basis.values / n, basis.vectors.mT @ digits.residual.flatten()
+    variance, own, found = torch.zeros_like(x), mean.square(), []
+    for k in range(61):
+        if k in record:
+            found.append((mean, variance, own.sum() + variance.sum()))
+        kept, total = (1 - x) ** 2 - q * x**2, own.sum() + variance.sum()
+        variance, own, mean = kept * variance + q * x**2 * total, kept * own, (1 - x) * mean
+    descent = list(GradientDescent().evolve(digits, sgd, record))
+    for law, (m, v, total), exact in zip(laws_of, found, descent):
+        torch.testing.assert_close(law.mean, exact.mean, rtol=1e-8, atol=1e-9)
+        spread = law.covariance
+        torch.testing.assert_close(spread.trace, total - m.square().sum(), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(spread.squared_norm, v.square().sum(), rtol=1e-7, atol=1e-12)
+        torch.testing.assert_close(spread.quadratic(m), (m.square() * v).sum(), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", [1.0, 0.25, 1e-3, 1e-9])
+def test_the_limit_of_the_printed_equation_is_where_its_memory_adds_up_to_one(digits, noise):
+    """Or where a mode overshoots in every step by itself."""
+    state = VolterraState(digits, sgdsde.SGD(0.1, 4).plan(48, 1), Volterra(rank=48, n_lanczos=48))
+    h = 2 * digits.eigenbasis.values / 48
+
+    def memory(lr: float) -> float:
+        x = lr * h
+        return float((noise * x**2 / (1 - (1 - x) ** 2 + noise * x**2)).sum())
+
+    found = state.limit(noise)
+    overshoots = 2 / (float(h.max()) * (1 - noise)) if noise < 1 else np.inf
+    if memory(0.9999 * overshoots) < 1:
+        assert found == pytest.approx(overshoots, rel=1e-6)
+    else:
+        assert memory(found) == pytest.approx(1, rel=1e-6)
+        assert found < overshoots
 
 
 def test_lanczos_gives_powers_of_the_kernel_and_the_measure_its_trace(digits):

@@ -197,6 +197,18 @@ def test_twice_the_standard_error_of_a_mean_over_groups():
     torch.testing.assert_close(found - LEFT, vector(error / float(column.mean())), rtol=1e-9, atol=0)
 
 
+def test_orders_too_are_left_out_group_by_group():
+    """Of a loss that falls by what an epoch takes away: the standard error of the mean over the groups' epochs."""
+    losses = 0.1 + 0.01 * normal(GROUPS, seed=2)
+    this = prediction_of((0, 0), epochs=[0])
+    this._curve = lambda epoch, y, loss: (loss @ (y - epoch.loss @ y))[None]
+    begins = torch.ones(GROUPS, 2).double()
+    epoch, errors, _ = ShuffledPrediction._judged(this, Model(), [still(float(one)) for one in losses], begins)
+    torch.testing.assert_close(epoch.loss, losses.mean() * torch.eye(2).double())
+    expected = 2 * losses.std() / GROUPS**0.5 / (1 - losses.mean())
+    torch.testing.assert_close(errors[0] - LEFT, expected, rtol=1e-9, atol=0)
+
+
 def test_twice_what_a_coarser_space_changes_is_added():
     begins, this = torch.ones(GROUPS, 2).double(), prediction_of((0, 0), (2, 0), epochs=[0, 2])
     _, errors, _ = ShuffledPrediction._judged(this, Model(0.99, 0.97), [still()] * GROUPS, begins)
