@@ -97,10 +97,12 @@ class _ResidualPaths(PathGroup):
 
     def outputs(self, step: int) -> Outputs:
         linearization = self._setup.linearization
-        train, test = self._e.view(self._shape) + linearization.targets, linearization.test_outputs
-        if self._w is None or test is None or linearization.cross_kernel is None:
+        train = self._e.view(self._shape) + linearization.targets
+        if self._w is None:
             return train, None
-        cross = linearization.cross_kernel
+        test, cross = linearization.test_outputs, linearization.cross_kernel
+        assert test is not None
+        assert cross is not None
         moved = self._w @ cross.mT if isinstance(cross, Tensor) else rows_times(self._w, cross)
         return train, test + moved.view(len(moved), *test.shape)
 
@@ -151,7 +153,7 @@ class _EulerPaths(PathGroup):
         base, s = self._residual, self._criterion.curvature
         if self._setup.sgd.weight_decay or self._setup.displacement is not None:
             base = (self._train_base(place) - self._targets).flatten()
-        torch.addmm(base, self._w.flatten(1), kernel.mT, beta=s, alpha=s, out=self._space)
+        torch.addmm(base, self._w.flatten(1), kernel, beta=s, alpha=s, out=self._space)
         return self._space.view_as(self._w)
 
     def _weights(self, factor: float) -> Tensor:
@@ -175,8 +177,9 @@ class _EulerPaths(PathGroup):
     def outputs(self, step: int) -> Outputs:
         linearization = self._setup.linearization
         test = linearization.test_outputs
-        if test is None or linearization.cross_kernel is None:
+        if test is None:
             return self._train(step), None
+        assert linearization.cross_kernel is not None
         base, n = self._base(test, linearization.test_weight_outputs), len(linearization.outputs)
         if self._setup.displacement is not None:
             base = base + self._setup.displacement.at(step)[n:].to(base)
