@@ -207,6 +207,22 @@ SHAPES = {
         lambda: nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)), nn.Linear(3, 2), nn.Flatten()), (4,)
     ),
     "bilinear": NetCase(lambda: Wrapped(lambda m, x: m.pair(x[:, :2], x[:, 2:]), pair=nn.Bilinear(2, 2, 3)), (4,)),
+    "layer norm by its function": NetCase(
+        lambda: Wrapped(
+            lambda m, x: torch.layer_norm(0.01 * m.layer(x), (4,), m.norm.weight, m.norm.bias),
+            layer=nn.Linear(4, 4),
+            norm=nn.LayerNorm(4),
+        ),
+        (4,),
+    ),
+    "group norm by its function": NetCase(
+        lambda: Wrapped(
+            lambda m, x: torch.group_norm(0.01 * m.layer(x), 2, m.norm.weight, m.norm.bias),
+            layer=nn.Linear(4, 4),
+            norm=nn.GroupNorm(2, 4),
+        ),
+        (4,),
+    ),
     "own dense network": NetCase(lambda: MLP(4, 5, 3, depth=2, activation="tanh", sigma_b=0.3), (4,)),
     "own convolutional network": NetCase(lambda: CNN(2, 4, 3, 2, depth=1, sigma_b=0.4), IMAGE),
     "scaled weights and biases": NetCase(
