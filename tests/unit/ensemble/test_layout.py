@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import sgdsde
-from sgdsde.ensemble.layout import Needs
+from sgdsde.ensemble.layout import Layout, Needs
 from sgdsde.ensemble.linearized import LinearizedLearner
 from sgdsde.ensemble.real import RealLearner
 from tests.problems import BY_NAME, linear_problem
@@ -23,8 +23,9 @@ def test_what_is_held_moved_and_drawn_fits_and_one_byte_less_than_one_run_is_ref
     assert 1 <= found.together <= found.held
     assert found.held * 800 + found.together * 3000 + found.ahead <= memory
     assert found.together <= (together or found.held)
-    with pytest.raises(MemoryError, match="one run needs 3,800 bytes"):
-        needs.layout(10**6, 3800, CPU)
+    with pytest.raises(MemoryError, match="at least 3,800 bytes, got 3,799; one run needs 3,800 bytes"):
+        needs.layout(10**6, 3799, CPU)
+    assert needs.layout(10**6, 3800, CPU) == Layout(1, 1, 0), "what was asked for is enough"
 
 
 @pytest.mark.parametrize("memory", [2 * 10**4, 10**5, 2 * 10**5])
