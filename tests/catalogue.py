@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations
 
+from sgdsde.networks import CNN, MLP
 from tests import architectures as nets
 from tests.architectures import Wrapped, normalized
 
@@ -75,6 +77,12 @@ def jacobian_by_backward(model: Any, x: Tensor, where: Callable[[str], bool] | N
 
 
 IMAGE, SEQUENCE = (2, 4, 4), (3, 4)
+
+
+def scaled_twice(model: Any, x: Tensor) -> Tensor:
+    """Two dense layers whose weights and biases have scales of their own."""
+    hidden = functional.linear(x, 0.5 * model.first.weight, 0.3 * model.first.bias).tanh()
+    return functional.linear(hidden, model.second.weight, model.second.bias * -3)
 
 
 def stack(*layers: nn.Module, shape: tuple[int, ...]) -> NetCase:
@@ -199,6 +207,31 @@ SHAPES = {
         lambda: nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)), nn.Linear(3, 2), nn.Flatten()), (4,)
     ),
     "bilinear": NetCase(lambda: Wrapped(lambda m, x: m.pair(x[:, :2], x[:, 2:]), pair=nn.Bilinear(2, 2, 3)), (4,)),
+    "layer norm by its function": NetCase(
+        lambda: Wrapped(
+            lambda m, x: torch.layer_norm(0.01 * m.layer(x), (4,), m.norm.weight, m.norm.bias),
+            layer=nn.Linear(4, 4),
+            norm=nn.LayerNorm(4),
+        ),
+        (4,),
+    ),
+    "group norm by its function": NetCase(
+        lambda: Wrapped(
+            lambda m, x: torch.group_norm(0.01 * m.layer(x), 2, m.norm.weight, m.norm.bias),
+            layer=nn.Linear(4, 4),
+            norm=nn.GroupNorm(2, 4),
+        ),
+        (4,),
+    ),
+    "own dense network": NetCase(lambda: MLP(4, 5, 3, depth=2, activation="tanh", sigma_b=0.3), (4,)),
+    "own convolutional network": NetCase(lambda: CNN(2, 4, 3, 2, depth=1, sigma_b=0.4), IMAGE),
+    "scaled weights and biases": NetCase(
+        lambda: Wrapped(scaled_twice, first=nn.Linear(4, 5), second=nn.Linear(5, 3)), (4,)
+    ),
+    "scaled biases of positions": NetCase(
+        lambda: Wrapped(lambda m, x: scaled_twice(m, x).flatten(1), first=nn.Linear(4, 3), second=nn.Linear(3, 2)),
+        SEQUENCE,
+    ),
 }
 
 ACTIVATIONS = {

@@ -54,11 +54,11 @@ class Needs:
         Raises:
             MemoryError: not even one run fits; names the bytes.
         """
-        budget = _memory.budget(memory, device)
-        _memory.rows_within(budget, self.held + self.moved, 1, self.what)
-        ahead = min(AHEAD_BYTES, budget // 8)
+        budget, alone = _memory.budget(memory, device), self.held + self.moved
+        _memory.rows_within(budget, alone, 1, self.what)
+        ahead = min(AHEAD_BYTES, budget // 8, (budget - alone) // 2)
         allowed = budget - 2 * ahead  # the draws, and copies of them and pieces of an evaluation
-        most = _memory.rows_within(allowed, self.held + self.moved, n_members, self.what)
+        most = _memory.rows_within(allowed, alone, n_members, self.what)
         if self.together is None:
             return Layout(min(most, MOST), min(most, MOST), ahead)
         together = min(self.together, most)

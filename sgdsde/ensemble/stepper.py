@@ -11,6 +11,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -120,10 +121,16 @@ class Compiled(Vmapped):
 
     def __init__(self, problem: Problem, activations: int) -> None:
         super().__init__(problem, activations)
-        gradients = vmap(grad_and_value(partial(batch_loss, problem)))
-        self._compiled: Callable[..., tuple[Params, Tensor]] | None = torch.compile(
-            gradients, fullgraph=True, dynamic=False
-        )
+        each = grad_and_value(partial(batch_loss, problem))
+
+        def gradients(*args: Tensor) -> tuple[Params, Tensor]:
+            found: tuple[Params, Tensor] = vmap(each)(*args)
+            return found
+
+        # Torch compiles what has the same code a few times only, whatever it belongs to.
+        own = FunctionType(gradients.__code__.replace(), globals(), closure=gradients.__closure__)
+        self._compiled: Callable[..., tuple[Params, Tensor]] | None
+        self._compiled = torch.compile(own, fullgraph=True, dynamic=False)
         self._checked = False
 
     def gradient(self, state: Params, x: Tensor, y: Tensor, weights: Tensor | None) -> tuple[Params, Tensor]:

@@ -16,7 +16,7 @@ from sgdsde.ensemble.batches import settings_in
 from sgdsde.ensemble.blocks import BlockRun
 from sgdsde.ensemble.cuda_graphs import Graphs, graphs_of
 from sgdsde.ensemble.group import RunGroup
-from sgdsde.ensemble.layout import Layout
+from sgdsde.ensemble.layout import Layout, Needs
 from sgdsde.ensemble.linearized import LinearizedLearner
 from sgdsde.ensemble.rates import same_words
 from sgdsde.ensemble.real import RealLearner
@@ -133,11 +133,11 @@ class Ensemble:
     def expected_cost(self, n_steps: int, n_runs: int) -> StageCost:
         """Real runs: a forward pass is timed where there are many steps. Linearized ones: by their products."""
         learner, problem, total = self.learner, self.learner.problem, n_runs * len(self.sgds)
-        at_once, batch_size = min(total, self._layout([0], total).together), self.sgds[0].batch_size_at(0)
+        needs, layout, batch_size = self._needs([0]), self._layout([0], total), self.sgds[0].batch_size_at(0)
+        held = layout.held * needs.held + layout.together * needs.moved
         if isinstance(learner, RealLearner):
-            seconds = runs_seconds(problem, batch_size, n_steps, total, -(-total // at_once))
-            size = problem.functional.n_params * problem.dtype.itemsize
-            return StageCost(f"{total} real runs", seconds, 5 * total * size)
+            seconds = runs_seconds(problem, batch_size, n_steps, total, -(-total // layout.together))
+            return StageCost(f"{total} real runs", seconds, held)
         rows, d = len(learner.initial) * problem.n_outputs, problem.n_train * problem.n_outputs
 
         def count(machine: Machine) -> float:
@@ -145,11 +145,13 @@ class Ensemble:
             return n_steps * total * linearized_runs_seconds(rows, d, examples, machine)
 
         seconds = count(Machine.worth(count)) + n_steps * CALL_OVERHEAD
-        return StageCost(f"{total} runs of the linearized model", seconds, 8 * 4 * rows * at_once)
+        return StageCost(f"{total} runs of the linearized model", seconds, held)
 
     def _layout(self, settings: Sequence[int], n_runs: int) -> Layout:
-        needs = self.learner.needs(self.sgds[settings[0]], self.variant.examples(self.plans[settings[0]]))
-        return needs.layout(len(settings) * n_runs, self.memory, self.learner.device)
+        return self._needs(settings).layout(len(settings) * n_runs, self.memory, self.learner.device)
+
+    def _needs(self, settings: Sequence[int]) -> Needs:
+        return self.learner.needs(self.sgds[settings[0]], self.variant.examples(self.plans[settings[0]]))
 
 
 def _train(group: RunGroup, runs: range, recorders: Sequence[Recorder], ticks: Ticker) -> None:

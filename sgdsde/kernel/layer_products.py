@@ -239,8 +239,6 @@ class OuterLayer(Layer):
 
     def trace(self) -> float:
         inputs, deltas = (part @ part.mT for part in (self.x, self.deltas.transpose(1, 2).flatten(2)))
-        if self.deltas.shape[2] > 1:
-            inputs, deltas = inputs[:, None], self.deltas @ self.deltas.mT
         total = float((inputs * deltas).sum())
         if self.bias is not None:
             total += self.bias[1] ** 2 * float(self.deltas.sum(2).square().sum())

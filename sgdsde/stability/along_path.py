@@ -38,6 +38,9 @@ from sgdsde.stability.second_moments import SecondMomentMap
 OUTPUTS = 256
 """Outputs of the examples whose kernels are looked at; all of them where they are no more."""
 
+MATRICES = 9
+"""Of the kernel's size beside each other, in float64, while its limit is found."""
+
 RECORDED = 16
 """Parts of a path at whose ends the loss is looked at, a multiple of four."""
 
@@ -60,9 +63,9 @@ class PathLimit(float):
     Attributes:
         at_initialization: the mean-square limit of the initial kernel, on the examples looked at; NaN where the loss
             has no positive curvature there.
-        bound: "" for a threshold that was enclosed; "lower" where the largest learning rate tried still trained;
-            "upper" where none did, or where the loss has no second derivative, so that slow growth past the steps given
-            would have gone unnoticed.
+        bound: "" for a threshold that was enclosed; "lower" where the largest learning rate tried still trained, about
+            a thousand times the limit at initialization; "upper" where none did, down to a thousandth of it, or where
+            the loss has no second derivative, so that slow growth past the steps given would have gone unnoticed.
         sentence: the same in words.
     """
 
@@ -119,8 +122,9 @@ def max_lr_along_path(
     noise = noise_among(problem.n_train, batch_size, sampling)
     paths = math.ceil(LIKELY_RATES * n_paths)
     cost = paths * n_steps * step_seconds(problem, sgd.batch_size_at(0), paths * n_steps)
-    size = sum(value.numel() * value.element_size() for value in problem.params.values())
-    progress = announced(StageCost("limit along the path", cost, 8 * OUTPUTS**2 * 4 + (RECORDED + 4) * size), progress)
+    held = MATRICES * 8 * (_n_looked_at(problem) * problem.n_outputs) ** 2
+    held += (RECORDED + 4) * sum(value.nbytes for value in problem.params.values())
+    progress = announced(StageCost("limit along the path", cost, held), progress)
     ticks = ticker(progress, paths, "limit along the path")
     trial = _Trial(problem, sgd, n_steps, n_paths, whole_number("seed", seed), noise, ticks)
     initial = trial.moments(problem.params)
@@ -209,8 +213,7 @@ class _Trial:
         problem = self.problem
         if problem.criterion.kink:
             return None
-        count = min(problem.n_train, max(1, OUTPUTS // problem.n_outputs))
-        some = torch.linspace(0, problem.n_train - 1, count).round().long().to(problem.device)
+        some = torch.linspace(0, problem.n_train - 1, _n_looked_at(problem)).round().long().to(problem.device)
         x, y = problem.x_train[some], problem.y_train[some]
         kernel = kernel_between(problem, params, x)
         with torch.no_grad():
@@ -219,6 +222,11 @@ class _Trial:
             return map_at(kernel, problem.criterion, outputs, y.to(kernel) if y.is_floating_point() else y)
         except ValueError:  # no positive curvature
             return None
+
+
+def _n_looked_at(problem: Problem) -> int:
+    """Examples whose kernels are looked at."""
+    return min(problem.n_train, max(1, OUTPUTS // problem.n_outputs))
 
 
 def _sentence(trial: _Trial, low: float, high: float, at_start: float) -> str:

@@ -30,7 +30,7 @@ def fastest_lr(
     """
     linearization = as_linearization(problem_or_linearization)
     limit = max_lr(linearization, batch_size, momentum=momentum, nesterov=nesterov, sampling=sampling)
-    _refuse_zero(limit)
+    _refuse_zero(limit == math.inf)
 
     def log_radius(lr: float) -> float:
         sgd = SGD(lr, batch_size, momentum=momentum, nesterov=nesterov, sampling=sampling)
@@ -52,7 +52,7 @@ def critical_batch_size(problem_or_linearization: Problem | Linearization) -> fl
     """
     linearization = as_linearization(problem_or_linearization)
     half = limit_at_noise(linearization, 0.0) / 2
-    _refuse_zero(half)
+    _refuse_zero(half == math.inf)
 
     def excess(log_noise: float) -> float:
         return math.log(limit_at_noise(linearization, math.exp(log_noise)) / half)
@@ -77,13 +77,13 @@ def gradient_noise_scale(problem_or_linearization: Problem | Linearization) -> f
     n, c = problem.n_train, problem.n_outputs
     gradient = problem.criterion.gradient(linearization.outputs, linearization.targets)
     blocks = linearization.operator.diagonal_blocks(c)
-    _refuse_zero(math.inf if not blocks.any() else 0.0)
+    _refuse_zero(not blocks.any())
     each = torch.einsum("ia,iab,ib->", gradient, blocks, gradient) / n
     mean = gradient.flatten() @ (linearization.kernel @ gradient.flatten()) / n**2
     return float((each - mean) / mean)
 
 
-def _refuse_zero(limit: float) -> None:
-    if limit == math.inf:
+def _refuse_zero(is_zero: bool) -> None:
+    if is_zero:
         received = "zero: the outputs do not depend on the weights at initialization (dead units?)"
         raise ValueError(complaint("the kernel", "different from zero where scales are asked for", received))

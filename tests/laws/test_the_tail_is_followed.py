@@ -178,6 +178,22 @@ def test_spectral_nodes_integrate_powers(digits):
     assert weights.max() > 1 - 1e-9
 
 
+@pytest.mark.parametrize("unit", [1e-14, 1.0, 1e14])
+def test_nodes_go_with_the_unit_of_the_kernel(unit):
+    """Also where a start lies in a small invariant subspace: three eigenvalues have three nodes, others no weight."""
+    root = torch.linalg.qr(torch.randn(30, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    values = torch.tensor([1.0, 2.0, 5.0]).double().repeat(10)
+    starts = random_signs(30, 2, torch.Generator().manual_seed(1)).double()
+    nodes, weights = spectral_nodes(DenseKernel(unit * (root * values) @ root.mT), starts, 6)
+    shares = torch.stack([(root.mT @ starts).square()[values == value].sum(0) for value in (1.0, 2.0, 5.0)], 1)
+    for column in range(2):
+        heavy = weights[column] > 1e-6
+        torch.testing.assert_close(nodes[column, heavy] / unit, torch.tensor([1.0, 2.0, 5.0]).double())
+        torch.testing.assert_close(weights[column, heavy], shares[column])
+    basis = krylov_basis(DenseKernel(unit * (root * values) @ root.mT), starts, 6)
+    assert basis.shape == (30, 6)
+
+
 def test_a_covariance_with_a_bulk_is_the_sum_of_both():
     rng = torch.Generator().manual_seed(0)
     factor = torch.linalg.qr(torch.randn(6, 2, generator=rng, dtype=torch.float64)).Q

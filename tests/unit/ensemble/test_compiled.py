@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import shutil
 from collections.abc import Callable
@@ -26,7 +28,8 @@ def residual_problem(loss: nn.Module | None = None, *, dtype: torch.dtype = torc
         first, last = nn.Linear(3, 3), nn.Linear(3, 2)
     x = torch.linspace(-1, 1, 27).view(9, 3)
     model = Wrapped(lambda m, x: m.last(x + torch.tanh(m.first(x))), first=first, last=last).to(dtype)
-    return sgdsde.Problem(model, x.to(dtype), torch.sin(5 * x[:, :2]).to(dtype), loss=loss or nn.MSELoss())
+    y = torch.arange(9) % 2 if isinstance(loss, nn.CrossEntropyLoss) else torch.sin(5 * x[:, :2]).to(dtype)
+    return sgdsde.Problem(model, x.to(dtype), y, loss=loss or nn.MSELoss())
 
 
 def final_losses(problem: sgdsde.Problem, **words: Any) -> Tensor:
@@ -106,6 +109,50 @@ def test_a_checkpoint_of_compiled_runs_is_not_one_of_others(tmp_path: Any, by_ha
     final_losses(residual_problem(), compiled=True, checkpoint=tmp_path)
     with pytest.raises(ValueError, match="steps"):
         final_losses(residual_problem(), checkpoint=tmp_path)
+
+
+def assert_followed(problem: sgdsde.Problem, caplog: pytest.LogCaptureFixture, sizes: range) -> None:
+    """Torch follows what the steps do, which is all of compiling but making code of it."""
+    with caplog.at_level(logging.WARNING, logger="sgdsde"):
+        for size in sizes:
+            sgd = sgdsde.SGD(0.05, size)
+            found = sgdsde.run_ensemble(problem, sgd, 2, 2, compiled=True).train_loss.samples
+            expected = sgdsde.run_ensemble(problem, sgd, 2, 2).train_loss.samples
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert not caplog.records
+
+
+@pytest.fixture
+def followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+
+@pytest.mark.usefixtures("followed")
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.HuberLoss()], ids=["cross-entropy", "Huber"])
+def test_torch_follows_losses(loss: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+    assert_followed(residual_problem(loss), caplog, range(3, 4))
+
+
+@pytest.mark.usefixtures("followed")
+def test_what_torch_cannot_follow_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    problem = residual_problem()
+
+    def broken(m: Any, x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return m.last(x + torch.tanh(m.first(x)))
+
+    problem = dataclasses.replace(problem, model=Wrapped(broken, first=problem.model.first, last=problem.model.last))
+    with caplog.at_level(logging.WARNING, logger="sgdsde"):
+        found = final_losses(problem, compiled=True)
+    assert ["steps are not compiled" in record.message for record in caplog.records] == [True]
+    torch.testing.assert_close(found, final_losses(residual_problem()), rtol=1e-12, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("followed")
+def test_torch_follows_as_many_ensembles_as_there_are(caplog: pytest.LogCaptureFixture) -> None:
+    """Left alone it follows one piece of code eight times in a process."""
+    assert_followed(residual_problem(), caplog, range(1, 11))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import sgdsde
-from sgdsde.ensemble.layout import Needs
+from sgdsde.ensemble.layout import Layout, Needs
 from sgdsde.ensemble.linearized import LinearizedLearner
 from sgdsde.ensemble.real import RealLearner
 from tests.problems import BY_NAME, linear_problem
@@ -23,8 +23,37 @@ def test_what_is_held_moved_and_drawn_fits_and_one_byte_less_than_one_run_is_ref
     assert 1 <= found.together <= found.held
     assert found.held * 800 + found.together * 3000 + found.ahead <= memory
     assert found.together <= (together or found.held)
-    with pytest.raises(MemoryError, match="one run needs 3,800 bytes"):
-        needs.layout(10**6, 3800, CPU)
+    with pytest.raises(MemoryError, match="at least 3,800 bytes, got 3,799; one run needs 3,800 bytes"):
+        needs.layout(10**6, 3799, CPU)
+    assert needs.layout(10**6, 3800, CPU) == Layout(1, 1, 0), "what was asked for is enough"
+
+
+@pytest.mark.parametrize("memory", [2 * 10**4, 10**5, 2 * 10**5])
+@pytest.mark.parametrize("together", [1, 5, None])
+def test_no_memory_is_left_for_one_run_more(memory: int, together: int | None) -> None:
+    """Beside twice the draws: themselves, and copies of them or a piece of an evaluation."""
+    needs = Needs(held=3000, moved=500, together=together, what="one run")
+    found = needs.layout(10**6, memory, CPU)
+    moved, spare = found.together * 500, memory - 2 * found.ahead
+    assert found.held * 3000 + moved <= spare
+    if found.held < 64:  # beyond it whole blocks of streams
+        assert (found.held + 1) * 3000 + moved + (500 if together is None else 0) > spare
+    assert memory // 16 <= found.ahead <= memory // 4
+
+
+def test_draws_are_made_ahead_within_a_few_megabytes_however_much_is_free() -> None:
+    needs = Needs(held=10, moved=10, together=4, what="one run")
+    ahead = [needs.layout(100, 10**power, CPU).ahead for power in range(4, 12)]
+    assert ahead == sorted(ahead)
+    assert ahead[-1] == ahead[-2] <= 10**7
+
+
+@pytest.mark.parametrize("n_members", [1, 2, 3, 4, 5, 200])
+def test_no_more_are_stepped_together_than_there_are(n_members: int) -> None:
+    for together in (1, 4, None):
+        found = Needs(held=10, moved=10, together=together, what="one run").layout(n_members, 10**6, CPU)
+        assert found.together == min(n_members if together is None else together, n_members)
+        assert found.held == (n_members if n_members < 64 or together is None else 192)
 
 
 def test_as_many_are_held_as_there_are_or_whole_blocks_of_streams():

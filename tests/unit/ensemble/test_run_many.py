@@ -160,8 +160,10 @@ def test_linearized_runs_are_runs_of_the_linear_model(case, words, batch_size):
         torch.testing.assert_close(*both, rtol=1e-9, atol=1e-11)
 
 
-def test_a_kernel_that_is_not_quite_symmetric_is_used_by_columns():
-    problem = replace(BY_NAME["one output"].problem(), x_test=None, y_test=None)
+@pytest.mark.parametrize("has_test", [False, True])
+def test_a_kernel_that_is_not_quite_symmetric_is_used_by_columns(has_test):
+    problem = BY_NAME["one output"].problem()
+    problem = problem if has_test else replace(problem, x_test=None, y_test=None)
     made = sgdsde.linearize(problem)
     kernel = made.kernel + 0.1 * torch.triu(made.kernel, 1)
     skew = replace(made, kernel=kernel)
@@ -170,6 +172,10 @@ def test_a_kernel_that_is_not_quite_symmetric_is_used_by_columns():
     drawn = int(batch_indices(sgd, problem.n_train, 1, seed=0, run=0)[0, 0])
     residual = float(problem.criterion.gradient(made.outputs, problem.y_train)[drawn, 0])
     torch.testing.assert_close(moved[1] - moved[0], -0.05 * residual * kernel[:, [drawn]], rtol=1e-9, atol=1e-12)
+    if has_test:
+        cross = sgdsde.run_ensemble(skew, sgd, 1, 1, observe=("outputs",)).test_outputs.samples[0]
+        expected = -0.05 * residual * made.cross_kernel[:, [drawn]]
+        torch.testing.assert_close(cross[1] - cross[0], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss()])

@@ -159,6 +159,32 @@ def test_every_loss_and_weights_of_examples(loss, weighted):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@each("plain", "momentum")
+@pytest.mark.parametrize("way", [None, Vmapped, Loop], ids=["products", "vmap", "loop"])
+def test_label_noise_is_added_to_the_targets_and_trained_on(way, words):
+    problem = problem_of("activations")
+    learner, sgd = RealLearner(problem, way), sgdsde.SGD(0.1, 4, **words)
+    indices = torch.arange(16).view(2, 2, 4) % 9
+    noise = torch.randn(2, 2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    state = learner.start(2)
+    buffer = {name: torch.zeros_like(value) for name, value in state.items()}
+    rates = Rates([sgd], [sgd.plan(9, 2)], 2, next(iter(state.values())))
+    losses = learner.advance(state, buffer, Batches(indices, None, noise), rates.updates(*rates.of(range(2))))
+    for run in range(2):
+        model = copy.deepcopy(problem.model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=sgd.momentum)
+        for k in range(2):
+            rows = indices[k, run]
+            loss = nn.functional.mse_loss(model(problem.x_train[rows]), problem.y_train[rows] + noise[k, run])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            torch.testing.assert_close(losses[k, run], loss.detach(), rtol=1e-10, atol=0)
+        torch.testing.assert_close(
+            learner.all_outputs(state)[0][run], model(problem.x_train).detach(), rtol=1e-10, atol=0
+        )
+
+
 # ---------------------------------------------------------------------------------------------- what is no such stack
 
 

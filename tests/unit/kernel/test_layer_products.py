@@ -16,6 +16,7 @@ NAMES = (
     *("residual block", "unet skip", "batch norm 2d", "embedding", "transformer encoder layer", "rnn", "tied weights"),
     *("transposed tie", "layer used twice", "bare parameters", "frozen parameters", "parameter without influence"),
     *("weight norm", "bilinear", "pair of function and parameters", "conv1d", "conv grouped"),
+    *("own convolutional network", "scaled weights and biases", "scaled biases of positions"),
 )
 
 
@@ -37,20 +38,32 @@ def test_products_are_those_of_the_jacobian(name):
     cotangents = torch.randn(4, len(jacobian), generator=generator, dtype=torch.float64)
     torch.testing.assert_close(products.push(rows), jacobian @ rows.mT, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(products.pull(cotangents), cotangents @ jacobian, rtol=1e-9, atol=1e-11)
+    if isinstance(products, LayerProducts):
+        assert products.trace() == pytest.approx(float(jacobian.square().sum()), rel=1e-10)
+    else:
+        assert products.trace() is None
 
 
-def test_they_follow_the_weights_and_do_not_depend_on_blocks(monkeypatch):
-    case = CASES["residual block"]
-    whole, _, x = network_jacobian(case)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "by_layers"), [
+    ("residual block", True), ("conv1d", True), ("transposed tie", True), ("rnn", False),
+])  # fmt: skip
+def test_they_follow_the_weights_and_do_not_depend_on_blocks(name, by_layers, monkeypatch):
+    whole, _, x = network_jacobian(CASES[name])
     moved = {name: value + 0.1 for name, value in whole.functional.params.items()}
-    found = whole.at(moved, x)
-    assert isinstance(found, LayerProducts)
-    rows = torch.randn(3, sum(value.numel() for value in moved.values()), dtype=torch.float64)
-    monkeypatch.setattr(layer_products, "ROWS", 2)
-    monkeypatch.setattr(layer_products, "NUMBERS", 1)
-    torch.testing.assert_close(whole.at(moved, x).push(rows), found.push(rows))
-    at_start = whole.at(whole.functional.params, x)
-    assert (at_start.push(rows) - found.push(rows)).abs().max() > 1e-3
+    found, at_start = whole.at(moved, x), whole.at(whole.functional.params, x)
+    assert isinstance(found, LayerProducts) == by_layers
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(3, sum(value.numel() for value in moved.values()), generator=generator, dtype=torch.float64)
+    cotangents = torch.randn(3, len(x) * whole.n_outputs, generator=generator, dtype=torch.float64)
+    pushed, pulled, trace = found.push(rows), found.pull(cotangents), found.trace()
+    assert (at_start.push(rows) - pushed).abs().max() > 1e-3
+    for name, value in {"ROWS": 2, "NUMBERS": 1, "VECTORS": 2}.items():
+        monkeypatch.setattr(layer_products, name, value)
+    in_blocks = whole.at(moved, x)
+    torch.testing.assert_close(in_blocks.push(rows), pushed)
+    torch.testing.assert_close(in_blocks.pull(cotangents), pulled)
+    assert in_blocks.trace() == (pytest.approx(trace) if by_layers else None)
 
 
 def test_a_layer_whose_input_is_seen_at_one_position_is_never_written_out():

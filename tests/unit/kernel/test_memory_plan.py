@@ -6,10 +6,7 @@ import dataclasses
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +16,7 @@ from sgdsde._functional import as_functional
 from sgdsde._probe import probe
 from sgdsde.kernel import KernelPlan, gram
 from tests.catalogue import CASES
+from tests.live_memory import live_peak
 from tests.unit.kernel.test_empirical import relative_error
 
 DENSE = nn.Sequential(nn.Linear(784, 96), nn.ReLU(), nn.Linear(96, 10)), (784,)
@@ -33,15 +31,6 @@ ATTENTION = (
     nn.Sequential(nn.TransformerEncoderLayer(16, 4, dim_feedforward=32, batch_first=True), nn.Flatten()).eval(),
     (8, 16),
 )
-
-
-def live_peak(function: Callable[[], Any]) -> int:
-    """Most bytes of tensors alive at once, as torch's allocator counts them."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        result = function()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    del result
-    return int(np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]).max())
 
 
 @pytest.mark.parametrize("megabytes", [24, 48])

@@ -57,6 +57,16 @@ def test_they_are_the_leading_ones(name, k):
     torch.testing.assert_close(gram, torch.eye(k).double(), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("d", [9, 17, 24, 29, 36])
+def test_a_space_is_filled_to_its_last_direction(d):
+    """Eigenvalues so close that only the whole space has them, a multiple of the block's size or not."""
+    values, k = torch.linspace(1.001, 1, d, dtype=torch.float64), d // 4
+    found = leading_eigenpairs(Diagonal(values), k)
+    torch.testing.assert_close(found.values, values[:k], rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.vectors.mT @ found.vectors, torch.eye(k).double(), rtol=0, atol=1e-10)
+    assert found.n_products == d + k, "each direction once, and the check of what was found"
+
+
 def test_a_dense_kernel_against_eigh():
     factor = torch.randn(D, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     kernel = factor @ factor.mT + 0.1 * torch.eye(D)

@@ -14,6 +14,7 @@ from sgdsde.kernel.layers.parameter_uses import Alias
 from sgdsde.kernel.layers.structure import structure_of
 from sgdsde.kernel.layers.torch_calls import FLIPS, derived
 from tests.architectures import Wrapped
+from tests.catalogue import CASES
 
 WEIGHT = torch.arange(6, dtype=torch.float64).view(2, 3)
 MT = next(flip for flip in FLIPS if getattr(flip, "__self__", None) is vars(torch._C.TensorBase)["mT"])
@@ -77,3 +78,14 @@ def test_a_layer_of_a_changed_weight_is_still_followed_as_a_layer(change: Callab
     assert structure.others == ()
     assert {term.name for term in structure.terms} == {"weight", "readout.weight"}
     assert all(term.has_gram for term in structure.terms)
+
+
+@pytest.mark.parametrize("name", ["layer norm by its function", "group norm by its function"])
+def test_a_function_whose_arguments_are_left_out_is_still_followed(name: str) -> None:
+    """With the defaults that torch has: what differs from them is seen, and left to Jacobians."""
+    model, x = CASES[name].model(), CASES[name].inputs(5)
+    functional = as_functional(model)
+    structure = structure_of(functional, functional.params, x, 4)
+    assert structure is not None
+    assert structure.others == ()
+    assert all(len(term.uses) == 1 for term in structure.terms)

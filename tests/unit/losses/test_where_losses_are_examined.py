@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
+from sgdsde.losses import TorchLoss
 from sgdsde.losses.base import is_right
 from sgdsde.losses.expectations import PAIRS, gaussian_rule
+from sgdsde.losses.smoothness import find_kink
 from sgdsde.losses.validation import _around
 
 
@@ -32,3 +37,19 @@ def test_the_rule_of_many_outputs_still_has_the_covariance_of_the_normal_law():
     identity = torch.eye(PAIRS + 36, dtype=torch.float64)
     torch.testing.assert_close(points.mT @ (points * weights[:, None]), identity, rtol=0, atol=1e-10)
     assert float((weights @ points).abs().max()) < 1e-12
+
+
+def test_where_a_gradient_is_no_number_no_jump_is_seen() -> None:
+    """A square, or a distance with its kink, of outputs between -0.5 and 0.5, which nearly every segment leaves."""
+    targets = 0.2 * torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def bounded(distance: Callable[[Tensor], Tensor]) -> TorchLoss:
+        def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+            return 0.006 * (distance(outputs - targets) + 0 * (0.25 - outputs**2).sqrt()).mean()
+
+        return TorchLoss(loss, "bounded")
+
+    assert bounded(torch.square).gradient(torch.full((4, 6), 2.0).double(), targets).isnan().all()
+    assert find_kink(bounded(torch.square), targets, n_outputs=6) == ""
+    jump = 0.001 * 2 * 6**0.5  # every output crosses its target at once
+    assert f"gradient jumps by {jump:.3g} " in find_kink(bounded(torch.abs), targets, n_outputs=6)

@@ -10,7 +10,7 @@ import torch
 
 import sgdsde
 from sgdsde.stability import mean_square_radius, second_moments, sufficient_lr
-from sgdsde.stability.limits import _plain_limit, _sufficient_of_map, noise_factor
+from sgdsde.stability.limits import _plain_limit, _sufficient_of_map, noise_among, noise_factor
 from sgdsde.stability.local import local_map
 from sgdsde.stability.second_moments import largest_eigenvalue, squared_response
 from sgdsde.step import Step
@@ -79,3 +79,16 @@ def test_the_shortcut_of_a_map_is_that_of_the_kernel(problem: sgdsde.Problem, sa
         same = torch.block_diag(*[torch.ones(c, c, dtype=torch.float64)] * n)
         seen = (1 - noise) * kernel / n + noise * same * kernel
         assert found == pytest.approx(2 / (2 / c * float(torch.linalg.eigvalsh(seen)[-1])), rel=1e-8)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 11])
+def test_shuffled_epochs_are_held_against_fresh_batches(batch_size: int) -> None:
+    """phi/B by hand; a batch beyond the data is all of them, and drawn with replacement it may be."""
+    fresh = (8 - min(batch_size, 8)) / 7 / min(batch_size, 8)
+    assert noise_among(8, batch_size, "shuffled") == pytest.approx(fresh)
+    assert noise_among(8, batch_size, "with_replacement") == pytest.approx(1 / batch_size)
+    if batch_size > 8:
+        with pytest.raises(ValueError, match="at most n_train when drawn without replacement"):
+            noise_among(8, batch_size, "without_replacement")
+    else:
+        assert noise_among(8, batch_size, "without_replacement") == pytest.approx(fresh)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import sgdsde
-from sgdsde.stability import max_lr
+from sgdsde.stability import max_lr, max_lr_full_batch, warn_if_unstable
 from sgdsde.stability.limits import is_below_limit, noise_factor
 from sgdsde.stability.local import local_map
 
@@ -68,3 +68,47 @@ def test_the_warning_says_that_the_kernel_is_that_at_initialization() -> None:
     (message,) = (str(warning.message) for warning in caught)
     assert "with the kernel kept as it is at initialization the expected loss grows" in message
     assert "stability.max_lr_along_path" in message
+
+
+@pytest.mark.parametrize("sampling", ["with_replacement", "without_replacement", "shuffled"])
+def test_the_largest_learning_rate_of_a_schedule_is_held_against_its_smallest_batch(sampling: Any) -> None:
+    """Wherever in the schedule they are, together or apart."""
+    linearization, schedule = near_duplicates(), [4, 2, 8, 8]
+    limits = {size: max_lr(linearization, size, sampling=sampling) for size in (2, 8)}
+    assert limits[2] < 0.8 * limits[8]
+
+    def sgd(largest: float, place: int) -> sgdsde.SGD:
+        rates = [0.01 * largest] * 4
+        rates[place] = largest
+        return sgdsde.SGD(lambda k: rates[k], lambda k: schedule[k], sampling=sampling)
+
+    for place in range(4):
+        with pytest.warns(sgdsde.UnstableWarning, match=re.escape(f"{limits[2]:.6g} of SGD with batch_size=2")):
+            found = warn_if_unstable(linearization, sgd(1.001 * limits[2], place), 4)
+        assert found == pytest.approx(limits[2], rel=1e-8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert warn_if_unstable(linearization, sgd(0.999 * limits[2], place), 4) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # steps that are not taken do not count
+        assert warn_if_unstable(linearization, sgd(1.001 * limits[2], 3), 1) is None
+        assert warn_if_unstable(linearization, sgd(1.001 * limits[2], 0), 0) is None
+
+
+def test_the_full_batch_limit_is_named_beyond_it_and_not_before() -> None:
+    linearization = near_duplicates()
+    full_batch = max_lr_full_batch(linearization)
+    for part, named in ((0.99, False), (1.01, True)):
+        with pytest.warns(sgdsde.UnstableWarning) as caught:
+            warn_if_unstable(linearization, sgdsde.SGD(part * full_batch, 1), 3)
+        assert (f"beyond the full-batch limit {full_batch:.6g}" in str(caught[0].message)) == named
+
+
+def test_dampening_of_one_stands_still_and_beyond_it_climbs() -> None:
+    linearization = near_duplicates()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert warn_if_unstable(linearization, sgdsde.SGD(100.0, 1, momentum=0.5, dampening=1.0), 3) is None
+        assert warn_if_unstable(linearization, sgdsde.SGD(1e-3, 1, dampening=3.0), 3) is None, "without momentum"
+    with pytest.warns(sgdsde.UnstableWarning, match="against the gradient"):
+        assert warn_if_unstable(linearization, sgdsde.SGD(1e-9, 1, momentum=0.5, dampening=1.01), 3) == 0.0
