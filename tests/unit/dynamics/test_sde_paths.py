@@ -276,6 +276,11 @@ def test_paths_are_stepped_together_in_whole_blocks_as_asked(at_once, sizes, mon
     assert seen == sizes
     (whole,) = SDEPaths(300).evolve(linearization, sgd, [3])
     torch.testing.assert_close(law.samples, whole.samples)
+    seen.clear()
+    monkeypatch.setattr("sgdsde.dynamics.sde_paths.PATHS_AT_ONCE", 128)
+    (other,) = SDEPaths(300).evolve(linearization, sgd, [3])
+    assert seen == [128, 128, 44], "no more on a CPU, however much fits"
+    torch.testing.assert_close(other.samples, whole.samples)
 
 
 @pytest.mark.parametrize("most", [3, 256])
