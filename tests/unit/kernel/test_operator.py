@@ -140,6 +140,9 @@ def test_a_wrong_way_is_told_from_a_right_one_in_any_unit(unit, dtype, error, mo
     with monkeypatch.context() as patched:
         patched.setattr(Vectorized, "push", lambda self, x, w: (1 + error) * push(self, x, w))
         assert isinstance(directional(functional, x, 3), TwiceBackward)
+        second = torch.tensor([1.0, 1 + error]).to(dtype)[:, None]  # right for the first example only
+        patched.setattr(Vectorized, "push", lambda self, x, w: push(self, x, w) * second[: len(x)])
+        assert isinstance(directional(functional, x, 3), TwiceBackward)
     for wrong in functional.params:
         with monkeypatch.context() as patched:
             patched.setattr(
