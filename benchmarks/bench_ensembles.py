@@ -7,10 +7,14 @@ batches drawn. JAX runs in a fresh process each round, its compilation before th
 
     .venv/bin/python -m benchmarks.bench_ensembles            # three minutes; writes benchmarks/results/ensembles.json
     .venv/bin/python -m benchmarks.bench_ensembles CNN        # cases by the start of their names, the others kept
+    .venv/bin/python -m benchmarks.bench_ensembles --device cuda    # results/ensembles_cuda.json, docs/benchmarks.md
+
+On a device rates are those of the clock, JAX is left out, and the library takes part a second time without CUDA graphs.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -27,8 +31,9 @@ import torch
 from torch import Tensor, nn
 
 import sgdsde
-from benchmarks.ensembles import torch_runs
+from benchmarks.ensembles import on_device, torch_runs
 from benchmarks.ntk import machine
+from benchmarks.ntk.page import write_page
 from sgdsde import provenance
 
 HERE = Path(__file__).parent
@@ -58,6 +63,7 @@ class Case:
     n_steps: int
     others: tuple[str, ...]
     batch_size: int = 32
+    compiled: bool = False
 
     @property
     def problem(self) -> sgdsde.Problem:
@@ -72,30 +78,41 @@ class Case:
 
     def ours(self) -> Tensor:
         sgd = sgdsde.SGD(self.lr, self.batch_size)
-        return sgdsde.run_ensemble(
-            self.trained, sgd, self.n_steps, self.n_runs, record=[self.n_steps]
-        ).train_loss.samples[:, -1]
+        words = {"record": [self.n_steps], "compiled": self.compiled}
+        return sgdsde.run_ensemble(self.trained, sgd, self.n_steps, self.n_runs, **words).train_loss.samples[:, -1]
 
 
-def cases() -> list[Case]:
-    data = sgdsde.datasets.digits(512, 64).tensors()
+def cases(device: str = "cpu") -> list[Case]:
+    data = {name: value.to(device) for name, value in sgdsde.datasets.digits(512, 64).tensors().items()}
     generator = torch.Generator().manual_seed(0)
-    mlp = sgdsde.Problem(sgdsde.networks.MLP(64, 512, 1, generator=generator), **data, loss=nn.MSELoss())
+    mlp = sgdsde.Problem(sgdsde.networks.MLP(64, 512, 1, generator=generator).to(device), **data, loss=nn.MSELoss())
     mlp = replace(mlp, x_test=None, y_test=None)
-    x = torch.randn(128, 1, 14, 14, generator=generator)
-    y = torch.randn(128, 1, generator=generator)
+    x = torch.randn(128, 1, 14, 14, generator=generator).to(device)
+    y = torch.randn(128, 1, generator=generator).to(device)
     cnns = {c: sgdsde.networks.CNN(1, 14, c, 1, depth=2, generator=generator) for c in (8, 16)}
+    transformer = sgdsde.Problem(_transformer().to(device), mlp.x_train, mlp.y_train, loss=nn.MSELoss())
     small = replace(mlp, x_train=mlp.x_train[:256], y_train=mlp.y_train[:256])
     made = sgdsde.linearize(small)
     single = replace(made, kernel=made.kernel.float(), outputs=made.outputs.float(), weight_outputs=None)
     real, linear = ("optimizer_loop", "vmapped"), ("embedding_bags", "gathers")
     found = [Case(f"MLP, {runs} runs", mlp, 0.1, runs, steps, (*real, "jax")) for runs, steps in ((64, 100), (256, 50))]
     for channels, model in cnns.items():
-        problem = sgdsde.Problem(model, x, y, loss=nn.MSELoss())
-        found.append(Case(f"CNN, {channels} channels, 64 runs", problem, 0.01, 64, 10, real))
+        problem = sgdsde.Problem(model.to(device), x, y, loss=nn.MSELoss())
+        found.append(Case(f"CNN, {channels} channels, 64 runs", problem, 0.01, 64, 30, real))
+    for kind, compiled in (("", False), (", compiled", True)):
+        found.append(Case(f"transformer, 64 runs{kind}", transformer, 0.05, 64, 40, real, compiled=compiled))
     for kind, linearization in (("float32", single), ("float64", made)):
         found += [Case(f"linearized, {kind}, {r} runs", linearization, 0.05, r, 2000, linear) for r in (64, 256)]
     return found
+
+
+def _transformer() -> nn.Module:
+    """A layer of attention over the eight rows of a digit, between two linear ones: no stack of layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+        rows = nn.Sequential(nn.Unflatten(1, (8, 8)), nn.Linear(8, 32), layer, nn.Flatten(), nn.Linear(256, 1))
+    return rows
 
 
 def contestants(case: Case, batches: Tensor) -> dict[str, Callable[[], tuple[float, Tensor]]]:
@@ -133,9 +150,8 @@ def in_jax(case: Case, batches: Tensor) -> tuple[float, Tensor]:
     return case.n_runs * case.n_steps / min(found["seconds"]), torch.tensor(found["losses"], dtype=torch.float64)
 
 
-def measured(case: Case) -> dict[str, object]:
+def measured(case: Case, functions: dict[str, Callable[[], tuple[float, Tensor]]]) -> dict[str, object]:
     """Rates of all contestants, the ratios of ours round by round, and the largest difference of a run's loss."""
-    functions = contestants(case, case.batches())
     reference = functions["sgdsde"]()[1]  # warms up, too
     rates: dict[str, list[float]] = {name: [] for name in functions}
     errors = {}
@@ -167,16 +183,39 @@ def peak_of(n_runs: int, memory: int) -> int:
     return int(said.stdout.strip().splitlines()[-1])
 
 
+def measured_on_cuda(wanted: list[str]) -> None:
+    """The cases of these names, or all, in float32 as it is: convolutions without TF32, as products are."""
+    torch.backends.cudnn.allow_tf32 = False
+    device, path = torch.device("cuda", torch.cuda.current_device()), RESULT.with_name("ensembles_cuda.json")
+    found = json.loads(path.read_text())["cases"] if wanted and path.exists() else {}
+    for case in cases("cuda"):
+        if not wanted or case.name.startswith(tuple(wanted)):
+            case = replace(case, n_steps=on_device.N_STEPS)
+            found[case.name] = measured(case, on_device.contestants(case, device))
+            print(case.name, {name: f"{ratio:.2f}" for name, ratio in found[case.name]["ratio"].items()}, flush=True)
+    environment = {**provenance.machine(), "device": torch.cuda.get_device_name(), "versions": provenance.versions()}
+    content = {"environment": environment, "rounds": ROUNDS, "cases": found}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_page(on_device.page_blocks(content))
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", help="starts of the names of cases, default all")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args()
+    wanted = options.names
+    if options.device == "cuda":
+        measured_on_cuda(wanted)
+        return
     torch.set_num_threads(1)
     machine.pin(machine.last_core())
-    wanted = sys.argv[1:]
     old = json.loads(RESULT.read_text()) if wanted and RESULT.exists() else {"cases": {}}
     found = old["cases"]
     for case in cases():
         if wanted and not case.name.startswith(tuple(wanted)):
             continue
-        found[case.name] = measured(case)
+        found[case.name] = measured(case, contestants(case, case.batches()))
         rates = found[case.name]["run_steps_per_second"]
         print(case.name, {name: f"{values[0]:.3g}" for name, values in rates.items()}, flush=True)  # type: ignore[attr-defined]
         for (start, other), goal in GOALS.items():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgdsde._captured import check_nothing_is_captured
 from sgdsde._checks import complaint, finite_entries
 from sgdsde._fidelity import check_is_the_original, draws, few, largest, rounding, watched_forward
 from sgdsde._functional import EVAL, FunctionalModel
@@ -50,6 +51,7 @@ def probe(
             received = f"an output that changes with the other examples of the batch{where}"
             raise ValueError(complaint("model", "a function of one example at a time", received, remedy))
         check_is_the_original(functional, some)
+        check_nothing_is_captured(functional, two)
     return replace(functional, n_outputs=outputs.shape[1], original=None, outside={}), outputs
 
 

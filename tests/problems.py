@@ -7,6 +7,7 @@ J theta_0 is not f_0. Below them nonlinear networks. All in float64.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -99,6 +100,18 @@ def seeded_module(build: type[nn.Module] | object, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         return build().double()  # type: ignore[operator]
+
+
+def on(device: str, problem: sgdsde.Problem) -> sgdsde.Problem:
+    """The problem on a device."""
+    model = problem.model
+    if isinstance(model, nn.Module):
+        model = copy.deepcopy(model).to(device)
+    else:
+        model = (model[0], {name: value.to(device) for name, value in model[1].items()})
+    names = ("x_train", "y_train", "x_test", "y_test")
+    data = {name: value.to(device) for name in names if (value := getattr(problem, name)) is not None}
+    return sgdsde.Problem(model, **data, loss=problem.loss)
 
 
 def mlp_problem(*, dtype: torch.dtype = torch.float64, n_train: int = 7, n_outputs: int = 2) -> sgdsde.Problem:

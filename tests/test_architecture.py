@@ -25,6 +25,7 @@ STAGES: dict[str, tuple[str, ...]] = {
         "_streams",
         "_sharing",
         "_functional",
+        "_captured",
         "_fidelity",
         "_vectorization",
         "_probe",

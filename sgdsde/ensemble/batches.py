@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sgdsde.ensemble.streams import RunStreams
+from sgdsde.ensemble.transfer import sent
 from sgdsde.ensemble.variants import Variant
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD, StepPlan
@@ -40,33 +41,51 @@ class Batches:
 
 
 class Draws:
-    """The batches of the runs of some streams, in the order of the steps, and each only once."""
+    """The batches of the runs of some streams, in the order of the steps, and each only once.
 
-    def __init__(self, variant: Variant, plan: StepPlan, streams: RunStreams, sgd: SGD, problem: Problem) -> None:
-        self._sizes, self._next = plan.batch_size, 0
+    Args:
+        beside: bytes a step that are held with its draws, for what else is made ahead.
+    """
+
+    def __init__(
+        self, variant: Variant, plan: StepPlan, streams: RunStreams, sgd: SGD, problem: Problem, *, beside: int = 0
+    ) -> None:
+        self._sizes, self._next, self._device = plan.batch_size, 0, streams.device
         self._draws = variant.draws(plan, streams)
         self._noise: Callable[..., Tensor] | None = streams.normal("labels") if sgd.label_noise_std else None
         self._n_outputs = n_outputs = problem.n_outputs
-        entry = 2 * torch.int64.itemsize + (n_outputs * streams.dtype.itemsize if sgd.label_noise_std else 0)
-        self._bytes = len(streams.runs) * variant.examples(plan) * entry
+        self.examples = variant.examples(plan)  # of a run's largest batch
+        numbers = int(variant.is_weighted) + (n_outputs if sgd.label_noise_std else 0)
+        entry = 2 * (torch.int64.itemsize + numbers * streams.dtype.itemsize)  # as drawn, and a copy
+        self._bytes = len(streams.runs) * self.examples * entry + beside
+
+    def most(self, allowed: int) -> int:
+        """Steps of the plan that are ever drawn at once within the bytes allowed."""
+        return max(1, min(len(self._sizes), allowed // self._bytes))
 
     def ahead(self, n_steps: int, allowed: int) -> int:
         """How many of the next ``n_steps`` steps to draw at once: of one batch size, and within the bytes allowed."""
-        most = max(1, min(n_steps, allowed // self._bytes))
+        most = min(n_steps, self.most(allowed))
         sizes = self._sizes[self._next : self._next + most]
         changes = (sizes != sizes[0]).nonzero()[0]
         return int(changes[0]) if len(changes) else most
 
+    @property
+    def alike(self) -> int:
+        """Steps to come, up to the end of the plan, with the batch size of the next one."""
+        sizes = self._sizes[self._next :]
+        return int((sizes == sizes[:1]).sum())
+
     def take(self, n_steps: int) -> Batches:
-        """The next steps' batches of all runs."""
+        """The next steps' batches of all runs, brought to the device at once."""
         drawn = [next(self._draws) for _ in range(n_steps)]
         self._next += n_steps
-        indices = torch.stack([draw.indices for draw in drawn])
+        indices = sent(torch.stack([draw.indices for draw in drawn]), self._device)
         weights = [draw.weights for draw in drawn if draw.weights is not None]
         noise = None
         if self._noise is not None:
             noise = torch.stack([self._noise(indices.shape[2], self._n_outputs) for _ in drawn])
-        return Batches(indices, torch.stack(weights) if weights else None, noise)
+        return Batches(indices, sent(torch.stack(weights), self._device) if weights else None, noise)
 
 
 def blocks_of(n_members: int, most: int) -> Iterator[slice]:

@@ -18,6 +18,9 @@ from torch.nn import functional
 from sgdsde._types import Params
 from sgdsde.ensemble.rates import over
 
+FULL_CHANNELS = 16
+"""Channels of a delta from which on torch's backward pass of a convolution fills the registers of a CPU."""
+
 
 class Layer(ABC):
     """One layer of every run; abstract."""
@@ -112,7 +115,12 @@ class Convolution(Layer):
         return y, (x, state[self.weight].shape[1:])
 
     def pull(self, state: Params, delta: Tensor, kept: Any) -> Tensor:
-        parts = zip(delta, kept[0], self._scaled(state))
+        weights, padding = self._scaled(state), self._mirrored_padding(state[self.weight])
+        if padding is not None:
+            mirrored = weights.flip((-2, -1)).transpose(1, 2)
+            pairs = zip(delta, mirrored)
+            return _stacked([functional.conv2d(d, w, None, 1, padding, self.dilation) for d, w in pairs])
+        parts = zip(delta, kept[0], weights)
         return _stacked([self._backward(d, x, w, (True, False, False))[0] for d, x, w in parts])
 
     def gradients(self, delta: Tensor, kept: Any) -> Params:
@@ -123,6 +131,16 @@ class Convolution(Layer):
         if self.bias is not None:
             found[self.bias] = _times(delta.sum((1, 3, 4)), self.bias_multiplier)
         return found
+
+    def _mirrored_padding(self, weight: Tensor) -> tuple[int, ...] | None:
+        """Padding of the convolution with mirrored weights that pulls a delta back, or None where it is not one.
+
+        Of few channels it is up to twice as fast as torch's own backward pass, of 16 or more as fast.
+        """
+        if self.groups != 1 or set(self.stride) != {1} or weight.shape[1] >= FULL_CHANNELS:
+            return None
+        edges = tuple(d * (size - 1) - p for d, size, p in zip(self.dilation, weight.shape[3:], self.padding))
+        return edges if min(edges) >= 0 else None
 
     def _scaled(self, state: Params) -> Tensor:
         weight = state[self.weight]

@@ -21,7 +21,12 @@ AHEAD_BYTES = 2**22
 
 @dataclass(frozen=True)
 class Layout:
-    """Runs held and stepped together, and bytes of the draws that are made ahead for them."""
+    """Runs held and stepped together, and bytes of what is made ahead of their steps.
+
+    Attributes:
+        ahead: bytes of batches, learning rates and losses of a stretch of steps, once as they are made, and once for
+            a copy: that of the runs stepped together, or that which recorded steps read.
+    """
 
     held: int
     together: int

@@ -12,7 +12,7 @@ from sgdsde._checks import complaint
 from sgdsde._types import Params
 from sgdsde.ensemble.batches import Batches
 from sgdsde.ensemble.layout import Needs
-from sgdsde.ensemble.rates import Update, over
+from sgdsde.ensemble.rates import Update
 from sgdsde.ensemble.stepper import gradient_at, taken
 from sgdsde.kernel import KernelOperator, StackedKernel, rows_times
 from sgdsde.linearization import Linearization
@@ -24,11 +24,18 @@ SUM = 0
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """Batches of K steps: places of outputs among all [K, runs, B c], targets [K, runs, B, c], weights or None."""
+    """Batches of K steps.
+
+    Attributes:
+        places: of outputs among all, [K, runs, B c]. targets: [K, runs, B, ...].
+        factors: of the examples, weights and learning rates, [K, runs, B or 1, 1].
+        starts: where each run's places begin in those of a step, [runs].
+    """
 
     places: Tensor
     targets: Tensor
-    weights: Tensor | None
+    factors: Tensor
+    starts: Tensor
 
 
 BAG_FRACTION = 1 / 4
@@ -45,7 +52,8 @@ class LinearizedLearner:
     label = "measured: SGD of the linearized model"
 
     def __init__(self, linearization: Linearization) -> None:
-        self.problem = linearization.problem
+        self.problem = problem = linearization.problem
+        self._d = problem.n_train * problem.n_outputs
         kernel, cross = linearization.kernel, linearization.cross_kernel
         self.kernel: KernelOperator | None = None
         self._columns: Tensor | None = None  # [n*c, (n + m)*c]
@@ -67,20 +75,27 @@ class LinearizedLearner:
 
     def advance(self, state: Params, buffer: Params, batches: Batches, updates: Sequence[Update]) -> Tensor:
         """One step a batch, in place. Returns [K, runs], finite where the outputs at the training set are."""
-        finite, outputs, drawn = [], state["outputs"], self._drawn(batches)
+        outputs = state["outputs"]
+        rows = outputs.flatten(1)
+        trained, finite = rows[:, : self._d], []
+        alone = updates[0].is_plain and updates[0].decay is None
+        drawn = self._drawn(batches, torch.stack([update.lr for update in updates]) if alone else None)
         for k, update in enumerate(updates):
-            finite.append(outputs[:, : self.problem.n_train].sum((1, 2)))
-            if update.is_plain and update.decay is None:
-                outputs.sub_(self._move(outputs, drawn, k, update.lr))
-                continue
-            decayed = None if update.decay is None else self._weights(outputs)
-            update.apply(outputs, buffer["outputs"], self._move(outputs, drawn, k), decayed)
+            finite.append(trained.sum(1))
+            moved = self._move(rows, drawn, k)
+            if alone:
+                rows.sub_(moved)
+            else:
+                decayed = None if update.decay is None else self._weights(outputs)
+                update.apply(outputs, buffer["outputs"], moved.view(outputs.shape), decayed)
         return torch.stack(finite)
 
     def gradient(self, state: Params, batches: Batches) -> tuple[Params, Tensor]:
         """What the first of these batches moves the outputs by, for a learning rate of -1, and sums of the outputs."""
         outputs = state["outputs"]
-        return {"outputs": self._move(outputs, self._drawn(batches), 0)}, outputs[:, : self.problem.n_train].sum((1, 2))
+        rows = outputs.flatten(1)
+        moved = self._move(rows, self._drawn(batches), 0).view(outputs.shape)
+        return {"outputs": moved}, rows[:, : self._d].sum(1)
 
     def _weights(self, outputs: Tensor) -> Tensor:
         if self._offset is None:
@@ -89,37 +104,34 @@ class LinearizedLearner:
             raise ValueError(complaint("weight_decay", "0 where J theta_0 is unknown", received, remedy))
         return outputs + self._offset
 
-    def _drawn(self, batches: Batches) -> _Drawn:
+    def _drawn(self, batches: Batches, lr: Tensor | None = None) -> _Drawn:
+        """The batches of K steps, their moves times the learning rates [K, runs] if given."""
         indices, c = batches.indices, self.problem.n_outputs
         places = indices if c == 1 else (indices[..., None] * c + torch.arange(c, device=self.device)).flatten(2)
         targets = taken(self.targets, indices)
         if batches.label_noise is not None:
             targets = targets + batches.label_noise
-        return _Drawn(places, targets, batches.weights)
-
-    def _move(self, outputs: Tensor, drawn: _Drawn, k: int, lr: Tensor | None = None) -> Tensor:
-        """K(all, batch) r(batch) / B of every run, times its learning rate if given; [runs, n + m, c]."""
-        places, targets = drawn.places[k], drawn.targets[k]
-        at = outputs.flatten(1).gather(1, places).view(targets.shape[0], -1, self.problem.n_outputs)
-        residual = gradient_at(self.problem.criterion, at, targets)
-        if drawn.weights is not None:
-            residual.mul_(drawn.weights[k][..., None])
-        elif lr is None:
-            residual.mul_(1 / targets.shape[1])
-        else:
-            lr = lr / targets.shape[1]
+        even = torch.full((1, 1), 1 / indices.shape[2], dtype=self.dtype, device=self.device)
+        factors = even if batches.weights is None else batches.weights[..., None]
         if lr is not None:
-            residual.mul_(over(lr, residual))
-        return self._columns_times(places, residual.flatten(1)).view(outputs.shape)
+            factors = factors * lr[..., None, None]
+        factors = factors.expand(*indices.shape[:2], -1, -1)
+        starts = torch.arange(0, places[0].numel(), places.shape[2], device=self.device)
+        return _Drawn(places, targets, factors, starts)
 
-    def _columns_times(self, places: Tensor, factors: Tensor) -> Tensor:
+    def _move(self, rows: Tensor, drawn: _Drawn, k: int) -> Tensor:
+        """K(all, batch) r(batch) / B of every run, times its learning rate if there is one; [runs, (n + m) c]."""
+        places, targets = drawn.places[k], drawn.targets[k]
+        at = rows.gather(1, places).view(*targets.shape[:2], -1)
+        residual = gradient_at(self.problem.criterion, at, targets).mul_(drawn.factors[k])
+        return self._columns_times(places, residual.view(places.shape), drawn.starts)
+
+    def _columns_times(self, places: Tensor, factors: Tensor, starts: Tensor) -> Tensor:
         """Sums of the kernel's columns [runs, rows], the columns at these places times these factors [runs, B c]."""
-        d = self.problem.n_train * self.problem.n_outputs
-        if self._columns is not None and places.shape[1] <= BAG_FRACTION * d:
-            starts = torch.arange(0, places.numel(), places.shape[1], device=self.device)
+        if self._columns is not None and places.shape[1] <= BAG_FRACTION * self._d:
             flat, each = places.flatten(), factors.flatten()
             return torch.embedding_bag(self._columns, flat, starts, False, SUM, False, each)[0]
-        counted = torch.zeros(len(places), d, dtype=factors.dtype, device=factors.device)
+        counted = torch.zeros(len(places), self._d, dtype=factors.dtype, device=factors.device)
         counted.scatter_add_(1, places, factors)
         if self._columns is not None:
             return counted @ self._columns

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgdsde.ensemble.transfer import sent
 from sgdsde.sgd import SGD, StepPlan
 
 HALF = (torch.float16, torch.bfloat16)
@@ -69,26 +70,25 @@ class Rates:
         self._momentum = self._spread([sgd.momentum for sgd in sgds]) if first.momentum else None
         self._kept = self._spread([1 - sgd.dampening for sgd in sgds]) if first.momentum else None
 
-    def updates(self, steps: range) -> list[Update]:
-        """One update of all members for each of these steps."""
+    def of(self, steps: range) -> tuple[Tensor, Tensor | None]:
+        """What changes from step to step, [K, members]: lr, and kept (None without momentum)."""
         lr = self._spread([plan.lr[steps.start : steps.stop].tolist() for plan in self._plans])
-        undamped = None if self._kept is None else torch.ones_like(self._kept)
-        return [
-            Update(row, self._decay, self._momentum, undamped if k == 0 else self._kept, self._nesterov)
-            for k, row in zip(steps, lr.unbind(1) if lr.ndim == 2 else ())
-        ]
+        if self._kept is None:
+            return lr, None
+        kept = self._kept.repeat(len(steps), 1)
+        kept[: max(0, 1 - steps.start)] = 1
+        return lr, kept
+
+    def updates(self, lr: Tensor, kept: Tensor | None, members: slice = slice(None)) -> list[Update]:
+        """The updates of some of the members, given what ``of`` says of them, [K, members]."""
+        decay, momentum = (None if part is None else part[members] for part in (self._decay, self._momentum))
+        each = [None] * len(lr) if kept is None else kept.unbind(0)
+        return [Update(row, decay, momentum, one, self._nesterov) for row, one in zip(lr.unbind(0), each)]
 
     def _spread(self, values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
-        numbers = torch.tensor(values, dtype=self._dtype, device=self._like.device)
-        return numbers.repeat_interleave(self._n_runs, 0)
-
-
-def of_members(update: Update, members: slice) -> Update:
-    """The update of some of the members."""
-    decay, momentum, kept = (
-        None if part is None else part[members] for part in (update.decay, update.momentum, update.kept)
-    )
-    return Update(update.lr[members], decay, momentum, kept, update.nesterov)
+        """A number, or K of them, for each SGD as [members] or [K, members], made on the host and sent at once."""
+        numbers = torch.tensor(values, dtype=self._dtype).repeat_interleave(self._n_runs, 0)
+        return sent(numbers.mT.contiguous() if numbers.ndim == 2 else numbers, self._like.device)
 
 
 def same_words(sgd: SGD, plan: StepPlan) -> tuple[object, ...]:

@@ -12,7 +12,7 @@ from sgdsde.ensemble.batched_products import BatchedProducts
 from sgdsde.ensemble.batches import Batches
 from sgdsde.ensemble.layout import Needs
 from sgdsde.ensemble.rates import Update
-from sgdsde.ensemble.stepper import Loop, Stepper, Vmapped
+from sgdsde.ensemble.stepper import Compiled, Loop, Stepper, Vmapped
 from sgdsde.jacobian import activation_bytes
 from sgdsde.problem import Problem
 from sgdsde.sgd import SGD
@@ -23,15 +23,17 @@ class RealLearner:
 
     Args:
         stepper: makes what steps the runs, of the problem and the numbers that an example keeps; default the fastest
-            that the network allows.
+            that the network allows. compiled: take ``Compiled`` in place of ``Vmapped``.
     """
 
     label = "measured: SGD"
 
-    def __init__(self, problem: Problem, stepper: Callable[[Problem, int], Stepper] | None = None) -> None:
+    def __init__(
+        self, problem: Problem, stepper: Callable[[Problem, int], Stepper] | None = None, *, compiled: bool = False
+    ) -> None:
         self.problem, self.device, self.dtype = problem, problem.device, problem.dtype
         activations = -(-activation_bytes(problem.functional, problem.x_train[:1])[1] // self.dtype.itemsize)
-        self.stepper = _fastest(problem, activations) if stepper is None else stepper(problem, activations)
+        self.stepper = _fastest(problem, activations, compiled) if stepper is None else stepper(problem, activations)
 
     def start(self, n_runs: int) -> Params:
         return {name: value.expand(n_runs, *value.shape).clone() for name, value in self.problem.params.items()}
@@ -49,7 +51,7 @@ class RealLearner:
         return outputs(state, problem.x_train), None if problem.x_test is None else outputs(state, problem.x_test)
 
     def needs(self, sgd: SGD, examples: int) -> Needs:
-        """Bytes of one run with batches of so many examples."""
+        """Bytes of one run with batches of so many examples; recorded steps keep theirs while others are evaluated."""
         problem, stepper = self.problem, self.stepper
         n_params = problem.functional.n_params
         evaluated = (problem.n_train + problem.n_test) * problem.n_outputs
@@ -62,8 +64,8 @@ class RealLearner:
         )
 
 
-def _fastest(problem: Problem, activations: int) -> Stepper:
-    found = BatchedProducts.of(problem, activations) if problem.functional.vectorizes else None
-    if found is not None:
-        return found
-    return (Vmapped if problem.functional.vectorizes else Loop)(problem, activations)
+def _fastest(problem: Problem, activations: int, compiled: bool) -> Stepper:
+    if not problem.functional.vectorizes:
+        return Loop(problem, activations)
+    found = BatchedProducts.of(problem, activations)
+    return (Compiled if compiled else Vmapped)(problem, activations) if found is None else found

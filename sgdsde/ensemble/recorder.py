@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sgdsde._types import Observable
 from sgdsde.bands import AccuracyBand, LossBand, OutputBand
+from sgdsde.ensemble.transfer import sent
 from sgdsde.losses import in_dtype, is_right
 from sgdsde.problem import Problem
 from sgdsde.sgd import StepPlan
@@ -49,7 +50,7 @@ class Recorder:
     def watch(self, steps: Tensor, runs: range, losses: Tensor) -> None:
         """Mark runs whose losses [K, runs] at these steps [K] are not all finite; nothing waits for the device."""
         window = self._diverged_at[self._rows_of(runs)]
-        now = torch.where(torch.isfinite(losses), window, steps.to(window.device)[:, None])
+        now = torch.where(torch.isfinite(losses), window, sent(steps, window.device)[:, None])
         torch.minimum(window, now.amin(0), out=window)
 
     def record(self, step: int, runs: range, train: Tensor, test: Tensor | None) -> None:

@@ -34,6 +34,7 @@ def run_ensemble(
     record: Sequence[int] | None = None,
     observe: Sequence[Observable] = ("loss",),
     memory: int | None = None,
+    compiled: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     group: distributed.ProcessGroup | None = None,
     progress: Progress = None,
@@ -50,6 +51,9 @@ def run_ensemble(
         progress: as in ``predict``; the cost of real runs is that of forward passes of a batch, timed where there are
             64 steps or more.
         memory: bytes allowed for the runs held and stepped together; default a quarter of what is free.
+        compiled: let ``torch.compile`` make the gradients of networks that are stepped by ``vmap``; it wants a C++
+            compiler. It takes half a minute at first (seconds where torch's cache has it) and then saves a half or more
+            of a step: worth it from some minutes of training on. Stacks of layers need and use none of it.
         checkpoint: a folder, new or of this ensemble, that keeps every finished block of 64 runs: a call that was
             killed goes on from there, also with more runs.
         group: of ``torch.distributed``, whose ranks share the blocks; all make the same call and get the same result.
@@ -60,13 +64,16 @@ def run_ensemble(
         ValueError: a checkpoint of another ensemble, or of another version; names what differs. RuntimeError: a rank of
             ``group`` failed, was lost, or took longer for a block than the group's timeout.
     Warns:
-        CheckpointWarning: a damaged or foreign part of the checkpoint, which is computed again.
+        CheckpointWarning: a damaged or foreign part of the checkpoint, which is computed again. Logged: where a network
+            cannot be compiled, or the compiled gradients are not its own at the first step; it is trained without.
     Exactness: equal to a ``torch.optim.SGD`` loop over the same batches, to rounding. With ``checkpoint`` or ``group``
         the same bits however often it was killed and whatever the number of ranks (on one kind of machine, with one
         number of threads).
     Cost: the gradients of n_runs batches a step, and a pass over all data for each run and recorded step: batched
         products for stacks of dense and convolutional layers, ``vmap`` for other networks, a loop where that cannot. A
-        step of the linearized model sums B c columns of its kernel a run.
+        step of the linearized model sums B c columns of its kernel a run. On CUDA the step is recorded as a graph where
+        64 steps have its batch size, and launched as one; between records the host waits for nothing
+        (docs/many_devices.md).
     """
     check_sgd(sgd)
     return run_ensembles(
@@ -79,6 +86,7 @@ def run_ensemble(
         record=record,
         observe=observe,
         memory=memory,
+        compiled=compiled,
         checkpoint=checkpoint,
         group=group,
         progress=progress,
@@ -96,6 +104,7 @@ def run_ensembles(
     record: Sequence[int] | None = None,
     observe: Sequence[Observable] = ("loss",),
     memory: int | None = None,
+    compiled: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     group: distributed.ProcessGroup | None = None,
     progress: Progress = None,
@@ -107,8 +116,8 @@ def run_ensembles(
     with a number of their own for each run, and share their draws; the others follow each other.
 
     Args:
-        sgds: at least one. n_runs: of each of them. variant, record, observe, checkpoint, group: as in
-            ``run_ensemble``; with one of the last two every block of runs of every SGD is trained for itself.
+        sgds: at least one. n_runs: of each of them. variant, record, observe, compiled, checkpoint, group:
+            as in ``run_ensemble``; with one of the last two every block of runs of every SGD is trained for itself.
     Returns:
         One ``Trajectory`` for each SGD, in their order. Every SGD gets the runs of ``seed``: run j of two settings of
         one batch size and sampling is trained on the same batches.
@@ -122,7 +131,7 @@ def run_ensembles(
     steps = recorded_steps(n_steps, record)
     check_observables(observe)
     words: dict[str, Any] = {"variant": variant, "seed": seed, "memory": memory, "observe": observe}
-    ensemble = Ensemble.of(problem_or_linearization, sgds, steps, n_steps=n_steps, **words)
+    ensemble = Ensemble.of(problem_or_linearization, sgds, steps, n_steps=n_steps, compiled=compiled, **words)
     _memory.check_count("n_runs", n_runs, 2 * 8 * len(steps) * len(sgds), "runs, with their losses,")
     store = None
     if checkpoint is not None or group is not None:

@@ -6,20 +6,26 @@ vectorize, ``Loop`` for those that it cannot. All of them take the same steps on
 
 from __future__ import annotations
 
+import logging
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from types import FunctionType
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
+from torch.func import grad_and_value, vmap
 
 from sgdsde._functional import value_and_gradient, vectorize
 from sgdsde._types import Params
+from sgdsde._vectorization import close
 from sgdsde.ensemble.batches import Batches
 from sgdsde.ensemble.rates import Update
 from sgdsde.losses import Loss, TorchLoss
 from sgdsde.problem import Problem
+
+logger = logging.getLogger(__name__)
 
 CPU_CACHE_BYTES = 2**20
 """Activations of one piece of an evaluation pass on a CPU: twice as fast as the whole set at once (width 1024)."""
@@ -104,6 +110,50 @@ class Vmapped(Stepper):
             return one_by_one(self.problem, state, x, self.piece)
         with torch.no_grad():
             return torch.cat([self._forward(part(state, i, i + runs), x) for i in range(0, n_runs, runs)])
+
+
+class Compiled(Vmapped):
+    """``Vmapped`` whose gradients ``torch.compile`` turns into code of their own, checked once against the others.
+
+    Where they cannot be compiled (no C++ compiler, an operation that torch cannot follow) or are others, this is said
+    and the runs are stepped as by ``Vmapped``.
+    """
+
+    def __init__(self, problem: Problem, activations: int) -> None:
+        super().__init__(problem, activations)
+        each = grad_and_value(partial(batch_loss, problem))
+
+        def gradients(*args: Tensor) -> tuple[Params, Tensor]:
+            found: tuple[Params, Tensor] = vmap(each)(*args)
+            return found
+
+        # Torch compiles what has the same code a few times only, whatever it belongs to.
+        own = FunctionType(gradients.__code__.replace(), globals(), closure=gradients.__closure__)
+        self._compiled: Callable[..., tuple[Params, Tensor]] | None
+        self._compiled = torch.compile(own, fullgraph=True, dynamic=False)
+        self._checked = False
+
+    def gradient(self, state: Params, x: Tensor, y: Tensor, weights: Tensor | None) -> tuple[Params, Tensor]:
+        if self._compiled is not None:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the compiler's, about its own affairs
+                    found = self._compiled(state, x, y, *(() if weights is None else (weights,)))
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0]
+                logger.warning("steps are not compiled, torch.compile failed with %s: %s", type(error).__name__, reason)
+                self._compiled = None
+            else:
+                if self._checked or self._is_right(found, super().gradient(state, x, y, weights)):
+                    return found
+        return super().gradient(state, x, y, weights)
+
+    def _is_right(self, found: tuple[Params, Tensor], expected: tuple[Params, Tensor]) -> bool:
+        self._checked = close({**expected[0], "loss": expected[1]}, {**found[0], "loss": found[1]})
+        if not self._checked:
+            logger.warning("steps are not compiled: the compiled gradients are not those of the model")
+            self._compiled = None
+        return self._checked
 
 
 class Loop(Stepper):

@@ -23,11 +23,11 @@ class RunStreams:
     dtype: torch.dtype
 
     def batches(self, plan: StepPlan, purpose: str = "batches") -> Iterator[Tensor]:
-        """Indices [runs, B_k] of one step after the other."""
+        """Indices [runs, B_k] of one step after the other, on the host, where they are drawn."""
         blocks = self._blocks()
         for parts in zip(*(block_batches(plan, self.seed, block, purpose=purpose) for block, _ in blocks)):
             rows = [torch.from_numpy(part[rows]) for part, (_, rows) in zip(parts, blocks)]
-            yield (rows[0] if len(rows) == 1 else torch.cat(rows)).to(self.device)
+            yield rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def normal(self, purpose: str) -> Callable[..., Tensor]:
         """A function that draws standard normal numbers [runs, *shape], new ones at every call."""

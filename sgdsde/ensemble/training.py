@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sgdsde._checks import complaint
@@ -13,12 +14,14 @@ from sgdsde._progress import StageCost, Ticker, ticker
 from sgdsde._types import Observable
 from sgdsde.ensemble.batches import settings_in
 from sgdsde.ensemble.blocks import BlockRun
+from sgdsde.ensemble.cuda_graphs import Graphs, graphs_of
 from sgdsde.ensemble.group import RunGroup
 from sgdsde.ensemble.layout import Layout, Needs
 from sgdsde.ensemble.linearized import LinearizedLearner
 from sgdsde.ensemble.rates import same_words
 from sgdsde.ensemble.real import RealLearner
 from sgdsde.ensemble.recorder import Recorder
+from sgdsde.ensemble.stepper import Compiled
 from sgdsde.ensemble.streams import RunStreams
 from sgdsde.ensemble.variants import Minibatches, Variant
 from sgdsde.linearization import Linearization
@@ -31,7 +34,11 @@ from sgdsde.trajectory import Trajectory
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """What is trained, and by which SGDs; ``of`` checks all of it."""
+    """What is trained, and by which SGDs; ``of`` checks all of it.
+
+    Attributes:
+        graphs: makes what records the steps of a group of runs, or None.
+    """
 
     learner: RealLearner | LinearizedLearner
     sgds: Sequence[SGD]
@@ -41,6 +48,7 @@ class Ensemble:
     memory: int | None
     steps: Tensor
     observe: Sequence[Observable]
+    graphs: Callable[[torch.device], Graphs | None] = graphs_of
 
     @classmethod
     def of(
@@ -54,10 +62,11 @@ class Ensemble:
         seed: int = 0,
         memory: int | None = None,
         observe: Sequence[Observable] = ("loss",),
+        compiled: bool = False,
     ) -> Ensemble:
         """Checked, nothing computed."""
         variant, sgds = _checked_variant(variant), _checked_sgds(sgds)
-        learner = _learner(problem_or_linearization)
+        learner = _learner(problem_or_linearization, compiled)
         for sgd in sgds:
             variant.check(sgd)
             check_training(learner.problem, sgd)
@@ -87,10 +96,15 @@ class Ensemble:
         words = {"trained": self.learner.label, "problem": problem.digest, "n_steps": str(n_steps)}
         words |= {"record": str(self.steps.tolist()), "observe": str(sorted({"loss", *self.observe}))}
         words |= {"variant": repr(self.variant), "seed": str(self.seed)}
+        words |= {"steps": "compiled"} if self.is_compiled else {}
         words["dtype and device"] = f"{self.learner.dtype}, {self.learner.device.type}"
         for number, sgd in enumerate(self.sgds):
             words[f"setting {number}"] = in_words(sgd, self.plans[number])
         return words
+
+    @property
+    def is_compiled(self) -> bool:
+        return isinstance(self.learner, RealLearner) and isinstance(self.learner.stepper, Compiled)
 
     def _together(self, numbers: Sequence[int]) -> list[list[int]]:
         """The SGDs whose runs may be stepped together, by number."""
@@ -112,6 +126,7 @@ class Ensemble:
                 held = range(start, min(start + runs_held, runs.stop))
                 streams = RunStreams(self.seed, held, self.learner.device, self.learner.dtype)
                 words: dict[str, Any] = {"variant": self.variant, "streams": streams, "layout": layout}
+                words["graphs"] = None if self.is_compiled else self.graphs(self.learner.device)
                 # Made in the call, so that no group outlives its own training.
                 _train(RunGroup(self.learner, sgds[some], plans[some], **words), held, recorders[some], ticks)
 
@@ -182,10 +197,14 @@ def _checked_variant(variant: Variant | None) -> Variant:
     return variant
 
 
-def _learner(problem_or_linearization: Problem | Linearization) -> RealLearner | LinearizedLearner:
+def _learner(problem_or_linearization: Problem | Linearization, compiled: bool) -> RealLearner | LinearizedLearner:
     if isinstance(problem_or_linearization, Problem):
-        return RealLearner(problem_or_linearization)
+        return RealLearner(problem_or_linearization, compiled=compiled)
     if isinstance(problem_or_linearization, Linearization):
+        if compiled:
+            received = "True for a Linearization"
+            remedy = "omit it: its steps are sums of columns of the kernel, and no forward pass is compiled"
+            raise ValueError(complaint("compiled", "used with a Problem", received, remedy))
         return LinearizedLearner(problem_or_linearization)
     received = type(problem_or_linearization).__name__
     raise TypeError(complaint("problem", "a Problem or a Linearization", received, "use sgdsde.Problem(model, ...)"))

@@ -23,7 +23,10 @@ from sgdsde.sgd import SGD, StepPlan
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """The examples of one step, [runs, B], and their weights in the gradient, [runs, B]; None: the mean, 1/B each."""
+    """The examples of one step, [runs, B], and their weights in the gradient, [runs, B]; None: the mean, 1/B each.
+
+    Each on the host or on the device that trains, where they were made.
+    """
 
     indices: Tensor
     weights: Tensor | None = None
@@ -36,6 +39,11 @@ class Variant(ABC):
     def substeps(self) -> int:
         """Steps of this kind in one step of SGD, each with its learning rate divided by as many."""
         return 1
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether examples have weights of their own in a gradient."""
+        return True
 
     @property
     def label(self) -> str:
@@ -69,6 +77,10 @@ class Variant(ABC):
 @dataclass(frozen=True)
 class Minibatches(Variant):
     """Minibatches: SGD itself."""
+
+    @property
+    def is_weighted(self) -> bool:
+        return False
 
     @property
     def label(self) -> str:
@@ -114,6 +126,10 @@ class SVAG(Variant):
     def substeps(self) -> int:
         return self.l
 
+    @property
+    def is_weighted(self) -> bool:
+        return self.l > 1
+
     def check(self, sgd: SGD) -> None:
         if sgd.momentum:
             raise self.refuse(f"momentum={sgd.momentum}", "momentum=0, or dynamics.MomentEquations for its SDE")
@@ -131,7 +147,7 @@ class SVAG(Variant):
         parts = torch.tensor([(1 + root) / 2, (1 - root) / 2], dtype=torch.float64)
         for first, second in zip(streams.batches(plan), streams.batches(plan, "second batches of SVAG")):
             size = first.shape[1]
-            weights = (parts / size).repeat_interleave(size).to(streams.device, streams.dtype)
+            weights = (parts / size).repeat_interleave(size).to(streams.dtype)
             yield Draw(torch.cat([first, second], dim=1), weights.expand(len(first), -1))
 
 

@@ -24,6 +24,15 @@ ELEMENTWISE = (nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss, nn.K
 """Losses that would broadcast targets of another shape, or warn and do it."""
 
 
+BOUNDED_BELOW: dict[object, tuple[float, float, str]] = {
+    nn.BCEWithLogitsLoss: (0.0, 1.0, "code the classes as 0 and 1, or use nn.SoftMarginLoss() for -1 and 1"),
+    nn.functional.binary_cross_entropy_with_logits: (0.0, 1.0, "code the classes as 0 and 1"),
+    nn.PoissonNLLLoss: (0.0, torch.inf, "counts are not negative"),
+    nn.functional.poisson_nll_loss: (0.0, torch.inf, "counts are not negative"),
+}
+"""Smallest and largest target for which a loss is bounded below as a function of the outputs, and a remedy."""
+
+
 @dataclass(frozen=True)
 class Axes:
     """Outputs [..., c] as groups of log-probabilities, [..., groups, size] or with the group last."""
@@ -131,7 +140,16 @@ class TorchLoss(Loss):
             raise ValueError(complaint(name, expected, list(targets.shape), reshaping(name, targets, outputs.shape[1])))
         if targets.dtype != outputs.dtype:
             raise TypeError(complaint(name, f"of the model's dtype {outputs.dtype}", targets.dtype))
-        return finite_entries(name, targets)
+        self._check_range(name, finite_entries(name, targets))
+        return targets
+
+    def _check_range(self, name: str, targets: Tensor) -> None:
+        kind = type(self.loss) if isinstance(self.loss, nn.Module) else self.loss
+        low, high, remedy = BOUNDED_BELOW.get(kind, (-torch.inf, torch.inf, ""))
+        outside = (targets < low) | (targets > high)
+        if outside.any():
+            expected = f"in [{low:g}, {high:g}] under {self.name}, which is else not bounded below"
+            raise ValueError(complaint(name, expected, f"{float(targets[outside][0]):g}", remedy))
 
     def labels(self, name: str, targets: Tensor, n_outputs: int) -> Tensor:
         if not targets.is_floating_point() and targets.ndim == 1 and n_outputs > 1:
@@ -166,6 +184,8 @@ class TorchLoss(Loss):
 
     def _quietly(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
         """The function's value without torch's remarks on its own losses; outputs outside of their domain are named."""
+        if torch.compiler.is_compiling():  # which cannot follow what warnings do
+            return function(*args)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*batching rule|reduction: 'mean' divides")
             try:

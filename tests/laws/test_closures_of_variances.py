@@ -12,7 +12,7 @@ from sgdsde.dynamics.modal_moments import ClosureRangeWarning, DiagonalState
 from sgdsde.dynamics.moments.modes import Modes
 from sgdsde.dynamics.moments.state import laws
 from sgdsde.dynamics.moments.variance_jumps import jumps_pay
-from sgdsde.dynamics.volterra import lanczos, spectral_measure
+from sgdsde.dynamics.volterra import VolterraState, lanczos, spectral_measure
 from sgdsde.kernel import KroneckerKernel
 from tests.problems import BY_NAME, LARGER, digits_problem
 
@@ -113,6 +113,47 @@ def test_volterra_with_all_eigenpairs_is_the_printed_equation(digits, limit):
     )
 
 
+def test_volterra_knows_the_spread_of_the_loss_that_its_variances_give(digits, limit):
+    """Of every eigenvector its share of the noise; the mean outputs are those of descent, exactly."""
+    sgd = sgdsde.SGD(0.5 * limit, 4)
+    record = [0, 1, 2, 10, 60]
+    laws_of = list(Volterra(rank=48, n_lanczos=48).evolve(digits, sgd, record))
+    basis, q, n = digits.eigenbasis, 1 / 4, 48
+    x, mean = sgd.lr * 2 * basis.values / n, basis.vectors.mT @ digits.residual.flatten()
+    variance, own, found = torch.zeros_like(x), mean.square(), []
+    for k in range(61):
+        if k in record:
+            found.append((mean, variance, own.sum() + variance.sum()))
+        kept, total = (1 - x) ** 2 - q * x**2, own.sum() + variance.sum()
+        variance, own, mean = kept * variance + q * x**2 * total, kept * own, (1 - x) * mean
+    descent = list(GradientDescent().evolve(digits, sgd, record))
+    for law, (m, v, total), exact in zip(laws_of, found, descent):
+        torch.testing.assert_close(law.mean, exact.mean, rtol=1e-8, atol=1e-9)
+        spread = law.covariance
+        torch.testing.assert_close(spread.trace, total - m.square().sum(), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(spread.squared_norm, v.square().sum(), rtol=1e-7, atol=1e-12)
+        torch.testing.assert_close(spread.quadratic(m), (m.square() * v).sum(), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise", [1.0, 0.25, 1e-3, 1e-9])
+def test_the_limit_of_the_printed_equation_is_where_its_memory_adds_up_to_one(digits, noise):
+    """Or where a mode overshoots in every step by itself."""
+    state = VolterraState(digits, sgdsde.SGD(0.1, 4).plan(48, 1), Volterra(rank=48, n_lanczos=48))
+    h = 2 * digits.eigenbasis.values / 48
+
+    def memory(lr: float) -> float:
+        x = lr * h
+        return float((noise * x**2 / (1 - (1 - x) ** 2 + noise * x**2)).sum())
+
+    found = state.limit(noise)
+    overshoots = 2 / (float(h.max()) * (1 - noise)) if noise < 1 else np.inf
+    if memory(0.9999 * overshoots) < 1:
+        assert found == pytest.approx(overshoots, rel=1e-6)
+    else:
+        assert memory(found) == pytest.approx(1, rel=1e-6)
+        assert found < overshoots
+
+
 def test_lanczos_gives_powers_of_the_kernel_and_the_measure_its_trace(digits):
     start, kernel = digits.residual.flatten(), digits.operator
     values, vectors, basis, length = lanczos(kernel, start, 12)
@@ -181,6 +222,35 @@ def test_many_steps_at_once_of_several_outputs(words):
     linearization = sgdsde.linearize(BY_NAME["two outputs, constant part, null space"].problem())
     lr = 0.4 * sgdsde.stability.max_lr(linearization, 2)
     assert_jumps_are_steps(linearization, sgdsde.SGD(lr, 2, **words))
+
+
+@pytest.fixture(scope="module")
+def two_outputs() -> sgdsde.Linearization:
+    one = digits_problem(48, n_test=8)
+    model = sgdsde.networks.MLP(64, 64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = torch.randn(56, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    words = {"loss": one.loss, "x_test": one.x_test, "y_test": y[48:]}
+    return sgdsde.linearize(sgdsde.Problem(model, one.x_train, y[:48], **words))
+
+
+@pytest.mark.parametrize("words", [DECAYING, NOISY], ids=str)
+def test_many_steps_at_once_of_several_outputs_and_a_tail_that_is_followed(two_outputs, words):
+    part = two_outputs.truncate(12)
+    assert part.basis.tail.bulk is not None
+    lr = 0.4 * sgdsde.stability.max_lr(two_outputs, 4)
+    assert_jumps_are_steps(part, sgdsde.SGD(lr, 4, **words))
+
+
+def test_jumps_are_made_where_they_cost_less_than_the_steps(digits, limit, two_outputs):
+    """2 n c r^2 operations an output and 12 r^3, in steps of 6 n c r (times 2/3 c + 1/3), and five hundred steps."""
+    for linearization in (digits, two_outputs, two_outputs.truncate(12)):
+        modes, sgd = Modes.of(linearization), sgdsde.SGD(0.1 * limit, 4)
+        c, (rows, r) = modes.n_outputs, modes.vectors.shape
+        nodes = 0 if modes.bulk is None else len(modes.bulk.values)
+        step = 6 * rows * r * (2 * c + 1) / 3
+        pays = 500 + (2 * rows * c * r**2 + 12 * (r + nodes) ** 3) / step
+        assert not jumps_pay(modes, sgd, int(pays))
+        assert jumps_pay(modes, sgd, int(pays) + 1)
 
 
 def assert_jumps_are_steps(linearization, sgd) -> None:

@@ -14,7 +14,8 @@ import torch
 import sgdsde
 from sgdsde.dynamics import MomentRecursion, ReducedModelWarning, ReducedMoments
 from sgdsde.dynamics.moments.reduced import epoch_prediction
-from sgdsde.dynamics.moments.reduced.epoch_map import EpochMap, at_epochs
+from sgdsde.dynamics.moments.reduced.epoch_map import EpochMap
+from sgdsde.dynamics.moments.reduced.repeated_map import after
 from tests.epochs import enumerate_epochs
 from tests.problems import BY_NAME, LARGER
 
@@ -121,7 +122,7 @@ def test_powers_of_an_epoch_are_the_epochs_one_by_one():
     for k in range(13):
         wanted += [(y, m)] * epochs.count(k)
         y, m = step(y, m)
-    for (ours, mean), (slow, slow_mean) in zip(at_epochs(step, wanted[0][0], wanted[0][1], epochs), wanted):
+    for (ours, mean), (slow, slow_mean) in zip(after(step, wanted[0][0], wanted[0][1], epochs), wanted):
         torch.testing.assert_close(ours, slow, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(mean, slow_mean, rtol=1e-12, atol=1e-14)
 

@@ -260,6 +260,51 @@ def test_a_function_may_center_its_outputs_with_the_initial_weights() -> None:
     torch.testing.assert_close(kernel, sgdsde.empirical_ntk((lambda p, x: x @ p["w"], {"w": weight}), X))
 
 
+def scaled_beside(scale: Tensor) -> nn.Module:
+    return Wrapped(lambda m, x: m.last(torch.tanh(m.first(x))) * scale, **layers())
+
+
+def test_a_tensor_that_requires_gradients_and_is_no_parameter_is_refused() -> None:
+    scale = torch.full((1, 1), 2.0, dtype=torch.float64, requires_grad=True)
+    forgotten = nn.Linear(4, 4, dtype=torch.float64)
+    message = r"requires gradients and is no parameter of the model; make it one \(nn.Parameter"
+    for model in (scaled_beside(scale), Wrapped(lambda m, x: m.last(torch.tanh(forgotten(x))), **layers())):
+        with pytest.raises(ValueError, match=message):
+            sgdsde.Problem(model, X, Y, loss=nn.MSELoss())
+    constant = sgdsde.Problem(scaled_beside(scale.detach()), X, Y, loss=nn.MSELoss())
+    assert not sgdsde.linearize(constant).outputs.requires_grad
+
+
+def test_a_function_may_add_what_requires_gradients_and_not_multiply_by_it() -> None:
+    initial = filled(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double())
+    params = {name: value.detach().clone() for name, value in initial.named_parameters()}
+
+    def outputs(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(initial, p, (x,))
+
+    centered = sgdsde.linearize(
+        sgdsde.Problem((lambda p, x: outputs(p, x) - initial(x), params), X, Y, loss=nn.MSELoss())
+    )
+    assert not centered.outputs.any()
+    assert not centered.outputs.requires_grad
+    torch.testing.assert_close(centered.kernel, sgdsde.empirical_ntk((outputs, params), X))
+    scale = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match=r"a tensor \[2\] that requires gradients.*pass it among the parameters"):
+        sgdsde.Problem((lambda p, x: outputs(p, x) * scale, params), X, Y, loss=nn.MSELoss())
+
+
+def test_a_leaf_that_forward_makes_itself_is_no_captured_tensor() -> None:
+    def slope(m: Any, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            found = torch.autograd.grad(m.first(leaf).tanh().sum(), leaf, create_graph=True)[0]
+        return m.last(found)
+
+    model = Wrapped(slope, **layers())
+    trained = by_us(model)
+    assert trained == pytest.approx(by_torch(model), rel=1e-10)
+
+
 COPIED: dict[str, Callable[[], nn.Module]] = {
     "bound method": lambda: with_attribute(lambda m: m.first.forward, lambda m, x: m.last(torch.tanh(m.made(x)))),
     "partial of a layer": lambda: with_attribute(

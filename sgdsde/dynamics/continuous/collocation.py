@@ -101,7 +101,7 @@ class Collocation:
                 yield panel.at(min(2 * (waiting.pop(0) - now) / width - 1, 1.0))
             if waiting:
                 u, now, last = panel.at(1.0), end, panel
-                width = min(width * min(max(factor, 0.5), GROWTH), span - now)
+                width = min(width * min(factor, GROWTH), span - now)
 
     def _panel(self, now: float, width: float, u: Tensor, last: Panel | None) -> tuple[Panel, float, float]:
         """A panel, its estimated error, and the norm of what its forcing adds."""

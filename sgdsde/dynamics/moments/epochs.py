@@ -139,7 +139,7 @@ class EpochFluctuation(Fluctuation):
         spread = followed[:, : self._size] @ slopes.mT
         noise = features.pull(features.pull(drawn.second_moment(spread, seen.moments)).mT) / b**2
         labels = self._label_noise(k, features)
-        total = self._kept(step, self._kept(step, self.covariance).mT) + crossed + crossed.mT
+        total = self._kept(step, self._kept(step, self.covariance).mT) + 2 * crossed  # its symmetric part counts
         total += self._gained_both(step, noise if labels is None else noise + labels)
         after = self._kept(step, self._deviations.mT)
         after = (after + self._gained(step, features.pull(drawn.mean.mT) / b)).mT

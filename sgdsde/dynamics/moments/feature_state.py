@@ -55,11 +55,6 @@ class Features:
     def test_gram(self) -> Tensor | None:
         return None if self.test is None else self.test.mT @ self.test
 
-    def toward(self, other: Features, share: float) -> Features:
-        """The way to other features of the same directions, 0 to 1."""
-        test = None if self.test is None or other.test is None else torch.lerp(self.test, other.test, share)
-        return Features(torch.lerp(self.train, other.train, share), test)
-
     def plus(self, change: Features, share: float) -> Features:
         """Phi + share * change."""
         test = None if self.test is None or change.test is None else self.test + share * change.test
@@ -142,8 +137,9 @@ class Fluctuation(ABC):
         if self.is_certain:
             return None, None
         train = Covariance(features.train, self.weights, features.gram)
-        if features.test is None or features.test_gram is None:
+        if features.test is None:
             return train, None
+        assert features.test_gram is not None
         return train, Covariance(features.test, self.weights, features.test_gram)
 
     def _expectations(
@@ -216,7 +212,7 @@ class Fluctuation(ABC):
             slope = None if features.along_gradients else features.pull(seen.weighted(features.train)) / self._n
             pulled = seen.weighted(seen.moved) / self._n if slope is None else slope @ self.covariance[: self._size]
             crossed = self._gained(step, self._kept(step, pulled.mT).mT)
-            moved += crossed + crossed.mT
+            moved += 2 * crossed  # of which the symmetric part counts
             if factor != 1:
                 noise += (1 - factor) * self._slope_both_sides(seen, slope, pulled[:, : self._size])
         if labels is not None:

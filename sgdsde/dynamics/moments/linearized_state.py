@@ -48,8 +48,9 @@ class LinearizedState(MomentState):
     def law(self, step: int, time: float) -> OutputLaw:
         one, features = self._linearization, self._features
         mean, (train, test) = self._train_mean(), self._fluctuation.covariances(features)
-        if one.test_outputs is None or features.test is None:
+        if one.test_outputs is None:
             return OutputLaw(step, time, mean, train)
+        assert features.test is not None
         test_mean = self._mean(one.test_outputs, one.test_weight_outputs, features.test)
         return OutputLaw(step, time, mean, train, test_mean=test_mean, test_covariance=test)
 

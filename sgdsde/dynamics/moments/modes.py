@@ -154,8 +154,9 @@ class Modes:
         one, shift, shape = self.linearization, mean - self.start, (-1, self.linearization.problem.n_outputs)
         train_mean = one.outputs + (self.vectors @ shift).view(shape)
         train = None if covariance is None else self._covariance(self.vectors, covariance, self._train_gram)
-        if self._test_factor is None or one.test_outputs is None:
+        if self._test_factor is None:
             return OutputLaw(step, time, train_mean, train)
+        assert one.test_outputs is not None
         (factor, gram), test_mean = self._test_factor, one.test_outputs
         if weight_factor != 1.0:
             assert one.test_weight_outputs is not None

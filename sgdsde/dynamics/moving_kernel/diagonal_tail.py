@@ -143,7 +143,7 @@ class DiagonalTail:
             return found, test
         return found, TailedCovariance(test.factor, test.core, test.gram, test_blocks)
 
-    def advance(self, step: Step, seen: Expectations, factor: float, label_variance: float = 0.0) -> None:
+    def advance(self, step: Step, seen: Expectations, factor: float, label_variance: float) -> None:
         """The step k -> k + 1 of a batch with phi/B = ``factor``; freshly drawn targets add ``label_variance`` K."""
         n, moments = len(self._blocks.train[0]), seen.moments
         curvature, noise = (

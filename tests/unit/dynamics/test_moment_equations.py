@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import linalg
 
 import sgdsde
 from sgdsde.dynamics import MomentEquations
-from tests.oracles import features
-from tests.problems import BY_NAME, LINEAR, Case, linear_problem
+from tests.oracles import constant_part, features, weight_drift
+from tests.problems import AFFINE, BY_NAME, LINEAR, Case, linear_problem
 from tests.settings import chosen
 from tests.unit.dynamics.generators import ContinuousOracle
 
@@ -42,12 +43,36 @@ def test_tolerance_is_kept() -> None:
         assert_equal(law.covariance.to_dense(), oracle, rtol)
 
 
-def test_test_outputs_follow_the_weights() -> None:
-    problem, sgd = BY_NAME["three outputs, null space"].problem(), sgdsde.SGD(0.15, 2)
+@pytest.mark.parametrize("words", chosen("plain", "decay").values(), ids=str)
+def test_test_outputs_follow_the_weights(words: dict) -> None:
+    problem, sgd = BY_NAME["three outputs, null space"].problem(), sgdsde.SGD(0.15, 2, **words)
     jacobian, test = features(problem)
     carry = test @ np.linalg.pinv(jacobian)
     for law in MomentEquations().evolve(sgdsde.linearize(problem), sgd, RECORD):
         assert_equal(law.test_covariance.to_dense(), carry @ law.covariance.to_dense().numpy() @ carry.T, 1e-10)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("words", chosen("plain", "decay").values(), ids=str)
+@pytest.mark.parametrize("case", [LINEAR[1], LINEAR[4], *AFFINE], ids=lambda case: case.name)
+def test_mean_outputs_are_those_of_the_modified_flow_of_the_weights(case: Case, words: dict, order: int) -> None:
+    """dtheta/dt = -(I + lr/2 D) (D theta - b) of order 2, by expm in the space of the weights, train and test."""
+    problem = case.problem()
+    sgd = sgdsde.SGD(lambda k: 0.25 if k < 6 else 0.1, 2, **words)
+    drift, offset = weight_drift(problem, sgd.weight_decay)
+    laws, theta = (
+        list(MomentEquations(order).evolve(sgdsde.linearize(problem), sgd, [0, 6, 40])),
+        problem.params["theta"],
+    )
+    state = np.append(theta.numpy(), 1.0)
+    for law, lr, steps in zip(laws, (0.25, 0.25, 0.1), (0, 6, 34)):
+        modified = np.eye(len(drift)) + (lr / 2 * drift if order == 2 else 0)
+        generator = np.zeros((len(drift) + 1, len(drift) + 1))
+        generator[:-1, :-1], generator[:-1, -1] = -modified @ drift, modified @ offset
+        state = linalg.expm(generator * lr * steps) @ state
+        rows = np.concatenate(features(problem))
+        expected = (rows @ state[:-1]).reshape(-1, case.n_outputs) + constant_part(problem).numpy()
+        assert_equal(torch.cat([law.mean, law.test_mean]), expected, 1e-9)
 
 
 def test_a_schedule_is_its_pieces() -> None:
@@ -137,3 +162,6 @@ def test_messages() -> None:
         MomentEquations(order=3)
     with pytest.raises(ValueError, match="rtol must be positive, got 0"):
         MomentEquations(rtol=0)
+    MomentEquations(rtol=1e-12)
+    with pytest.raises(ValueError, match="rtol must be at least 1e-12, got 9"):
+        MomentEquations(rtol=9e-13)

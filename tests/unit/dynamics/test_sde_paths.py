@@ -260,3 +260,19 @@ def test_substeps_are_whole(make: object) -> None:
         make(1.5)
     with pytest.raises(ValueError, match="substeps must be at least 1, got 0"):
         make(0)
+
+
+@pytest.mark.parametrize(
+    ("at_once", "sizes"), [(1, [64] * 4 + [44]), (64, [64] * 4 + [44]), (130, [128, 128, 44]), (999, [300])]
+)
+def test_paths_are_stepped_together_in_whole_blocks_as_asked(at_once, sizes, monkeypatch):
+    """Of 64, at least one; no draw depends on it."""
+    seen = []
+    original = EulerMaruyama.group
+    monkeypatch.setattr(EulerMaruyama, "group", lambda self, setup, paths, draws: (
+        seen.append(len(paths)), original(self, setup, paths, draws))[1])  # fmt: skip
+    linearization, sgd = sgdsde.linearize(BY_NAME["one output"].problem()), sgdsde.SGD(0.1, 2)
+    (law,) = SDEPaths(300, paths_at_once=at_once).evolve(linearization, sgd, [3])
+    assert seen == sizes
+    (whole,) = SDEPaths(300).evolve(linearization, sgd, [3])
+    torch.testing.assert_close(law.samples, whole.samples)

@@ -86,8 +86,11 @@ def test_linearized_runs_hold_a_few_copies_of_all_outputs():
     """Outputs, residuals, moves and what is between them: bytes go with the outputs of both sets."""
     problem = BY_NAME["two outputs"].problem()
     learner, outputs = LinearizedLearner(sgdsde.linearize(problem)), (problem.n_train + problem.n_test) * 2
-    needs = learner.needs(sgdsde.SGD(0.1, 2), 2)
+    needs, heavy = (learner.needs(sgdsde.SGD(0.1, 2, momentum=momentum), 2) for momentum in (0.0, 0.9))
     assert 4 * outputs * 8 <= needs.held + needs.moved <= 16 * outputs * 8
+    assert needs.held == outputs * 8 + 2 * 2 * 8, "its outputs, and the places of a batch drawn and copied"
+    assert heavy.held - needs.held == outputs * 8, "momentum is held from step to step"
+    assert heavy.held + heavy.moved == needs.held + needs.moved, "and was made at every step before"
 
 
 def test_runs_of_little_memory_are_the_runs_of_much():

@@ -82,6 +82,17 @@ STACKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
         IMAGES,
         1,
     ),
+    "oblong, dilated, wide, overpadded convolutions": (
+        seeded(
+            lambda: nn.Sequential(
+                *(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, (3, 2), padding=(1, 0)), nn.Tanh()),
+                *(nn.Conv2d(4, 5, 2, dilation=(1, 2), padding=(0, 2)), nn.Tanh(), nn.Conv2d(5, 17, 2), nn.Tanh()),
+                *(nn.Conv2d(17, 2, 3), nn.Tanh(), nn.Conv2d(2, 1, 1, padding=1), nn.Flatten(), nn.Linear(24, 1)),
+            )
+        ),
+        IMAGES,
+        1,
+    ),
     "MLP": (network(MLP, 72, 6, 1, depth=2, sigma_b=0.3), IMAGES, 1),
     "MLP, own activation": (network(MLP, 5, 6, 2, activation=lambda x: x * torch.sin(x)), ROWS, 2),
     "MLP, module activation": (network(MLP, 5, 6, 2, activation=nn.Tanh(), parametrization="standard"), ROWS, 2),
@@ -117,7 +128,8 @@ def trained(problem: sgdsde.Problem, stepper: Any, words: dict[str, Any], *, wei
     weights = torch.randn(4, 3, 4, dtype=torch.float64, generator=generator) / 4 if weighted else None
     state = learner.start(3)
     buffer = {name: torch.zeros_like(value) for name, value in state.items()}
-    updates = Rates(sgds, [sgd.plan(9, 4) for sgd in sgds], 1, next(iter(state.values()))).updates(range(4))
+    rates = Rates(sgds, [sgd.plan(9, 4) for sgd in sgds], 1, next(iter(state.values())))
+    updates = rates.updates(*rates.of(range(4)))
     losses = learner.advance(state, buffer, Batches(indices, weights), updates)
     assert losses.shape == (4, 3)
     return torch.cat([learner.all_outputs(state)[0].flatten(), losses.flatten()])
@@ -145,6 +157,32 @@ def test_every_loss_and_weights_of_examples(loss, weighted):
     problem = problem_of("activations", loss)
     found, expected = (trained(problem, way, {}, weighted=weighted) for way in (None, Loop))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@each("plain", "momentum")
+@pytest.mark.parametrize("way", [None, Vmapped, Loop], ids=["products", "vmap", "loop"])
+def test_label_noise_is_added_to_the_targets_and_trained_on(way, words):
+    problem = problem_of("activations")
+    learner, sgd = RealLearner(problem, way), sgdsde.SGD(0.1, 4, **words)
+    indices = torch.arange(16).view(2, 2, 4) % 9
+    noise = torch.randn(2, 2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    state = learner.start(2)
+    buffer = {name: torch.zeros_like(value) for name, value in state.items()}
+    rates = Rates([sgd], [sgd.plan(9, 2)], 2, next(iter(state.values())))
+    losses = learner.advance(state, buffer, Batches(indices, None, noise), rates.updates(*rates.of(range(2))))
+    for run in range(2):
+        model = copy.deepcopy(problem.model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=sgd.momentum)
+        for k in range(2):
+            rows = indices[k, run]
+            loss = nn.functional.mse_loss(model(problem.x_train[rows]), problem.y_train[rows] + noise[k, run])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            torch.testing.assert_close(losses[k, run], loss.detach(), rtol=1e-10, atol=0)
+        torch.testing.assert_close(
+            learner.all_outputs(state)[0][run], model(problem.x_train).detach(), rtol=1e-10, atol=0
+        )
 
 
 # ---------------------------------------------------------------------------------------------- what is no such stack

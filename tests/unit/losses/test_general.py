@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -237,6 +238,26 @@ def test_integers_where_torch_wants_numbers_are_refused() -> None:
         TypeError, match=r"y_train must be floating-point under BCEWithLogitsLoss, got torch\.int64; conv"
     ):
         sgdsde.Problem(nn.Linear(2, 1), x, y, loss=nn.BCEWithLogitsLoss())
+
+
+@pytest.mark.parametrize(
+    ("loss", "wrong"),
+    [
+        (nn.BCEWithLogitsLoss(), -1.0),
+        (nn.BCEWithLogitsLoss(), 1.5),
+        (nn.functional.binary_cross_entropy_with_logits, -1.0),
+        (nn.PoissonNLLLoss(), -0.5),
+    ],
+    ids=["signs", "beyond one", "function", "negative count"],
+)
+def test_targets_that_leave_a_loss_without_a_minimum_are_refused(loss: Any, wrong: float) -> None:
+    x, y = torch.ones(5, 2), torch.tensor([0.0, 1.0, 0.5, 0.0, 1.0])[:, None]
+    far = 50.0 if wrong > 1 else -1e6
+    assert loss(torch.full((1, 1), far), torch.full((1, 1), wrong)) < -10  # and on, the farther the lower
+    sgdsde.Problem(nn.Linear(2, 1), x, y, loss=loss)
+    y[3] = wrong
+    with pytest.raises(ValueError, match=rf"y_train must be in \[0, .*bounded below, got {wrong:g}"):
+        sgdsde.Problem(nn.Linear(2, 1), x, y, loss=loss)
 
 
 def small_problem(loss: object, targets: torch.Tensor, *, dtype: torch.dtype = torch.float64) -> sgdsde.Problem:

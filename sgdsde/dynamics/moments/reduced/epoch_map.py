@@ -131,21 +131,6 @@ class EpochMap:
         return EpochMap(**{each.name: combined(each.name) for each in fields(EpochMap)})  # type: ignore[arg-type]
 
 
-def at_epochs(step: EpochMap, y: Tensor, m: Tensor, epochs: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """y and m after each of ``epochs`` (sorted). Cost: a few products [r, r] for every doubling of the last."""
-    powers, done = [step], 0
-    for epoch in epochs:
-        left, power = epoch - done, 0
-        while left:
-            if power == len(powers):
-                powers.append(powers[-1].twice())
-            if left & 1:
-                y, m = powers[power](y, m)
-            left, power = left >> 1, power + 1
-        done = epoch
-        yield y, m
-
-
 class EpochSampler:
     """Random orders of the examples of one epoch, and what they do."""
 

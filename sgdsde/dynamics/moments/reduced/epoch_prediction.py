@@ -13,7 +13,7 @@ from sgdsde._progress import ticker
 from sgdsde._types import Progress
 from sgdsde.dynamics.moments.modes import modes_of
 from sgdsde.dynamics.moments.reduced.covariance import RECORDS, ReducedState, reduced_covariance, spread_states
-from sgdsde.dynamics.moments.reduced.epoch_map import EpochMap, EpochShape, at_epochs, projected
+from sgdsde.dynamics.moments.reduced.epoch_map import EpochMap, EpochShape, projected
 from sgdsde.dynamics.moments.reduced.epoch_runs import BATCH, FIRST_EPOCHS, EpochRuns
 from sgdsde.dynamics.moments.reduced.model import ReducedModel
 from sgdsde.dynamics.moments.reduced.pairs import StepCoefficients
@@ -26,6 +26,7 @@ from sgdsde.dynamics.moments.reduced.prediction import (
     ReducedModelWarning,
     TooInaccurateError,
 )
+from sgdsde.dynamics.moments.reduced.repeated_map import after
 from sgdsde.dynamics.moments.reduced.resolvent import PastLimitError
 from sgdsde.dynamics.moments.reduced.start import ReducedStart
 from sgdsde.dynamics.moments.reduced.system import ReducedSystem, Segment
@@ -178,7 +179,7 @@ class ShuffledPrediction:
         fixed, mean = self._start.sources.fixed, self._start.sources.mean / self._runs.root
         if epoch.force is None:
             epoch, mean = epoch.without_mean(), mean[:0]
-        moving = torch.stack([loss @ y for y, _ in at_epochs(epoch, y, mean, self._epochs)])
+        moving = torch.stack([loss @ y for y, _ in after(epoch, y, mean, self._epochs)])
         return moving if fixed is None else moving + fixed.square().sum()
 
     def _all_laws(self, system: ReducedSystem, epoch: EpochMap, errors: Tensor) -> Iterator[OutputLaw]:
@@ -189,7 +190,7 @@ class ShuffledPrediction:
         certain = projected(basis, epoch.of_mean, reversible=False, driven=epoch.force is not None)
         del basis
         squared = system.projection.coordinates(space.products(mean, mean))
-        states, others = at_epochs(epoch, system.start, mean, epochs), at_epochs(certain, squared, mean, epochs)
+        states, others = after(epoch, system.start, mean, epochs), after(certain, squared, mean, epochs)
         for a in range(0, len(self._late), RECORDS):
             places = self._late[a : a + RECORDS]
             found = [(y, y - next(others)[0], m) for y, m in (next(states) for _ in places)]

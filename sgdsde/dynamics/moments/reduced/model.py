@@ -20,6 +20,9 @@ FASTEST = 0.5
 SLOWEST = 0.1
 """Smallest distance of a pole to the slowest rate, in units of it: so far into the decay errors stay relative."""
 
+SEEN = 0.3
+"""Smallest distance as well, in units of one over the number of steps."""
+
 BELOW_SLOWEST = 0.98
 """The slowest rate of T in units of the slowest uncoupled one, from above; where noise couples more, poles retreat."""
 
@@ -94,15 +97,12 @@ class ReducedModel:
         self._columns.append(matrix)
 
     def _poles(self, coefficients: StepCoefficients, per_decade: float) -> tuple[list[float], float]:
-        """t_j = t'_j - mu, t'_j equally spaced in the logarithm; and mu, a bound on the slowest rate of the system."""
+        """As ``poles_down_to`` the slowest rate of the modes, or of the mean where it drives them."""
         space, sources = self.sources.space, self.sources
         slowest = float(space.diagonal_of(space.elementwise(coefficients)).min())
         if sources.follow_the_mean:
             slowest = min(slowest, coefficients.lr * (float(space.drift.min()) + coefficients.decay))
-        shift = BELOW_SLOWEST * slowest
-        lowest = min(max(SLOWEST * shift, 0.3 / self.n_steps), FASTEST / 4)
-        count = math.ceil(per_decade * math.log10(FASTEST / lowest)) + 1
-        return [FASTEST * (lowest / FASTEST) ** (k / (count - 1)) - shift for k in range(count)], shift
+        return poles_down_to(slowest, per_decade, self.n_steps)
 
     def _add_snapshots(self, resolvent: Resolvent, batch_size: float) -> None:
         """The second moments of the first steps themselves."""
@@ -119,6 +119,17 @@ class ReducedModel:
             self.applications += 1
             if k in self.snapshots:
                 self._keep(state, None)
+
+
+def poles_down_to(slowest: float, per_decade: float, n_steps: int) -> tuple[list[float], float]:
+    """t_j = t'_j - mu, t'_j equally spaced in the logarithm; and mu, a bound on the slowest rate of the system.
+
+    From the slowest rate without coupling; over few steps what decays more slowly does not matter.
+    """
+    shift = BELOW_SLOWEST * slowest
+    lowest = min(max(SLOWEST * shift, SEEN / n_steps), FASTEST / 4)
+    count = math.ceil(per_decade * math.log10(FASTEST / lowest)) + 1
+    return [FASTEST * (lowest / FASTEST) ** (k / (count - 1)) - shift for k in range(count)], shift
 
 
 def _family_of(resolvent: Resolvent, ts: Sequence[float], packed: Tensor, shift: float) -> list[Tensor]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sgdsde.dynamics.moments.reduced.model import BELOW_SLOWEST, FASTEST, SLOWEST
+from sgdsde.dynamics.moments.reduced.model import poles_down_to
 from sgdsde.dynamics.moments.reduced.momentum_pairs import MomentumSpace, UncoupledResolvent
 from sgdsde.dynamics.moments.reduced.momentum_system import MomentumSystem, SeenBasis
 from sgdsde.dynamics.moments.reduced.projection import orthonormal, span
@@ -75,13 +75,10 @@ class MomentumModel:
         return self._coarser
 
     def _poles(self, per_decade: float) -> tuple[list[float], float]:
-        """z - 1 = t' - mu, t' equally spaced in the logarithm; and mu, a bound on the slowest rate."""
+        """z - 1, as ``poles_down_to`` the slowest rate of the modes, or of the mean where it drives them."""
         kept = float(self.space.step.kept.max())
         slowest = 1 - kept if self.sources.follow_the_mean else (1 - kept) * (1 + kept)
-        shift = BELOW_SLOWEST * slowest
-        lowest = min(max(SLOWEST * shift, 0.3 / self.n_steps), FASTEST / 4)
-        count = math.ceil(per_decade * math.log10(FASTEST / lowest)) + 1
-        return [FASTEST * (lowest / FASTEST) ** (k / (count - 1)) - shift for k in range(count)], shift
+        return poles_down_to(slowest, per_decade, self.n_steps)
 
     def constant_noise(self) -> Tensor | None:
         """What every step adds once the mean rests, [r, r], before nu nu^T; None without sources."""

@@ -75,7 +75,7 @@ class MomentumSpace:
         self.coupling = step.noise * pairs.n_train
         r = pairs.rank
         rows = max(1, ROWS_AT_ONCE // r)
-        self._slices = [slice(i, min(i + rows, r)) for i in range(0, r, rows)]
+        self._slices = [slice(i, i + rows) for i in range(0, r, rows)]
 
     def pack(self, triple: Tensor) -> Tensor:
         ev = triple[EV].flatten() * SQRT2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sgdsde.dynamics.moments.reduced.pairs import PairSpace
 from sgdsde.dynamics.moments.reduced.projection import pair_products
+from sgdsde.dynamics.moments.reduced.repeated_map import after
 from sgdsde.dynamics.moments.reduced.sources import Sources
 from sgdsde.dynamics.moments.reduced.system import Segment
 
@@ -55,20 +56,6 @@ class MomentumMap:
         if force is not None:
             force = torch.tensordot(a, force, 1) + self.matrices.mT @ force
         return MomentumMap(a @ a, force, self.matrices @ self.matrices)
-
-    def at(self, y: Tensor, mean: Tensor, steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """y and the mean after each of ``steps`` (sorted). Cost: N^3 for every doubling of the last."""
-        powers, done = [self], 0
-        for step in steps:
-            left, power = step - done, 0
-            while left:
-                if power == len(powers):
-                    powers.append(powers[-1].twice())
-                if left & 1:
-                    y, mean = powers[power](y, mean)
-                left, power = left >> 1, power + 1
-            done = step
-            yield y, mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +111,7 @@ class MomentumSystem:
     def run(self, segments: Sequence[Segment], record: Sequence[int]) -> tuple[Tensor, Tensor]:
         """y [T, N + 1] and the mean residual [T, r, k] at the steps ``record`` (sorted) of the one segment."""
         p, q = self._turns
-        found = [(y, mean[:, 0]) for y, mean in self.step.at(p @ self.start, self.mean, record)]
+        found = [(y, mean[:, 0]) for y, mean in after(self.step, p @ self.start, self.mean, record)]
         states = torch.stack([y for y, _ in found]) @ q.mT
         return torch.nn.functional.pad(states, (0, 1), value=1.0), torch.stack([mean for _, mean in found])
 
@@ -167,4 +154,4 @@ def mean_with_buffer(matrices: Tensor, mean: Tensor, record: Sequence[int]) -> T
     """Mean residuals [T, r, k] at sorted steps from (e, v) [r, 2, k]."""
     nothing = matrices.new_zeros(0, 0)
     step = MomentumMap(nothing, None, matrices)
-    return torch.stack([at[:, 0] for _, at in step.at(matrices.new_zeros(0), mean, record)])
+    return torch.stack([at[:, 0] for _, at in after(step, matrices.new_zeros(0), mean, record)])

@@ -30,9 +30,12 @@ SQRT2 = math.sqrt(2.0)
 
 @dataclass(frozen=True)
 class StepCoefficients:
-    """k0, k1, k2, k3 of T for one learning rate, noise factor q = phi/B and weight decay w:
+    """Of T, for one learning rate, noise factor q = phi/B and weight decay w:
 
     k0 = (1 - lr w)^2,    k1 = lr (1 - lr w),    k2 = lr^2 (1 - q),    k3 = lr^2 q.
+
+    Attributes:
+        shrunk: 1 - k0. numbers: k1, k2, k3.
     """
 
     lr: float
@@ -40,9 +43,12 @@ class StepCoefficients:
     decay: float = 0.0
 
     @property
-    def numbers(self) -> tuple[float, float, float, float]:
-        kept = 1 - self.lr * self.decay
-        return kept**2, self.lr * kept, self.lr**2 * (1 - self.noise), self.lr**2 * self.noise
+    def shrunk(self) -> float:
+        return self.lr * self.decay * (2 - self.lr * self.decay)
+
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        return self.lr * (1 - self.lr * self.decay), self.lr**2 * (1 - self.noise), self.lr**2 * self.noise
 
 
 class PairSpace:
@@ -127,13 +133,12 @@ class PairSpace:
 
     def elementwise(self, coefficients: StepCoefficients) -> Tensor:
         """1 - k0 + k1 (h_i + h_j) - k2 h_i h_j, packed without sqrt 2: what T without coupling takes away."""
-        _, k1, k2, _ = coefficients.numbers
+        k1, k2, _ = coefficients.numbers
         h, values = self.drift, self.empty()
         for a, b, panel in self.panels(values):
             torch.outer(h[:b], -k2 * h[a:b], out=panel)
             panel.add_(h[a:b], alpha=k1).add_(h[:b, None], alpha=k1)
-        lr_decay = coefficients.lr * coefficients.decay
-        return values.add_(lr_decay * (2 - lr_decay)) if lr_decay else values
+        return values.add_(coefficients.shrunk)
 
     def from_blocks(self, blocks: Tensor) -> Tensor:
         """C(b) for blocks [n, c, c]: packed."""

@@ -42,10 +42,9 @@ class Projection:
 
     def step_loss(self, coefficients: StepCoefficients) -> Tensor:
         """1 - T, [N, N], symmetric."""
-        _, k1, k2, k3 = coefficients.numbers
+        k1, k2, k3 = coefficients.numbers
         loss = k1 * self.a1 - k2 * self.a2 - k3 * self.a3
-        lr_decay = coefficients.lr * coefficients.decay
-        return loss + lr_decay * (2 - lr_decay) * torch.eye(len(self)).to(loss) if lr_decay else loss
+        return loss + coefficients.shrunk * torch.eye(len(self)).to(loss)
 
     def coordinates(self, packed: Tensor) -> Tensor:
         """V^T Y of packed matrices [size] or [k, size]."""
@@ -125,12 +124,11 @@ def pair_products(space: PairSpace) -> Tensor:
 
 def _triangular_factor(stacked: Tensor) -> Tensor:
     """R [N, N] with R^T R = V V^T for the rows of V [N, size], from QR of tiles."""
-    factors = []
+    factor = stacked.new_zeros(0, len(stacked))
     for a in range(0, stacked.shape[1], TILE):
-        factors.append(torch.linalg.qr(stacked[:, a : a + TILE].mT, mode="r").R)
-        if len(factors) == 16:
-            factors = [torch.linalg.qr(torch.cat(factors), mode="r").R]
-    return torch.linalg.qr(torch.cat(factors), mode="r").R
+        of_tile = torch.linalg.qr(stacked[:, a : a + TILE].mT, mode="r").R
+        factor = torch.linalg.qr(torch.cat([factor, of_tile]), mode="r").R
+    return factor
 
 
 def _pair_weights(space: PairSpace) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ class CoupledBlocks:
 
     space: PairSpace
     coupling: float
-    tolerance: float = 1e-2
+    tolerance: float
     applications: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -64,13 +64,13 @@ class CoupledBlocks:
         target = self.tolerance * float(right.norm())
         found = self._precondition(right, own) if guess is None else guess
         residual = right - apply(found)
-        direction, before = torch.zeros_like(right), 1.0
-        for k in range(MOST_ITERATIONS):
+        direction, before = torch.zeros_like(right), math.inf
+        for _ in range(MOST_ITERATIONS):
             if float(residual.norm()) <= target:
                 return found
             improved = self._precondition(residual, own)
             now = float((residual * improved).sum())
-            direction = improved + (now / before if k else 0.0) * direction
+            direction = improved + now / before * direction
             image = apply(direction)
             curvature = float((direction * image).sum())
             if not curvature > 0 or not now > 0:
@@ -86,7 +86,7 @@ class CoupledBlocks:
         found, residual, direction = torch.zeros_like(right), right.clone(), right.clone()
         norm = start = float(residual @ residual)
         for _ in range(12):
-            if norm <= 1e-8 * start or norm == 0:
+            if norm <= 1e-8 * start:
                 break
             image = direction - squares @ (gains * (squares.mT @ direction))
             curvature = float(direction @ image)
@@ -104,11 +104,11 @@ class Resolvent:
 
     space: PairSpace
     coefficients: StepCoefficients
-    tolerance: float = 1e-2
+    tolerance: float
 
     def __post_init__(self) -> None:
         self._elementwise = self.space.elementwise(self.coefficients)
-        self.coupling = self.coefficients.numbers[3] * self.space.n_train
+        self.coupling = self.coefficients.numbers[-1] * self.space.n_train
         self._blocks = CoupledBlocks(self.space, self.coupling, self.tolerance)
 
     @property
@@ -139,7 +139,7 @@ def family(
     ts: Sequence[float],
     source: Callable[[float], tuple[Tensor, Tensor | None]],
     *,
-    shift: float = 0.0,
+    shift: float,
 ) -> list[Tensor]:
     """R(t) of the source at falling poles t > -shift; each solve starts from the extrapolation of those before.
 

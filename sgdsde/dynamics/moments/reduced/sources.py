@@ -103,7 +103,7 @@ class Sources:
         return (product + product.mT) / 2
 
     def _coupling(self, coefficients: StepCoefficients) -> float:
-        return coefficients.numbers[3] * self.space.n_train
+        return coefficients.numbers[-1] * self.space.n_train
 
     def _scaled(self, columns: Tensor) -> Tensor:
         return columns * self.space.drift.rsqrt()[:, None]

@@ -109,12 +109,14 @@ class ReducedSystem:
 
     def _forces(self, segment: Segment) -> tuple[Tensor | None, Tensor | None]:
         """F [N, r columns] and f [N] of one step; None where there is none."""
-        lr, k3 = segment.coefficients.lr, segment.coefficients.numbers[3]
+        lr, k3 = segment.coefficients.lr, segment.coefficients.numbers[-1]
         force: Tensor | None = None
         constant: Tensor | None = None
-        if self.fixed_force is not None and self.fixed_constant is not None:
+        if self.fixed_force is not None:
+            assert self.fixed_constant is not None
             force, constant = k3 * self.fixed_force, k3 * self.fixed_constant
-        if self.decay_force is not None and self.decay_constant is not None:
+        if self.decay_force is not None:
+            assert self.decay_constant is not None
             kept = (1 - lr * (self.drift + segment.coefficients.decay)).repeat_interleave(self.mean.shape[1])
             pulled, pushed = -2 * lr * self.decay_force * kept, lr**2 * self.decay_constant
             force = pulled if force is None else force + pulled
@@ -139,12 +141,8 @@ class ReducedSystem:
         y, m, loss = (part.flatten().double().cpu().numpy() for part in (self.start, self.mean, self.loss))
         wanted, states, means, done = set(record), [], [], 0
         for segment in segments:
-            lr, decay, (_, k1, k2, k3) = (
-                segment.coefficients.lr,
-                segment.coefficients.decay,
-                segment.coefficients.numbers,
-            )
-            kept, shrunk, weights = 1 - lr * (drift + decay), lr * decay * (2 - lr * decay), np.array([k1, k2, k3])
+            lr, shrunk = segment.coefficients.lr, segment.coefficients.shrunk
+            kept, weights = 1 - lr * (drift + segment.coefficients.decay), np.array(segment.coefficients.numbers)
             labels = lr**2 * self.label_variance / segment.batch_size * loss
             for _ in range(segment.length):
                 if done in wanted:
@@ -152,9 +150,10 @@ class ReducedSystem:
                     means.append(m)
                 change = weights @ (maps @ y).reshape(3, -1) + shrunk * y - labels
                 if forces[0] is not None:
-                    change = change - k3 * (forces[0] @ m + pushed[0])
+                    change = change - weights[-1] * (forces[0] @ m + pushed[0])
                 moved = kept * m
-                if forces[1] is not None and offset is not None:
+                if forces[1] is not None:
+                    assert offset is not None
                     change = change + 2 * lr * (forces[1] @ moved) - lr**2 * pushed[1]
                     moved = moved - lr * offset
                 y, m, done = y - change, moved, done + 1

@@ -30,7 +30,8 @@ class EulerMaruyama(Integrator):
             the SDE, which is off from SGD by O(lr).
     Exactness: weak order 1 in lr / k for the SDE; any loss.
     Cost: one product [P, d] x [d, d] a substep, in place under squared error: 3 P d numbers, 4 with momentum, and up to
-        1 MiB of normal numbers drawn ahead; one [P, d] x [d, m c] a recorded step.
+        1 MiB of normal numbers drawn ahead; one [P, d] x [d, m c] a recorded step. Without momentum, decay, label noise
+        and Ito term under squared error the residuals are moved, and w only where there are test outputs.
     """
 
     substeps: int = 1
@@ -45,7 +46,65 @@ class EulerMaruyama(Integrator):
             raise self.refuse(reason, "EulerMaruyama(substeps=1)", setup)
 
     def group(self, setup: PathSetup, paths: range, draws: Draws) -> PathGroup:
-        return _EulerPaths(self.substeps, setup, len(paths), draws)
+        kind = _ResidualPaths if _ResidualPaths.suffice(setup) else _EulerPaths
+        return kind(self.substeps, setup, len(paths), draws)
+
+
+class _ResidualPaths(PathGroup):
+    """Plain SGD under squared error: the residuals e = f - y themselves, [P, d], and w [P, d] for test outputs."""
+
+    def __init__(self, substeps: int, setup: PathSetup, n_paths: int, draws: Draws) -> None:
+        self._substeps, self._setup, self._draws = substeps, setup, draws
+        linearization = setup.linearization
+        criterion, kernel = linearization.problem.criterion, linearization.kernel
+        assert isinstance(criterion, SquaredError)
+        assert isinstance(kernel, Tensor)
+        self._curvature, self._kernel = criterion.curvature, kernel.mT
+        self._e = linearization.residual.flatten().repeat(n_paths, 1)
+        self._shape = (n_paths, *linearization.outputs.shape)
+        self._pushed = torch.empty_like(self._e)
+        self._w = None if linearization.test_outputs is None else torch.zeros_like(self._e)
+
+    @staticmethod
+    def suffice(setup: PathSetup) -> bool:
+        """Whether nothing but the residual moves it."""
+        sgd, linearization = setup.sgd, setup.linearization
+        plain = not (sgd.momentum or sgd.weight_decay or sgd.label_noise_std or setup.displacement is not None)
+        squared = isinstance(linearization.problem.criterion, SquaredError)
+        return plain and squared and isinstance(linearization.kernel, Tensor)
+
+    def advance(self, start: int, stop: int) -> None:
+        plan = self._setup.plan
+        for first, last in plan.segments(start, stop):
+            lr, factor = float(plan.lr[first]) / self._substeps, plan.noise_factor(first) * self._substeps
+            for _ in range((last - first) * self._substeps):
+                self._move(lr, factor)
+
+    def _move(self, lr: float, factor: float) -> None:
+        """e' = e - lr s K (weights * e), weights = 1/n + scale (xi - mean xi) = scale (xi - mean xi + 1/(n scale))."""
+        pushed, n, scale = self._pushed, self._shape[1], 1.0
+        e = self._e.view(self._shape)
+        if factor:
+            xi, scale = self._draws.normal("sde paths", n), math.sqrt(factor / n)
+            xi.sub_(xi.mean(1, keepdim=True).sub_(1 / (n * scale)))
+            torch.mul(e, xi.unsqueeze(2), out=pushed.view(self._shape))
+        else:
+            torch.mul(e, 1 / n, out=pushed.view(self._shape))
+        alpha = -lr * self._curvature * scale
+        self._e.addmm_(pushed, self._kernel, alpha=alpha)
+        if self._w is not None:
+            self._w.add_(pushed, alpha=alpha)
+
+    def outputs(self, step: int) -> Outputs:
+        linearization = self._setup.linearization
+        train = self._e.view(self._shape) + linearization.targets
+        if self._w is None:
+            return train, None
+        test, cross = linearization.test_outputs, linearization.cross_kernel
+        assert test is not None
+        assert cross is not None
+        moved = self._w @ cross.mT if isinstance(cross, Tensor) else rows_times(self._w, cross)
+        return train, test + moved.view(len(moved), *test.shape)
 
 
 class _EulerPaths(PathGroup):
@@ -94,7 +153,7 @@ class _EulerPaths(PathGroup):
         base, s = self._residual, self._criterion.curvature
         if self._setup.sgd.weight_decay or self._setup.displacement is not None:
             base = (self._train_base(place) - self._targets).flatten()
-        torch.addmm(base, self._w.flatten(1), kernel.mT, beta=s, alpha=s, out=self._space)
+        torch.addmm(base, self._w.flatten(1), kernel, beta=s, alpha=s, out=self._space)
         return self._space.view_as(self._w)
 
     def _weights(self, factor: float) -> Tensor:
@@ -118,8 +177,9 @@ class _EulerPaths(PathGroup):
     def outputs(self, step: int) -> Outputs:
         linearization = self._setup.linearization
         test = linearization.test_outputs
-        if test is None or linearization.cross_kernel is None:
+        if test is None:
             return self._train(step), None
+        assert linearization.cross_kernel is not None
         base, n = self._base(test, linearization.test_weight_outputs), len(linearization.outputs)
         if self._setup.displacement is not None:
             base = base + self._setup.displacement.at(step)[n:].to(base)

@@ -20,6 +20,7 @@ class ModalOutputs:
         modes, one = self._modes, self._modes.linearization
         moved, n_paths = coordinates - modes.start.mT, len(coordinates)
         train = one.outputs + (moved @ modes.vectors.mT).view(n_paths, *one.outputs.shape)
-        if self._test_factor is None or one.test_outputs is None:
+        if self._test_factor is None:
             return train, None
+        assert one.test_outputs is not None
         return train, one.test_outputs + (moved @ self._test_factor.mT).view(n_paths, *one.test_outputs.shape)

@@ -98,8 +98,9 @@ class _SdeintPaths(PathGroup):
         test = linearization.test_outputs
         shape = (len(w), *linearization.outputs.shape)
         train = linearization.outputs + rows_times(w, linearization.kernel).view(shape)
-        if test is None or linearization.cross_kernel is None:
+        if test is None:
             return train, None
+        assert linearization.cross_kernel is not None
         return train, test + rows_times(w, linearization.cross_kernel).view(len(w), *test.shape)
 
 

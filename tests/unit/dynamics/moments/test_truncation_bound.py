@@ -11,7 +11,7 @@ import torch
 import sgdsde
 from sgdsde import dynamics
 from sgdsde.dynamics.moments.modes import Modes
-from sgdsde.dynamics.moments.truncation_bound import _TailMoments
+from sgdsde.dynamics.moments.truncation_bound import _mixed, _TailMoments
 from tests.problems import BY_NAME, linear_problem
 
 KERNEL = np.array([9.0, 4.0, 1.0, 0.25])
@@ -88,3 +88,28 @@ def test_dynamics_without_noise_leave_out_what_descent_on_whole_batches_does() -
     torch.testing.assert_close(quiet, dynamics.truncation_error(linearization, whole, [0, 1, 9], noise="state"))
     noisy = dynamics.truncation_error(linearization, sgdsde.SGD(0.05, 1), [0, 1, 9], noise="state")
     assert noisy[-1] > 1.005 * quiet[-1]
+
+
+@pytest.mark.parametrize("c", [1, 2, 3])
+def test_two_parts_of_unknown_correlation_are_bounded_at_the_best_share(c: int) -> None:
+    """eps D + (1 + 1/eps) v I: of all shares eps none gives a smaller trace, and with D it holds E (x + y)(x + y)^T."""
+    rng = np.random.default_rng(c)
+    root = rng.normal(size=(5, c, c))
+    blocks, squares = torch.from_numpy(root @ root.swapaxes(1, 2)), torch.from_numpy(rng.exponential(size=5))
+    blocks[3], squares[4] = 0.0, 0.0
+    found = _mixed(blocks, squares)
+    for block, square, one in zip(blocks.numpy(), squares.tolist(), found.numpy()):
+        shares = np.geomspace(1e-4, 1e4, 2001)
+        candidates = shares[:, None, None] * block + ((1 + 1 / shares) * square)[:, None, None] * np.eye(c)
+        traces = candidates.trace(axis1=1, axis2=2)
+        if block.any() and square:
+            assert np.trace(one) == pytest.approx(traces.min(), rel=1e-4)
+            np.testing.assert_allclose(one, candidates[traces.argmin()], rtol=0, atol=0.02 * np.trace(one))
+        else:  # a part of zero adds nothing
+            np.testing.assert_allclose(one, square * np.eye(c), rtol=0, atol=1e-12)
+        values = np.linalg.eigh(block)
+        deviation = values[1] * values[0].clip(0) ** 0.5
+        for _ in range(20):  # y of covariance v I in any rotation, fully correlated with x of covariance D
+            turn = np.linalg.qr(rng.normal(size=(c, c)))[0] * square**0.5
+            total = (deviation + turn) @ (deviation + turn).T
+            assert np.linalg.eigvalsh(block + one - total).min() > -1e-9

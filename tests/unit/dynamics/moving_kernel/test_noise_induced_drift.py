@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,9 +11,12 @@ from torch.func import grad, jacrev, jvp
 
 import sgdsde
 from sgdsde.dynamics import GaussianClosure, MovingKernel, NoiseFeedback
+from sgdsde.dynamics.moments.feature_state import Features
+from sgdsde.dynamics.moving_kernel import noise_induced_drift
+from sgdsde.dynamics.moving_kernel.diagonal_tail import DrawnTail
 from sgdsde.dynamics.moving_kernel.initial_directions import InitialDirections
 from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
-from sgdsde.dynamics.moving_kernel.noise_induced_drift import Surroundings, draws, noise_correction
+from sgdsde.dynamics.moving_kernel.noise_induced_drift import NoiseCorrection, Surroundings, draws, noise_correction
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace, kernel_distance
 
 
@@ -80,6 +85,117 @@ def test_the_effect_is_the_second_derivative_of_gradient_and_outputs():
     torch.testing.assert_close(effect.gradient["w"] + said["w"], expected, rtol=1e-8, atol=1e-10)
 
 
+def test_networks_are_evaluated_some_at_a_time(monkeypatch):
+    """However many pairs there are and are held at once, with and without draws beyond the directions."""
+    problem = network()
+    path, directions = start(problem)
+    features, spread = directions.features(path.params), covariance(len(directions))
+    generator = torch.Generator().manual_seed(4)
+    rows = 0.1 * torch.randn(5, directions.rows.shape[1], generator=generator, dtype=torch.float64)
+    moves = directions.features_along(path.params, rows, with_test=False).train.mT
+    around = Surroundings(path, directions, features, spread, DrawnTail(rows, moves))
+    deltas, linear = around.draws(5)
+    x = torch.cat([problem.x_train, problem.x_test])
+    outputs, gradients = [], []
+    for i in range(5):
+        for sign in (1, -1):
+            at = {name: value + sign * deltas[name][i] for name, value in path.params.items()}
+            outputs.append(problem.forward(at, x))
+            gradients.append(MeanPath.gradient(replace(path, params=at)))
+        delta = {name: value[i] for name, value in deltas.items()}
+        slope = jvp(lambda params: problem.forward(params, problem.x_train), (path.params,), (delta,))[1]
+        torch.testing.assert_close(linear[i], slope.flatten())
+    ito = torch.stack(outputs).mean(0) - path.outputs(0)
+    plain = path.outputs(0)[: problem.n_train] + ito[: problem.n_train]
+    said = [
+        path.gradient(problem.criterion.gradient(plain + sign * one.view_as(plain), problem.y_train))
+        for one in linear
+        for sign in (1, -1)
+    ]
+    for at_once in (16, 5, 2):
+        monkeypatch.setattr(noise_induced_drift, "NETWORKS_AT_ONCE", at_once)
+        effect = noise_correction(NoiseFeedback(n_draws=5), around, size=2.0, step=0)
+        torch.testing.assert_close(effect.outputs, ito, rtol=1e-8, atol=1e-11)
+        for name, value in effect.gradient.items():
+            mean = torch.stack([one[name] - other[name] for one, other in zip(gradients, said)]).mean(0)
+            torch.testing.assert_close(value, mean, rtol=1e-8, atol=1e-11)
+        assert effect.share(0.5) == 0.25
+        assert NoiseCorrection().share(0.5) == 0.0
+        for name, value in effect.weighted(0.3).items():
+            torch.testing.assert_close(value, 0.3 * effect.gradient[name])
+
+
+@pytest.mark.parametrize("n_directions", [32, 3])
+def test_features_are_averaged_along_the_directions_that_fluctuate_most(n_directions, monkeypatch):
+    """Mean of J(w + delta) V and J(w - delta) V over some of the draws less J V, projected; train and test."""
+    monkeypatch.setattr(noise_induced_drift, "KERNEL_DIRECTIONS", n_directions)
+    problem = network()
+    path, directions = start(problem)
+    features, spread = directions.features(path.params), covariance(len(directions))
+    around = Surroundings(path, directions, features, spread)
+    effect = noise_correction(NoiseFeedback(n_draws=4, n_kernel_draws=3), around, size=1.0, step=0)
+    deltas, _ = around.draws(4)
+    leading = torch.linalg.eigh(spread).eigenvectors[:, -n_directions:]
+    projection = leading @ leading.mT
+    for found, whole, side in (
+        (effect.features.train, features.train, "train"),
+        (effect.features.test, features.test, "test"),
+    ):
+        moved = []
+        for i in range(3):
+            for sign in (1, -1):
+                at = {name: value + sign * deltas[name][i] for name, value in path.params.items()}
+                moved.append(getattr(directions.features(at), side))
+        expected = (torch.stack(moved).mean(0) - whole) @ projection
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-11)
+        assert found.abs().max() > 1e-4
+    plus = features.plus(effect.features, 0.3)
+    torch.testing.assert_close(plus.train, features.train + 0.3 * effect.features.train)
+    torch.testing.assert_close(plus.test, features.test + 0.3 * effect.features.test)
+    assert features.plus(Features(effect.features.train, None), 0.3).test is None
+    assert Features(features.train, None).plus(effect.features, 0.3).test is None
+
+
+def test_directions_are_orthonormal_however_ill_conditioned_what_spans_them_is():
+    """Gradients over ten octaves of size and nearly parallel, and more of them than there are dimensions."""
+    problem = network()
+    path, directions = start(problem)
+    d, r = problem.n_train * problem.n_outputs, len(directions)
+    generator = torch.Generator().manual_seed(6)
+    for count in (5, d + 6):
+        cotangents = torch.randn(count, d, generator=generator, dtype=torch.float64)
+        cotangents = cotangents[:1] + cotangents * torch.logspace(0, -5, count, dtype=torch.float64)[:, None]
+        found = directions._spanning(path.params, cotangents)
+        assert len(found) == min(count, r)
+        torch.testing.assert_close(found.rows @ found.rows.mT, torch.eye(len(found)).double(), rtol=0, atol=1e-11)
+        gradients = jacobian_of(problem, path).mT @ cotangents.mT
+        left = gradients - found.rows.mT @ (found.rows @ gradients)
+        assert left.norm() < 1e-7 * gradients.norm()
+
+
+def jacobian_of(problem: sgdsde.Problem, path: MeanPath) -> torch.Tensor:
+    """[n*c, p]."""
+    parts = jacrev(lambda params: problem.forward(params, problem.x_train).flatten())(path.params)
+    return torch.cat([part.flatten(1) for part in parts.values()], 1)
+
+
+def test_what_lies_outside_of_the_directions():
+    problem = network()
+    path, _ = start(problem)
+    directions, jacobian = leading_directions(problem, 4), jacobian_of(problem, path)
+    projection = directions.rows.mT @ directions.rows
+    assert len(directions) == 4
+    u = torch.randn(3, len(jacobian), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows = u @ jacobian
+    torch.testing.assert_close(directions.outside(path.params, u), rows - rows @ projection)
+    torch.testing.assert_close(directions.without(rows), rows - rows @ projection)
+    torch.testing.assert_close(directions.trace(path.params), jacobian.square().sum().item())
+    features = directions.features(path.params)
+    torch.testing.assert_close(features.train, jacobian @ directions.rows.mT)
+    torch.testing.assert_close(directions.test_features(path.params), features.test)
+    assert directions.features(path.params, with_test=False).test is None
+
+
 def test_a_linear_model_feels_nothing():
     x, y = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
     problem = sgdsde.Problem(nn.Linear(4, 2).double(), x, y, loss=nn.MSELoss())
@@ -114,7 +230,10 @@ def test_directions_span_the_jacobian_and_follow_it():
     expected = torch.linalg.norm(kernel - features.train @ features.train.mT)
     distance = kernel_distance(found, features) * torch.linalg.norm(features.train @ features.train.mT)
     torch.testing.assert_close(distance, expected, rtol=1e-8, atol=0)
-    assert turned.overlap(directions).square().sum() < len(directions) - 1e-6, "it has turned"
+    overlap = turned.overlap(directions)
+    assert overlap.square().sum() < len(directions) - 1e-6, "it has turned"
+    torch.testing.assert_close(overlap, overlap.mT, rtol=0, atol=1e-10)
+    assert torch.linalg.eigvalsh(overlap).min() > 0, "the smallest turn: no rotation within the span"
 
 
 def test_weights_of_coordinates_move_the_outputs_by_the_features():

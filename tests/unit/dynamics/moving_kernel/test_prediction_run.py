@@ -15,7 +15,8 @@ from sgdsde import _memory
 from sgdsde.dynamics import MovingKernel, NoiseFeedback
 from sgdsde.dynamics.moving_kernel.initial_directions import InitialDirections
 from sgdsde.dynamics.moving_kernel.kernel_refresh import NearLimitWarning, Refresh, RefreshMonitor
-from sgdsde.dynamics.moving_kernel.prediction_run import Interval, PredictionRun
+from sgdsde.dynamics.moving_kernel.mean_path import MeanPath
+from sgdsde.dynamics.moving_kernel.prediction_run import Interval, Options, PredictionRun
 from sgdsde.dynamics.moving_kernel.weight_subspace import WeightSubspace
 from tests.oracles import every_batch
 from tests.problems import BY_NAME, mlp_problem
@@ -109,6 +110,90 @@ def test_a_kernel_that_stays_is_made_anew_ever_more_rarely():
     assert starts[-1] > 300
     assert all(later <= 1.5 * start + 2 for start, later in itertools.pairwise(starts))
     assert all(later >= 1.5 * start - 1 for start, later in itertools.pairwise(starts) if start > 20)
+
+
+def running(problem: sgdsde.Problem, sgd: sgdsde.SGD, n_steps: int, **words: object) -> PredictionRun:
+    options = Options(
+        **{"tolerance": 0.5, "first_interval": 4, "feedback": None, "rank": 64, "epoch_starts": 0} | words
+    )
+    plan = sgd.plan(problem.n_train, n_steps)
+    return PredictionRun(options, sgdsde.linearize(problem), sgd, plan, lambda refresh: None)
+
+
+def test_a_look_ahead_is_the_path_of_descent(monkeypatch):
+    """Step by step where that is asked for; in strides nearly, every step counted once and by its own learning rate."""
+    problem = mlp_problem()
+    sgd = sgdsde.SGD(lambda k: 0.02 / (1 + 0.2 * k), 2, momentum=0.3)
+    run = running(problem, sgd, 20)
+    exact = [MeanPath.start(problem, sgd, sgd.plan(problem.n_train, 20))]
+    for k in range(11):
+        exact.append(exact[-1].advanced(k))
+    for start, length in ((0, 11), (3, 7)):
+        run._path = exact[start]
+        for stride, tolerance in ((1, 1e-12), (3, 0.05), (20, 0.3)):
+            run._stride = stride
+            found = run._ahead(start, length)
+            assert (found.start, found.stop) == (start, start + length)
+            last = run._subspace.features(exact[start + length].params)
+            moved = (last.train - run._features.train).norm()
+            assert (found.last.train - last.train).norm() <= tolerance * moved
+            assert (found.test_ends[1] - last.test).norm() <= tolerance * moved
+            torch.testing.assert_close(found.test_ends[0], run._subspace.features(exact[start].params).test)
+            halfway = found.at(start + length // 2)
+            share = (length // 2) / length
+            torch.testing.assert_close(halfway.train, (1 - share) * run._features.train + share * found.last.train)
+            torch.testing.assert_close(halfway.test, (1 - share) * found.test_ends[0] + share * found.test_ends[1])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_strides_are_far_from_the_limit_of_descent(momentum):
+    """A quarter of the inverse sharpness at the largest learning rate to come, lr / (1 - momentum) with momentum."""
+    problem = BY_NAME["two outputs"].problem()
+    linearization = sgdsde.linearize(problem)
+    top = sgdsde.stability.max_lr_full_batch(linearization)
+    for share in (1e-3, 0.03, 0.9):
+        sgd = sgdsde.SGD(lambda k, share=share: share * top * (1 - momentum) / (1 + k), 2, momentum=momentum)
+        run = running(problem, sgd, 5)
+        stride = run._largest_stride(run._seen(run._with_noise(0, run._features)))
+        assert stride == max(1, int(0.25 / (2 * share)))
+
+
+def test_the_effect_of_the_noise_goes_with_the_variance_of_the_outputs():
+    """Between refreshes; training and test outputs alike, and the gradient that the mean follows."""
+    problem, sgd = mlp_problem(), sgdsde.SGD(0.05, 2)
+    run = running(problem, sgd, 20, feedback=NoiseFeedback(n_draws=2))
+    shares, n = [], problem.n_train
+    for k in range(12):
+        law = run.law(k, 0.0)
+        effect, variance = run._correction, run._fluctuation.output_variance(run._variance_features)
+        share = variance / effect.size if effect.size else 0.0
+        shares.append(share)
+        mean = torch.cat([law.mean, law.test_mean]) - run._path.outputs(k)
+        if effect.outputs is None:
+            assert not mean.any()
+        else:
+            torch.testing.assert_close(mean, share * effect.outputs)
+            assert mean[:n].abs().max() > 0
+            assert mean[n:].abs().max() > 0
+        path, seen = run._path, run._seen(run._expected(k))
+        run.advance(k)
+        pull = path.gradient(seen.moments.gradient)
+        correction = effect.weighted(share) or dict.fromkeys(pull, 0.0)
+        for name, value in path.params.items():
+            torch.testing.assert_close(run._path.params[name], value - 0.05 * (pull[name] + correction[name]))
+    assert len({round(share, 6) for share in shares}) > 5, "it changes from step to step"
+
+
+def test_features_of_test_outputs_are_made_where_a_law_is_asked_for(monkeypatch):
+    """At both ends of its interval; refreshes, tails and looks ahead do without, and so does a certain start."""
+    seen: list[int] = []
+    original = WeightSubspace._push
+    monkeypatch.setattr(WeightSubspace, "_push", lambda self, *words: (seen.append(1), original(self, *words))[1])
+    linearization, refreshes = sgdsde.linearize(mlp_problem()), []
+    dynamics = MovingKernel(rank=6, on_refresh=refreshes.append)
+    for count, _ in enumerate(dynamics.evolve(linearization, sgdsde.SGD(0.05, 2), [0, 20, 40])):
+        assert len(seen) == 2 * count
+    assert len(refreshes) > 3
 
 
 def refresh(margin: float) -> Refresh:

@@ -75,3 +75,18 @@ def test_the_first_run_is_a_plain_loop():
         found = seen[1][run] if run else seen[2][0]
         for name, value in model.named_parameters():
             torch.testing.assert_close(found[name], value.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_outputs_whose_sum_is_constant_are_not_dead(alive):
+    """Log-odds of both classes add up to zero; what counts is whether any output depends on any weight."""
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def model(params, x):
+        odds = (x @ params["w"]).relu()
+        return torch.stack([odds, -odds], 1)
+
+    sign = 1.0 if alive else -1.0
+    weights = {"w": sign * torch.ones(3, dtype=torch.float64)}
+    problem = sgdsde.Problem((model, weights), x.abs(), torch.zeros(5, 2).double(), loss=nn.MSELoss())
+    assert range_check._is_dead(problem, weights) is not alive

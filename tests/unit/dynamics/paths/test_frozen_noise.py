@@ -18,6 +18,8 @@ SETTINGS = (
     {"sampling": "without_replacement"},
     {"lr": lambda k: 0.2 / (1 + k // 3)},
     {"lr": lambda k: 0.2 if k < 4 else 0.1, "batch_size": lambda k: 1 if k < 2 else 3},
+    # two pieces that take equally long, whose noise differs
+    {"lr": lambda k: 0.2 if 4 <= k < 6 else 0.1, "batch_size": lambda k: 2 if 4 <= k < 6 else 4},
 )
 
 

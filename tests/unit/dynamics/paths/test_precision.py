@@ -19,7 +19,7 @@ from sgdsde.dynamics import (
     WeakOrder2,
 )
 from sgdsde.kernel import as_operator
-from tests.problems import BY_NAME, classification_problem, linear_problem
+from tests.problems import BY_NAME, classification_problem, linear_problem, on
 
 INTEGRATORS = [EulerMaruyama(), ExponentialEuler(), WeakOrder2(), FrozenNoise(stride=1)]
 SGD = sgdsde.SGD(0.1, 2)
@@ -100,6 +100,6 @@ def test_global_settings_are_left_as_they_were(precision: str | None) -> None:
 
 @pytest.mark.gpu
 def test_tf32_is_less_precise_than_single_on_a_device() -> None:
-    one = sgdsde.linearize(BY_NAME["two outputs"].problem().to("cuda"))
+    one = sgdsde.linearize(on("cuda", BY_NAME["two outputs"].problem()))
     single, coarse = (SDEPaths(precision=p).rounding_error(one, SGD, 30) for p in ("float32", "tf32"))
     assert single < 1e-5 < coarse < 0.1
