@@ -55,10 +55,10 @@ def _cotangents(linearization: Linearization, output_gradient: Tensor, count: in
     """V q_k for the largest eigenvalues of V^T K V, [count, n, c]."""
     n, c = output_gradient.shape
     kernel = linearization.dense_kernel.view(n, c, n, c)
-    inner = torch.einsum("ia,iajb,jb->ij", output_gradient, kernel, output_gradient) / n
+    inner = torch.einsum("ia,iajb,jb->ij", output_gradient, kernel, output_gradient)
     inner = inner - inner.mean(0, keepdim=True)
     inner = inner - inner.mean(1, keepdim=True)
-    vectors = torch.linalg.eigh((inner + inner.mT) / 2).eigenvectors.flip(1)[:, :count]
+    vectors = torch.linalg.eigh(inner + inner.mT).eigenvectors.flip(1)[:, :count]  # in any unit
     centered = (vectors - vectors.mean(0)).mT / n**0.5
     return centered[:, :, None] * output_gradient
 

@@ -167,6 +167,8 @@ def test_spectral_nodes_integrate_powers(digits):
     outside = digits.eigenbasis.vectors[:, -4:]
     starts = random_signs(96, 3, torch.Generator().manual_seed(0)).double()
     nodes, weights = spectral_nodes(digits.operator, starts, 8, outside=outside)
+    assert nodes.shape == weights.shape == (3, 8)
+    assert spectral_nodes(digits.operator, starts, 200)[0].shape == (3, 96), "no more than directions"
     keep = torch.eye(96).double() - outside @ outside.mT
     moved = keep @ digits.dense_kernel @ keep
     for power in (0, 1, 2, 15):

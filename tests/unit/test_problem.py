@@ -15,6 +15,7 @@ import sgdsde
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 Y = X[:, :2].tanh()
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0])
+SHARES = torch.tensor([[0.25, 0.75]] * 6)
 
 
 def mlp(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -112,6 +113,10 @@ def test_bad_data_are_refused_by_name(words, error, message):
         (nn.CrossEntropyLoss(), LABELS.float(), ValueError, "got [6]; for class indices use .long()"),
         (nn.CrossEntropyLoss(), LABELS.bool(), TypeError, "int64 class indices or probabilities, got torch.bool"),
         (nn.CrossEntropyLoss(), Y, ValueError, "probabilities that add up to 1"),
+        (nn.CrossEntropyLoss(), with_entry(SHARES, 0.3), ValueError, "probabilities that add up to 1"),
+        (nn.CrossEntropyLoss(), 4 * SHARES - 1.5, ValueError, "probabilities that add up to 1"),
+        (nn.CrossEntropyLoss(), SHARES[:, :1], ValueError, "class probabilities [n, 2], got [6, 1]"),
+        (nn.CrossEntropyLoss(), SHARES[:, None], ValueError, "class probabilities [n, 2], got [6, 1, 2]"),
     ],
 )
 def test_bad_losses_and_targets_are_refused(loss, y, error, message):

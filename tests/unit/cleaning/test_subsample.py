@@ -207,3 +207,30 @@ def test_the_error_of_a_limit_is_that_of_a_two_phase_ratio(n_auxiliary: int) -> 
     variance = [(m - 1) * np.var(values) for values in (ratio, plain)]
     expected = m * ((1 / m - 1 / n_auxiliary) * variance[0] + (1 / n_auxiliary - 1 / n) * variance[1])
     assert found.standard_error == pytest.approx(found.value**2 * expected**0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(("m", "c", "groups"), [(5, 1, 5), (31, 2, 20), (86, 3, 10), (128, 2, 20), (129, 2, 10)])
+def test_groups_of_examples_with_all_of_their_outputs_are_left_out(
+    m: int, c: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty groups, ten beyond 256 outputs, never more than examples; with half the trace in place of the limit."""
+    rng = np.random.default_rng(2)
+    features = rng.normal(size=(150, c, 7)) * rng.lognormal(size=(150, 1, 1))
+    problem = linear_problem(features, np.zeros((150, c)), np.ones(7))
+    sizes: list[int] = []
+
+    def half_the_trace(kernel: torch.Tensor, outputs: int, s: float, *rest: object, **words: object) -> float:
+        sizes.append(len(kernel))
+        return s * float(kernel.trace()) / 2 / (len(kernel) / outputs)
+
+    monkeypatch.setattr(subsample, "_inverse_limit", half_the_trace)
+    found = max_lr_from_subsample(problem, 4, m, seed=1, n_auxiliary=140)
+    drawn = subsample.subsample_kernel(problem, m, seed=1)[0]
+    own = 2 / c * (features**2).sum((1, 2))
+    level, left = own[drawn[:140]].mean(), np.array_split(np.arange(m), groups)
+    assert sizes == [m * c, *(c * (m - len(group)) for group in left)]
+    assert found.value == pytest.approx(2 / level), "where the ratio is the same whoever is drawn"
+    plain = np.array([np.delete(own[drawn[:m]], group).mean() / 2 for group in left])
+    variance = (groups - 1) * plain.var()
+    assert found.standard_error == pytest.approx(found.value**2 * (m * (1 / 140 - 1 / 150) * variance) ** 0.5)
+    assert (found.n_used, found.n_auxiliary, found.n_train) == (m, 140, 150)

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 import sgdsde
+from sgdsde.ensemble.batches import Draws
 from sgdsde.ensemble.layout import Layout, Needs
 from sgdsde.ensemble.linearized import LinearizedLearner
 from sgdsde.ensemble.real import RealLearner
+from sgdsde.ensemble.streams import RunStreams
+from sgdsde.ensemble.variants import SVAG, Minibatches, NoisyGradient, Variant
 from tests.problems import BY_NAME, linear_problem
 
 CPU = torch.device("cpu")
@@ -98,3 +101,34 @@ def test_runs_of_little_memory_are_the_runs_of_much():
     sgd = sgdsde.SGD(0.1, 2, momentum=0.5)
     little, much = (sgdsde.run_ensemble(problem, sgd, 5, 70, memory=memory) for memory in (2**13, None))
     torch.testing.assert_close(little.train_loss.samples, much.train_loss.samples, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("variant", "noise"), [
+    (Minibatches(), 0.0), (Minibatches(), 0.5), (SVAG(2), 0.0), (SVAG(3), 0.5), (NoisyGradient(), 0.0),
+], ids=str)  # fmt: skip
+def test_draws_ahead_and_a_copy_of_them_fill_the_bytes_allowed(variant: Variant, noise: float, dtype: torch.dtype):
+    problem = BY_NAME["two outputs"].problem()
+    sgd = sgdsde.SGD(0.1, 2, label_noise_std=noise)
+    plan = variant.refined(sgd.plan(problem.n_train, 3000))
+    draws = Draws(variant, plan, RunStreams(0, range(70), CPU, dtype), sgd, problem)
+    for allowed in (30_000, 100_000):
+        n_steps = draws.ahead(2000, allowed)
+        taken = draws.take(n_steps)
+        held = sum(part.nbytes for part in (taken.indices, taken.weights, taken.label_noise) if part is not None)
+        assert 2 * held <= allowed < 2 * held * (n_steps + 1) / n_steps
+    assert draws.ahead(3, 10**9) == 3
+    assert draws.ahead(2000, 1) == 1, "one step at least"
+
+
+def test_draws_ahead_end_where_the_batch_size_changes() -> None:
+    problem, sizes = BY_NAME["two outputs"].problem(), [2, 2, 2, 1, 1, 3, 3, 3, 3]
+    sgd = sgdsde.SGD(0.1, lambda k: sizes[k])
+    streams = RunStreams(0, range(5), CPU, torch.float64)
+    draws = Draws(Minibatches(), sgd.plan(problem.n_train, 9), streams, sgd, problem)
+    found = []
+    while sum(found) < 9:
+        found.append(draws.ahead(9 - sum(found), 10**9))
+        taken = draws.take(found[-1])
+        assert taken.indices.shape[2] == sizes[sum(found) - 1]
+    assert found == [3, 2, 4]

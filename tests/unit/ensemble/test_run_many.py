@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sgdsde
-from sgdsde import SGD, SVAG
+from sgdsde import SGD, SVAG, _progress
 from sgdsde.sampling import PADDING, batch_indices
 from tests.problems import BY_NAME, classification_problem, mlp_problem
 
@@ -189,3 +189,29 @@ def test_divergence_of_the_linearized_model_is_seen_at_every_example(loss):
     sgd = SGD(1e9, 1)
     found = sgdsde.run_ensemble(replace(made, kernel=kernel), sgd, 4, 5, record=[0, 4])
     assert (found.diverged_at <= 2).all()
+
+
+@pytest.mark.parametrize("linearized", [False, True], ids=["real", "linearized"])
+@pytest.mark.parametrize(("variant", "record"), [(None, [0, 5, 6]), (None, [3]), (SVAG(3), [2, 9])], ids=str)
+def test_each_step_of_each_run_is_one_unit_of_the_bar(
+    linearized: bool, variant: Any, record: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Up to the last step that is recorded, where the training ends; of a block that is kept its steps at once."""
+    counts: list[int] = []
+    monkeypatch.setattr(_progress._Wrapped, "update", lambda self, n: counts.append(n))
+    problem = mlp_problem()
+    trained = sgdsde.linearize(problem) if linearized else problem
+    sgds = [SGD(0.05, 2), SGD(0.02, 2), SGD(0.02, 3)] + ([] if variant else [SGD(0.1, 2, momentum=0.5)])
+    runs = 70 * len(sgds)
+    for words, steps in (({}, record[-1]), ({"memory": 10**6}, record[-1]), ({"checkpoint": tmp_path / "runs"}, 9)):
+        counts.clear()
+        totals: list[int] = []
+
+        def counted(items: Any, totals: list[int] = totals) -> Any:
+            totals.append(len(items))
+            return iter(items)
+
+        sgdsde.run_ensembles(trained, sgds, 9, 70, variant=variant, record=record, progress=counted, **words)
+        assert totals == [9 * runs]
+        assert sum(counts) == steps * runs
+        assert min(counts) >= 0

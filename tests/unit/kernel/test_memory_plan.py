@@ -14,7 +14,8 @@ from torch import nn
 import sgdsde
 from sgdsde._functional import as_functional
 from sgdsde._probe import probe
-from sgdsde.kernel import KernelPlan, gram
+from sgdsde.kernel import KernelPlan, gram, memory_plan
+from sgdsde.kernel.hardware_rates import Rates
 from tests.catalogue import CASES
 from tests.live_memory import live_peak
 from tests.unit.kernel.test_empirical import relative_error
@@ -80,6 +81,35 @@ def test_live_tensors_stay_within_what_the_plan_says(network, dtype, method):
     smaller = plan(whole.result_bytes + (whole.total_bytes - whole.result_bytes) // 4)
     assert smaller.step < whole.step
     assert live_peak(lambda: gram(functional, x, None, plan=smaller)) <= smaller.total_bytes
+
+
+@pytest.mark.parametrize(("n1", "n2", "outputs"), [(20, 5, "full"), (5, 20, "trace"), (5, 20, "per_class")])
+def test_live_tensors_of_two_sets_stay_within_what_the_plan_says(n1, n2, outputs):
+    model, shape = CONVOLUTIONAL
+    functional, x = as_functional(model), torch.randn(25, *shape)
+    x1, x2 = x[:n1], x[n1:]
+
+    def plan(memory: int) -> KernelPlan:
+        return KernelPlan.make(functional, functional.params, x1, x2, 10, memory=memory, outputs=outputs)
+
+    whole = plan(10**10)
+    assert (whole.rows, whole.held_examples) == (20, 25)
+    smaller = plan(whole.result_bytes + (whole.total_bytes - whole.result_bytes) // 12)
+    assert smaller.held_examples < 25
+    for each in (whole, smaller):
+        peak = live_peak(lambda each=each: gram(functional, x1, x2, plan=each))
+        assert 0.25 * each.total_bytes < peak <= each.total_bytes
+
+
+def test_more_at_once_than_makes_anything_faster_is_not_taken(monkeypatch):
+    functional, x = as_functional(CONVOLUTIONAL[0]), torch.randn(400, 3, 16, 16)
+    sizes = []
+    for comfortable in (2**22, 2**25, 2**28):
+        monkeypatch.setattr(memory_plan, "COMFORTABLE", comfortable)
+        plan = KernelPlan.make(functional, functional.params, x, None, 10, memory=10**11)
+        assert 0.3 * comfortable < plan.workspace_bytes <= comfortable
+        sizes.append((plan.step, plan.tile))
+    assert sizes == sorted(set(sizes))
 
 
 @pytest.mark.parametrize("method", ["structured", "jacobian"])
@@ -194,6 +224,33 @@ def test_blocks_that_are_made_again_are_counted():
         plan = KernelPlan.make(functional, functional.params, *pair, 3)
         assert plan.made_examples == sum(len(side) for side in pair if side is not None)
         assert dataclasses.replace(plan, rows=4).made_examples == made
+
+
+@pytest.mark.parametrize(("n1", "n2", "rows"), [(7, None, 7), (7, None, 3), (7, 5, 4), (5, 7, 2), (6, 6, 6)])
+def test_the_words_and_the_seconds_of_a_plan_add_up(n1, n2, rows):
+    """Counted as blocks are made: a block of columns once, beside it one block of rows after the other."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16**2, 3))
+    functional, x = as_functional(model), torch.randn(13, 4, 16, 16)
+    plan = KernelPlan.make(functional, functional.params, x[:n1], None if n2 is None else x[n1 : n1 + n2], 3)
+    assert plan.seconds is None
+    plan = dataclasses.replace(plan, rows=rows, rates=Rates(network=2e6, products=3e6, entries=5e6))
+    made, blocks = 0, 0
+    for j in range(0, n2 or n1, rows):
+        made += min(rows, (n2 or n1) - j)
+        for i in range(0, n1, rows):
+            blocks += 1
+            made += min(rows, n1 - i) if n2 is not None or i > j else 0
+    assert plan.made_examples == made
+    work = [layer.tile_operations + made * layer.example_operations for layer in plan.layers]
+    assert any(layer.example_operations for layer in plan.layers)
+    assert plan.operations == sum(work) + made * plan.network
+    entries = sum(layer.entries for layer in plan.layers)
+    assert plan.seconds == pytest.approx(made * plan.network / 2e6 + sum(work) / 3e6 + entries / 5e6)
+    text = str(plan)
+    assert f"blocks: {blocks} of at most {rows} x {rows} examples" in text
+    assert f"{made} in all" in text
+    told = [float(line.split()[0]) for line in text.splitlines()[4:-1]]
+    assert told == [float(f"{count:.3g}") for count in (*work, made * plan.network, plan.operations)]
 
 
 def test_each_layer_takes_the_cheaper_way():

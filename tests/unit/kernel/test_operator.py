@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 import sgdsde
 from sgdsde._functional import as_functional
@@ -124,6 +125,34 @@ def test_all_ways_to_derive_agree_and_a_wrong_one_is_not_taken(monkeypatch):
     monkeypatch.setattr(ByRows, "push", lambda self, x, w: 1.001 * right(self, x, w))
     with pytest.raises(ValueError, match="model must be one whose Jacobian can be multiplied, got Vectorized: J w off"):
         directional(functional, x, 3)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-6), (torch.float32, 0.1)], ids=["double", "single"])
+def test_a_wrong_way_is_told_from_a_right_one_in_any_unit(unit, dtype, error, monkeypatch):
+    model, x = network(dtype=dtype), random(4, 4, dtype=dtype)
+    functional = as_functional(
+        (lambda params, x: unit * functional_call(model, params, (x,)), dict(model.named_parameters()))
+    )
+    assert isinstance(directional(functional, x, 3), Vectorized)
+    assert isinstance(directional(functional, x[:1], 3), Vectorized)
+    pull, push = Vectorized.pull, Vectorized.push
+    with monkeypatch.context() as patched:
+        patched.setattr(Vectorized, "push", lambda self, x, w: (1 + error) * push(self, x, w))
+        assert isinstance(directional(functional, x, 3), TwiceBackward)
+        second = torch.tensor([1.0, 1 + error]).to(dtype)[:, None]  # right for the first example only
+        patched.setattr(Vectorized, "push", lambda self, x, w: push(self, x, w) * second[: len(x)])
+        assert isinstance(directional(functional, x, 3), TwiceBackward)
+    for wrong in functional.params:
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                Vectorized,
+                "pull",
+                lambda self, x, u, wrong=wrong: {
+                    name: (1 + error * (name == wrong)) * value for name, value in pull(self, x, u).items()
+                },
+            )
+            assert isinstance(directional(functional, x, 3), TwiceBackward), wrong
 
 
 def test_chunks_never_change_an_implicit_product(monkeypatch):

@@ -121,3 +121,12 @@ def test_a_default_in_the_names_of_tests_does_not_stop_the_run(tmp_path):
     (mutation,) = mutations(tmp_path, "one.py")
     assert is_noticed(tmp_path, mutation, ["test_one.py::test_rate[2.0]"], 60)
     assert without_parameters(["a::f[1]", "a::f[2]", "a::g"]) == ["a::f", "a::g"]
+
+
+def test_a_module_that_cannot_be_imported_is_noticed_and_a_test_that_there_is_not_stops_the_run(tmp_path):
+    (tmp_path / "one.py").write_text("PARTS = {2: 'half'}\nHALF = PARTS[1 + 1]\n")
+    (tmp_path / "test_one.py").write_text("import one\n\ndef test_half():\n    assert one.HALF == 'half'\n")
+    (mutation,) = (found for found in mutations(tmp_path, "one.py") if found.new == "1 - 1")
+    assert is_noticed(tmp_path, mutation, ["test_one.py::test_half"], 60)
+    with pytest.raises(SystemExit, match="pytest ended with 4"):
+        is_noticed(tmp_path, mutation, ["test_two.py::test_half"], 60)
