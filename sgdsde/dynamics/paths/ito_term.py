@@ -44,7 +44,7 @@ class ItoTerm:
             received = "momentum, weight decay or label noise"
             raise ValueError(complaint("ito_term", "used with plain SGD", received, "use ito_term=None"))
         n_steps, count = len(plan), min(self.n_directions, linearization.problem.n_train)
-        spaced = np.geomspace(1, max(n_steps, 1), self.n_refreshes - 1).round().astype(int)
+        spaced = np.geomspace(max(n_steps, 1), 1, self.n_refreshes - 1).round().astype(int)
         refreshes = sorted({0, n_steps, *(int(k) for k in spaced if k < n_steps)})
         variances = [float(plan.lr[k]) ** 2 * plan.noise_factor(k) / 2 for k in range(n_steps)]
         clock = np.concatenate([[0.0], np.cumsum(variances)])

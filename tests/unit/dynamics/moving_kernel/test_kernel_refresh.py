@@ -51,14 +51,14 @@ def test_it_is_the_learning_rate_in_units_of_the_stability_limit(network, words)
     fresh = words | ({"sampling": "without_replacement"} if words.get("sampling") == "shuffled" else {})
     limit = sgdsde.stability.max_lr(network, 3, **fresh)
     for margin, lr in zip(margins(network, sgdsde.SGD(lambda k: 0.01 * (1 + k), 3, **words), 3), (0.01, 0.02, 0.03)):
-        assert margin == pytest.approx(lr / limit, rel=0.02)
+        assert margin == pytest.approx(lr / limit, rel=0.012)
 
 
 def test_it_follows_a_schedule_of_batches(network):
     sizes = (1, 5, 3)
     found = margins(network, sgdsde.SGD(0.01, lambda k: sizes[k]), 3)
     for margin, size in zip(found, sizes):
-        assert margin == pytest.approx(0.01 / sgdsde.stability.max_lr(network, size), rel=0.02)
+        assert margin == pytest.approx(0.01 / sgdsde.stability.max_lr(network, size), rel=0.012)
 
 
 def test_without_noise_or_curvature_there_is_none(network):
@@ -83,7 +83,7 @@ def test_the_limit_is_taken_anew_when_the_kernel_has_changed_by_a_fifth(network,
         found.append(margin.at(0, seen_at_start(network, growth**0.5)))
         assert (len(made) > count) is is_new
     first = found[0]
-    assert found == pytest.approx([first, first, 1.21 * first, 1.21 * first, 1.21 * 0.79 * first], rel=0.02)
+    assert found == pytest.approx([first, first, 1.21 * first, 1.21 * first, 1.21 * 0.79 * first], rel=0.012)
 
 
 def test_few_directions_with_the_noise_of_all_are_nearly_enough(monkeypatch):
@@ -92,7 +92,7 @@ def test_few_directions_with_the_noise_of_all_are_nearly_enough(monkeypatch):
     x, y = (torch.randn(40, k, generator=generator, dtype=torch.float64) for k in (12, 1))
     linearization = sgdsde.linearize(sgdsde.Problem(nn.Linear(12, 1, bias=False).double(), x, y, loss=nn.MSELoss()))
     exact = 0.01 / sgdsde.stability.max_lr(linearization, 1)
-    assert margins(linearization, sgdsde.SGD(0.01, 1), 1)[0] == pytest.approx(exact, rel=0.02)
+    assert margins(linearization, sgdsde.SGD(0.01, 1), 1)[0] == pytest.approx(exact, rel=0.012)
     monkeypatch.setattr(kernel_refresh, "MARGIN_MODES", 6)
     assert margins(linearization, sgdsde.SGD(0.01, 1), 1)[0] == pytest.approx(exact, rel=0.15)
     few = sgdsde.stability.max_lr(linearization.truncate(6, tail="frozen"), 1)
@@ -104,10 +104,12 @@ def test_a_small_curvature_counts_by_its_root():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(9, 4, generator=generator, dtype=torch.float64)
     y = torch.randint(0, 3, (9,), generator=generator)
-    problem = sgdsde.Problem(nn.Linear(4, 3).double(), x, y, loss=nn.CrossEntropyLoss())
-    linearization = sgdsde.linearize(problem)
+    model = nn.Linear(4, 3).double()
+    with torch.no_grad():
+        model.weight.copy_(3 * torch.randn(3, 4, generator=generator, dtype=torch.float64))
+    linearization = sgdsde.linearize(sgdsde.Problem(model, x, y, loss=nn.CrossEntropyLoss()))
     limit = sgdsde.stability.max_lr(linearization, 2)
-    assert margins(linearization, sgdsde.SGD(0.1, 2), 1)[0] == pytest.approx(0.1 / limit, rel=0.02)
+    assert margins(linearization, sgdsde.SGD(0.1, 2), 1)[0] == pytest.approx(0.1 / limit, rel=0.012)
 
 
 def refresh(step: int, *, interval: int = 5, drift: float = 0.01, margin: float = 0.1) -> Refresh:

@@ -169,3 +169,23 @@ def test_the_drift_is_that_of_the_kernel_of_some_examples(monkeypatch):
         start, end = (sgdsde.empirical_ntk(problem.model, x, params=params) for params in (problem.params, moved))
         expected = float(torch.linalg.norm(end - start) / torch.linalg.norm(start))
         assert range_check._drift(problem, moved) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("spread", "drift", "is_refused"), [(0.12, 1.1, True), (0.10, 1.1, False), (0.12, 0.9, False), (2.0, 0.9, False)]
+)
+def test_runs_that_differ_by_eleven_percent_are_refused_where_the_kernel_moves_by_itself(
+    spread, drift, is_refused, monkeypatch
+):
+    """Relative, of the losses of all runs: their logarithms' standard deviation, whatever the size of the loss."""
+    problem, _, _ = classes(0.01)
+    monkeypatch.setattr(range_check, "_drift", lambda problem, params: drift)
+    scores = torch.linspace(-1, 1, range_check.N_RUNS, dtype=torch.float64)
+    losses = 1e-3 * torch.exp(spread * scores / scores.std())
+    if is_refused:
+        with pytest.raises(
+            ValueError, match=r"losses differ by 12% after 7 steps under CrossEntropyLoss .* by 1\.1 of"
+        ):
+            range_check._refuse_wide(problem, problem.params, losses, 7)
+    else:
+        range_check._refuse_wide(problem, problem.params, losses, 7)

@@ -167,3 +167,14 @@ def test_a_displacement_is_the_integral_over_the_clock_of_the_term_between_its_r
         torch.testing.assert_close(found.at(step), expected, rtol=1e-10, atol=1e-12)
     still = Displacement(np.zeros(1), [0], terms[:1])
     assert not still.at(0).any()
+
+
+@pytest.mark.parametrize(("n_steps", "count", "expected"), [(200, 5, 5), (200, 2, 2), (3, 8, 4)])
+def test_the_term_is_evaluated_at_as_many_steps_as_asked(n_steps: int, count: int, expected: int) -> None:
+    """The first and the last among them, or at every step where there are fewer."""
+    linearization, sgd = sgdsde.linearize(mlp_problem()), sgdsde.SGD(0.01, 2)
+    term = ItoTerm(n_directions=1, n_refreshes=count)
+    found = term.displacement(linearization, sgd, sgd.plan(linearization.problem.n_train, n_steps))
+    assert len(found._knots) == len(found._terms) == expected
+    assert found._knots[0] == 0
+    assert found._knots[-1] == pytest.approx(n_steps * 0.01**2 / 2 / 2)

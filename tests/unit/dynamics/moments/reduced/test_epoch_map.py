@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from sgdsde.dynamics.moments.reduced import epoch_map, epoch_runs
 from sgdsde.dynamics.moments.reduced.epoch_map import EpochMap, EpochSampler, EpochShape, Passage, projected
 from sgdsde.dynamics.moments.reduced.epoch_runs import EpochRuns, MovedMoments
 from sgdsde.dynamics.moments.reduced.pairs import PairSpace
+from sgdsde.dynamics.moments.reduced.repeated_map import after
 from sgdsde.dynamics.moments.reduced.sources import Sources
 from tests.unit.dynamics.moments.reduced.dense import Driven, every_symmetric, normal, random_space, symmetric
 
@@ -202,6 +204,30 @@ def test_maps_mix_turn_and_lose_their_mean():
     passage = one.of_mean
     torch.testing.assert_close(m - passage.loss[0] @ m + passage.shift[0], one(y, m)[1], **CLOSE)
     assert EpochMap.mixed([one.without_mean()], [1.0]).force is None
+
+
+class Shift:
+    """Adds a number to y; counts how often it is doubled."""
+
+    def __init__(self, by: int, doubled: list[int]) -> None:
+        self.by, self.doubled = by, doubled
+
+    def __call__(self, y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        return y + self.by, m - self.by
+
+    def twice(self) -> Shift:
+        self.doubled.append(self.by)
+        return Shift(2 * self.by, self.doubled)
+
+
+@pytest.mark.parametrize("counts", [[0], [1, 1, 2], [0, 1, 5, 5, 12], [1000], [3, 1027]], ids=str)
+def test_a_map_is_applied_any_number_of_times_by_as_few_doublings_as_the_longest_stretch_needs(counts):
+    doubled: list[int] = []
+    start = torch.tensor(0)
+    for count, (y, m) in zip(counts, after(Shift(1, doubled), start, start, counts), strict=True):
+        assert (int(y), int(m)) == (count, -count)
+    longest = max(later - before for before, later in itertools.pairwise([0, *counts]))
+    assert doubled == [2**k for k in range(max(longest.bit_length() - 1, 0))]
 
 
 def runs_of(space: PairSpace, driven: Driven, seed: int = 3, lr: float = LR) -> EpochRuns:
