@@ -5,7 +5,7 @@ Fitted to two thirds of these settings and checked on the rest (docs/diagnosis.m
 
 from __future__ import annotations
 
-MOVING_SCALE, DRIFT_POWER, SPREAD_POWER = 0.12, 0.33, 0.55
+MOVING_SCALE, DRIFT_POWER, SPREAD_POWER = 0.14, 0.40, 0.54
 """Error of the moving kernel: scale * drift^a * spread^b in the middle of the settings."""
 
 MOVING_FACTOR = 2.6

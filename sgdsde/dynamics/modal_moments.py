@@ -132,7 +132,7 @@ class DiagonalState(MomentState):
         """The law k steps after the start of the jumps."""
         variances, of_bulk = jumps.variances(k)
         law = self.modes.law(step, time, jumps.mean(k), variances.diag(), weight_factor=jumps.weight_factor(k))
-        return law if self.bulk is None or of_bulk is None else self.bulk.law(law, of_bulk)
+        return law if self.bulk is None else self.bulk.law(law, of_bulk)
 
     def follow(self, plan: StepPlan) -> None:
         """Goes on along this plan."""

@@ -1,4 +1,4 @@
-"""Claim: the memory budget decides how the work is cut, never what comes out."""
+"""Claim: the memory budget, and how much is worked on together, decide how the work is cut, never what comes out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import sgdsde
-from tests.problems import classification_problem, conv_problem, mlp_problem
+from sgdsde.dynamics import FrozenNoise, ModalMoments, MomentEquations, MomentRecursion, MovingKernel, SDEPaths
+from tests.problems import LARGER, classification_problem, conv_problem, mlp_problem
 
 T = TypeVar("T")
 BUILDS = (mlp_problem, conv_problem, classification_problem)
@@ -103,3 +104,33 @@ def test_a_variant_pays_for_all_of_its_examples() -> None:
     plain, one, svag, noisy = needed
     assert plain == one
     assert (noisy - plain) * 3 == (svag - plain) * 4 > 0
+
+
+def two_outputs() -> sgdsde.Linearization:
+    return sgdsde.linearize(LARGER.problem())
+
+
+@pytest.mark.parametrize(("name", "size", "dynamics", "words"), [
+    ("moments.epochs.PAIRS_AT_ONCE", 1, MomentRecursion(epoch_starts=4), {"sampling": "shuffled"}),
+    ("continuous.momentum_flow._PAIRS_AT_ONCE", 60, MomentEquations(2), {"momentum": 0.5}),
+    ("moments.variance_jumps.EXAMPLES", 5, ModalMoments(), {}),
+    ("moving_kernel.noise_induced_drift.NETWORKS_AT_ONCE", 3, MovingKernel(), {}),
+    ("paths.integrators.frozen_noise.PANEL", 4, SDEPaths(3, FrozenNoise()), {}),
+    ("paths.integrators.integrator.NUMBERS_AT_ONCE", 1, SDEPaths(3), {}),
+], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+def test_dynamics_work_on_any_number_of_pairs_examples_and_networks(name, size, dynamics, words, monkeypatch) -> None:
+    linearization = two_outputs()
+    lr = 0.4 * sgdsde.stability.max_lr(linearization, 4) * (1 - words.get("momentum", 0.0))
+    sgd, n_steps = sgdsde.SGD(lr, 4, **words), 4000 if isinstance(dynamics, ModalMoments) else 9
+
+    def predicted() -> sgdsde.Trajectory:
+        return sgdsde.predict(linearization, sgd, n_steps, record=[0, 3, n_steps], dynamics=dynamics)
+
+    whole = predicted()
+    monkeypatch.setattr(f"sgdsde.dynamics.{name}", size)
+    part = predicted()
+    assert float(whole.train_loss.std[-1]) > 0
+    for side in ("train_loss", "test_loss"):
+        for kind in ("mean", "std"):
+            one, other = (getattr(getattr(found, side), kind) for found in (whole, part))
+            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,25 @@ def test_closures_warn_near_the_limit(digits, limit):
     for dynamics in (ModalMoments(), Volterra()):
         with pytest.warns(ClosureRangeWarning, match="of the mean-square limit as"):
             predict(digits, sgdsde.SGD(0.85 * limit, 4), dynamics, [0, 5])
+
+
+@pytest.mark.parametrize("words", [
+    {"lr": lambda k: 0.75 if k == 3 else 0.1},
+    {"lr": 0.75, "momentum": 0.5},
+    {"lr": 0.75, "batch_size": lambda k: 4 if k == 3 else 48},
+], ids=["a schedule", "momentum", "a schedule of batches"])  # fmt: skip
+def test_the_largest_step_and_the_smallest_batch_are_warned_of(digits, limit, words):
+    """Momentum as lr / (1 - momentum); from six tenths of the limit of the closure on."""
+    rate, words = words["lr"], dict(words)
+    factor = 1 - words.get("momentum", 0.0)
+    own = DiagonalState(Modes.of(digits), sgdsde.SGD(0.1, 4), sgdsde.SGD(0.1, 4).plan(48, 1)).limit(1 / 4)
+    for share, warns in ((1.0, True), (0.7, False)):
+        words["lr"] = (lambda k, s=share: s * own * rate(k)) if callable(rate) else share * own * rate * factor
+        sgd = sgdsde.SGD(**{"batch_size": 4} | words)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            list(ModalMoments().evolve(digits, sgd, [5]))
+        assert [one.category for one in caught] == ([ClosureRangeWarning] if warns else [])
 
 
 def test_the_limit_of_the_modal_closure_is_where_its_variances_grow(digits):

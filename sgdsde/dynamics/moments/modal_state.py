@@ -108,11 +108,12 @@ class Spread:
     def advance(self, step: ModalStep, noise: Tensor | None) -> None:
         """S' = G S G^T + nu nu^T (x) noise; G is diagonal, so every product is elementwise."""
         a = step.ee[:, None]
-        if self.eu is None or self.uu is None:
+        if self.eu is None:
             self.ee = self.ee * a * step.ee
             if noise is not None:
                 self.ee += step.e_gain**2 * noise
             return
+        assert self.uu is not None
         b, p, q = step.eu, step.ue[:, None], step.uu
         row_ee, row_eu = a * self.ee + b * self.eu.mT, a * self.eu + b * self.uu
         row_ue, row_uu = p * self.ee + q * self.eu.mT, p * self.eu + q * self.uu

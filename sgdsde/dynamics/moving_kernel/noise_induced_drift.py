@@ -205,6 +205,7 @@ def _features_change(count: int, around: Surroundings, deltas: Params) -> Featur
             moved = {name: value + sign * deltas[name][i] for name, value in path.params.items()}
             found = directions.features_along(moved, rows)
             train += found.train / (2 * count)
-            if test is not None and found.test is not None:
+            if test is not None:
+                assert found.test is not None
                 test += found.test / (2 * count)
     return Features(train @ leading.mT, None if test is None else test @ leading.mT)

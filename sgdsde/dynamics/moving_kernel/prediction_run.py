@@ -266,8 +266,11 @@ class PredictionRun(MomentState):
         subspace, last = self._subspace, self._subspace.features(path.params, with_test=False)
 
         def test_ends() -> tuple[Tensor, Tensor] | None:
-            ends = [subspace.test_features(params) for params in (here.params, path.params)]
-            return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+            first, last = (subspace.test_features(params) for params in (here.params, path.params))
+            if first is None:
+                return None
+            assert last is not None
+            return first, last
 
         return Interval(step, length, self._features, last, kernel_distance(last, self._features), test_ends)
 

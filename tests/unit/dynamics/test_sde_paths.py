@@ -276,3 +276,23 @@ def test_paths_are_stepped_together_in_whole_blocks_as_asked(at_once, sizes, mon
     assert seen == sizes
     (whole,) = SDEPaths(300).evolve(linearization, sgd, [3])
     torch.testing.assert_close(law.samples, whole.samples)
+    seen.clear()
+    monkeypatch.setattr("sgdsde.dynamics.sde_paths.PATHS_AT_ONCE", 128)
+    (other,) = SDEPaths(300).evolve(linearization, sgd, [3])
+    assert seen == [128, 128, 44], "no more on a CPU, however much fits"
+    torch.testing.assert_close(other.samples, whole.samples)
+
+
+@pytest.mark.parametrize("most", [3, 256])
+def test_sdeint_takes_any_number_of_steps_by_calls_of_some(most, monkeypatch):
+    """Without noise Euler's method is known: over changes of the learning rate, recorded steps, and calls of sdeint."""
+    pytest.importorskip("sdeint")
+    monkeypatch.setattr("sgdsde.dynamics.paths.integrators.sdeint_adapter.STEPS_A_CALL", most)
+    linearization = sgdsde.linearize(NULL.problem())
+    sgd = sgdsde.SGD(lambda k: 0.2 if k < 5 else 0.05, 4, sampling="without_replacement")
+    record = [0, 2, 12]
+    found = list(SDEPaths(2, SDEInt("itoEuler", substeps=2)).evolve(linearization, sgd, record))
+    exact = list(SDEPaths(2, EulerMaruyama(substeps=2)).evolve(linearization, sgd, record))
+    for one, other in zip(found, exact):
+        torch.testing.assert_close(one.samples, other.samples, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(one.test_samples, other.test_samples, rtol=1e-10, atol=1e-11)

@@ -63,7 +63,8 @@ class FirstSteps:
                 found.append(state.law(k, float(times[k])))
             if k == begin:
                 mean, core, bulk, buffer = state.mean.e, spread.ee, state.bulk, None
-                if spread.eu is not None and spread.uu is not None:
+                if spread.eu is not None:
+                    assert spread.uu is not None
                     buffer = state.mean.u, spread.eu, spread.uu
             if k in checks:
                 squares.append(modes.residual(state.mean.e).square().sum() + spread.ee.trace())

@@ -44,9 +44,10 @@ class OutputMap:
         if of_training:
             rest = modes.residual(start.all_modes(rest_mean))
             return cls(start.sources.space.vectors, rest, torch.zeros_like(rest), of_training=True)
-        if law.test_covariance is None or law.test_mean is None:
+        if law.test_covariance is None:
             return None
         factor, targets = law.test_covariance.factor, modes.linearization.problem.y_test
+        assert law.test_mean is not None
         assert targets is not None
         rest = (law.test_mean - targets.to(law.test_mean.dtype)).reshape(columns)
         decayed = torch.zeros_like(rest)

@@ -201,7 +201,8 @@ def features_of_all(problem: sgdsde.Problem) -> torch.Tensor:
     return torch.einsum("ni,cd->ncdi", problem.x_train, eye).reshape(2 * problem.n_train, -1)
 
 
-def test_a_tail_that_is_seen_less_loses_variance_and_one_that_is_seen_more_does_not_gain_any():
+@pytest.mark.parametrize("size", [3.0, 3e-9], ids=["", "small outputs"])
+def test_a_tail_that_is_seen_less_loses_variance_and_one_that_is_seen_more_does_not_gain_any(size):
     """Per unit of trace: of a Jacobian that is the same, only what the trace says of the rest matters."""
     problem = linear_problem()
     linearization = sgdsde.linearize(problem)
@@ -210,14 +211,16 @@ def test_a_tail_that_is_seen_less_loses_variance_and_one_that_is_seen_more_does_
     start = float(blocks.train.diagonal(dim1=2, dim2=3).sum())
     for trace, kept in ((2 * start, 0.5), (0.5 * start, 1.0)):
         tail = DiagonalTail(blocks, parts=1)
-        tail.variances += 3.0
+        tail.variances += size
         tail.turn(trace, directions, problem.params)
-        torch.testing.assert_close(tail.variances, torch.full_like(tail.variances, 3.0))  # nothing was drawn yet
+        torch.testing.assert_close(
+            tail.variances, torch.full_like(tail.variances, size), atol=0, rtol=1e-6
+        )  # nothing was drawn yet
         assert tail.scale == pytest.approx(trace / start)
         tail.scale = 1.0
         tail.draws(50, directions, problem.params)
         tail.turn(trace, directions, problem.params)
-        torch.testing.assert_close(tail.variances, torch.full_like(tail.variances, 3.0 * kept))
+        torch.testing.assert_close(tail.variances, torch.full_like(tail.variances, size * kept), atol=0, rtol=1e-6)
     tail.turn(
         -1.0, directions, problem.params
     )  # of a kernel whose leading directions hold everything, but for rounding

@@ -114,12 +114,12 @@ def test_networks_are_evaluated_some_at_a_time(monkeypatch):
     ]
     for at_once in (16, 5, 2):
         monkeypatch.setattr(noise_induced_drift, "NETWORKS_AT_ONCE", at_once)
-        effect = noise_correction(NoiseFeedback(n_draws=5), around, size=2.0, step=0)
+        effect = noise_correction(NoiseFeedback(n_draws=5), around, size=0.2, step=0)
         torch.testing.assert_close(effect.outputs, ito, rtol=1e-8, atol=1e-11)
         for name, value in effect.gradient.items():
             mean = torch.stack([one[name] - other[name] for one, other in zip(gradients, said)]).mean(0)
             torch.testing.assert_close(value, mean, rtol=1e-8, atol=1e-11)
-        assert effect.share(0.5) == 0.25
+        assert effect.share(0.05) == 0.25
         assert NoiseCorrection().share(0.5) == 0.0
         for name, value in effect.weighted(0.3).items():
             torch.testing.assert_close(value, 0.3 * effect.gradient[name])

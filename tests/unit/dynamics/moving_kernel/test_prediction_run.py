@@ -169,6 +169,7 @@ def test_the_effect_of_the_noise_goes_with_the_variance_of_the_outputs():
         share = variance / effect.size if effect.size else 0.0
         shares.append(share)
         mean = torch.cat([law.mean, law.test_mean]) - run._path.outputs(k)
+        assert (effect.outputs is None) is (k < 4), "from the first refresh on that has seen noise"
         if effect.outputs is None:
             assert not mean.any()
         else:

@@ -36,6 +36,16 @@ def test_they_are_the_streams_bit_by_bit(
     assert torch.equal(drawn(range(1), shape, n_calls, dtype), expected[:, :1])
 
 
+@pytest.mark.parametrize(("paths", "shape"), [(64, (1,)), (64, (50,)), (1024, (7, 2)), (1024, (300,))], ids=str)
+def test_a_mebibyte_of_numbers_is_drawn_ahead_at_most(paths: int, shape: tuple[int, ...]) -> None:
+    """As many calls as fit into it, and at least the one that is asked for."""
+    draws = BlockDraws(0, range(paths), torch.empty(0, dtype=torch.float32))
+    draws.normal("test", *shape)
+    ready = draws._sources["test"]._ready
+    one_call = ready[0].numel() * 4
+    assert len(ready) * one_call <= max(2**20, one_call) < (len(ready) + 1) * one_call
+
+
 def test_both_precisions_see_the_same_numbers() -> None:
     single, double = (drawn(range(70), (3,), 4, dtype) for dtype in (torch.float32, torch.float64))
     assert torch.equal(single.double(), double)

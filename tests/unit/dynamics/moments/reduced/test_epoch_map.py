@@ -233,6 +233,25 @@ def test_moments_within_an_epoch_are_means_over_the_orders_of_its_batches(space,
         torch.testing.assert_close(one.moment, other.moment, **CLOSE)
 
 
+def test_companions_are_the_moments_after_some_epochs_and_those_of_the_mean_alone(space):
+    """Over the orders of one batch, every epoch from where the last one ended."""
+    driven = Driven.by_all(space, columns=2)
+    runs = runs_of(space, driven, lr=0.1)
+    sources, root = runs.start.sources, space.drift.sqrt()[:, None]
+    found = runs.followed(sources, (1, 3))
+    assert len(found) == 4
+    mean, moment, expected = sources.mean / root, space.unpack(sources.moment), []
+    orders = runs._sampler(1).orders(epoch_runs.BATCH)
+    each = [composed(runs._sampler(0), order, len(runs.shape)) for order in orders]
+    for epoch in (1, 2, 3):
+        moment = torch.stack([moved_moment(moment, mean, *parts) for parts in each]).mean(0)
+        mean = torch.stack([whole @ mean + shift for whole, shift, _ in each]).mean(0)
+        if epoch != 2:
+            expected += [moment, mean @ mean.mT]
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(space.unpack(one), other, **CLOSE)
+
+
 def test_every_batch_of_orders_has_a_stream_of_its_own(space):
     runs = runs_of(space, Driven())
     orders = [runs._sampler(stream).orders(8) for stream in range(4)]

@@ -321,3 +321,27 @@ def test_within_an_epoch_the_sampling_of_its_orders_is_reported_too():
     assert errors[1] > errors[2], "not carried on to the end of the epoch"
     exact = sgdsde.predict(linearization, sgd, 24, dynamics=MomentRecursion(), record=[16, 18, 20, 22, 24])
     assert ((found.train_loss.mean / exact.train_loss.mean - 1).abs() < errors + 0.1).all()
+
+
+@pytest.mark.parametrize("sampling", ["shuffled", "with_replacement"])
+def test_records_are_projected_some_at_a_time(sampling, monkeypatch):
+    """However many: losses, their spreads and errors stay what they are, within epochs and at their ends."""
+    linearization = sgdsde.linearize(BY_NAME["two outputs, null space"].problem())
+    limit = sgdsde.stability.max_lr(linearization, 1, sampling="without_replacement")
+    sgd, record = sgdsde.SGD(0.3 * limit, 1, sampling=sampling, weight_decay=0.01), [0, 3, *range(9, 31)]
+    found = []
+    for at_once in (100, 5):
+        for module in (prediction, epoch_prediction):
+            monkeypatch.setattr(module, "RECORDS", at_once)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found.append(sgdsde.predict(linearization, sgd, 30, dynamics=ReducedMoments(0.1), record=record))
+    one, other = found
+    assert one.dynamics == other.dynamics
+    assert one.dynamics.startswith("ReducedMoments")
+    for side in ("train_loss", "test_loss"):
+        for part in ("mean", "std"):
+            torch.testing.assert_close(
+                getattr(getattr(one, side), part), getattr(getattr(other, side), part), rtol=1e-9, atol=1e-9
+            )
+    torch.testing.assert_close(one.estimated_error, other.estimated_error, rtol=1e-9, atol=1e-12)

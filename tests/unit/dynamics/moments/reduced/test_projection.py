@@ -46,9 +46,11 @@ def test_a_direction_is_kept_down_to_rounding(space, size, kept):
     """What differs from the span of the others by 1e-8 of itself is a direction, by 1e-13 is rounding."""
     one, two, three = (space.pack(symmetric(space.rank, seed=i)) for i in range(3))
     near = one / one.norm() + two / two.norm() + size * three / three.norm()
-    basis, _ = orthonormal([one, two, near])
+    basis, columns = orthonormal([one, two, near])
     assert len(basis) == kept
-    torch.testing.assert_close(basis @ basis.mT, torch.eye(kept).double(), **EXACT)
+    torch.testing.assert_close(basis @ basis.mT, torch.eye(kept).double(), rtol=0, atol=1e-13)
+    torch.testing.assert_close(columns.mT[1] @ basis, two / two.norm(), rtol=0, atol=1e-13)
+    torch.testing.assert_close(columns.mT[2] @ basis, near / near.norm(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("size", "kept"), [(1e-9, 2), (5e-11, 1)])
