@@ -38,7 +38,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call |
 
 
 def _matmul(input: Tensor, other: Tensor) -> Call | None:
-    return Call("matrix", lambda: input, other, flipped=True) if other.ndim == 2 and input.ndim >= 1 else None
+    return Call("matrix", lambda: input, other, flipped=True) if other.ndim == 2 else None
 
 
 def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Call | None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sgdsde.losses import TorchLoss
+from sgdsde.losses import TorchLoss, as_loss, examine
 from sgdsde.losses.base import is_right
 from sgdsde.losses.expectations import PAIRS, gaussian_rule
 from sgdsde.losses.smoothness import find_kink
@@ -53,3 +53,15 @@ def test_where_a_gradient_is_no_number_no_jump_is_seen() -> None:
     assert find_kink(bounded(torch.square), targets, n_outputs=6) == ""
     jump = 0.001 * 2 * 6**0.5  # every output crosses its target at once
     assert f"gradient jumps by {jump:.3g} " in find_kink(bounded(torch.abs), targets, n_outputs=6)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_a_loss_that_bends_at_its_targets_is_not_linear_however_far_they_are(size: float) -> None:
+    """Outputs that are tried lie on one side of most of them; the product with the targets is the control."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    targets = size * (3 + torch.rand(5, 2, generator=generator, dtype=torch.float64))
+    for loss, is_linear in ((nn.L1Loss(), False), (lambda f, y: (f * y).mean(), True)):
+        assert examine(as_loss(loss, 2), outputs, targets, None).is_linear == is_linear
+    away = examine(as_loss(nn.L1Loss(), 2), outputs + 100 * size, targets, None)
+    assert not away.is_linear, "outputs beyond the targets"
