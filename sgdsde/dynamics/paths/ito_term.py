@@ -70,8 +70,8 @@ class Displacement:
     def at(self, step: float) -> Tensor:
         """[n + m, c]; between two steps the clock is linear."""
         now = float(np.interp(step, np.arange(len(self._clock)), self._clock))
-        i = min(max(bisect.bisect_right(self._knots, now) - 1, 0), len(self._knots) - 2) if len(self._knots) > 1 else 0
-        if i + 1 >= len(self._knots) or self._knots[i + 1] == self._knots[i]:
+        i = bisect.bisect_right(self._knots, now) - 1
+        if i + 1 == len(self._knots):
             return self._reached[i]
         width = self._knots[i + 1] - self._knots[i]
         place = (now - self._knots[i]) / width

@@ -189,6 +189,17 @@ def test_powers_and_their_sums_are_products_and_sums(k):
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
 
 
+def test_nearly_equal_rates_are_told_apart_over_long_horizons():
+    """sum_j (1 - mu)^(k-1-j) (1 - nu)^j for nu - mu from 1e-12 to 1e-6 and k up to 10^8, by the powers themselves."""
+    rates = torch.tensor([1e-9, 1e-7], dtype=torch.float64)
+    for k in (10.0, 1e4, 1e6, 1e8):
+        for gap in (1e-12, 1e-10, 1e-8, 5e-7):
+            first, second = (k * torch.log1p(-one) for one in (rates, rates + gap))
+            expected = -torch.exp(first) * torch.expm1(second - first) / gap
+            found = divided_powers(rates, rates + gap, torch.tensor([k], dtype=torch.float64)).diagonal()
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_slow_rates_keep_their_digits_over_long_horizons():
     """(1 - mu)^k for mu = 1e-12: what 1 - mu loses is not lost."""
     rates, steps = torch.tensor([1e-12, 3e-12], dtype=torch.float64), torch.tensor([[1e12]], dtype=torch.float64)
