@@ -59,7 +59,7 @@ def refuse_out_of_range(problem: Problem, sgd: SGD, n_steps: int) -> None:
     steps = [0, compared, *sorted({compared + (n_steps - compared) * i // LOOKS for i in range(1, LOOKS + 1)})]
     first, last = 0.0, problem.params
     for step, runs in zip(steps, _runs(problem, sgd, steps, compared)):
-        last, losses = runs[0], torch.stack([_loss(problem, params) for params in (runs[:1] if step == 0 else runs)])
+        last, losses = runs[0], torch.stack([_loss(problem, params) for params in runs])
         loss = float(losses.max())
         first = loss if step == 0 else first
         if not loss <= MOST_GROWTH * max(first, torch.finfo(problem.dtype).tiny):

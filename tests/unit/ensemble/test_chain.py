@@ -59,7 +59,7 @@ def test_layers_that_are_nearly_known_are_not_taken_for_known(name: str) -> None
     (MLP(72, 5, 1, activation=nn.Tanh()), [Flatten, Affine, TANH, Affine]),
     (CNN(2, 4, 3, 1, activation="tanh"), [Convolution, TANH, Flatten, Affine]),
     (CNN(2, 4, 3, 1, activation="tanh", readout="pool"), [Convolution, TANH, PerExample, Affine]),
-], ids=str)  # fmt: skip
+], ids=lambda value: type(value).__name__)  # fmt: skip
 def test_each_layer_is_taken_for_what_it_is(layer: nn.Module, kinds: list[type[Layer] | Layer]) -> None:
     """Known ones by hand, others without tensors of their own example by example."""
     chain = chain_of(as_functional(nn.Sequential(layer, nn.Linear(1, 1))))

@@ -144,7 +144,7 @@ def test_runs_are_looked_at_after_a_third_of_the_steps_and_four_times_after_that
 def test_one_run_that_grows_a_hundredfold_has_diverged(growth, is_refused, monkeypatch):
     """The largest loss of all runs, at any look, in units of the first."""
     problem, sgd, n_steps = classes(0.01)
-    losses = iter([0.5, *[0.4] * 7, 0.5 * growth, *[0.4] * 4])
+    losses = iter([0.5] * 8 + [0.4] * 7 + [0.5 * growth] + [0.4] * 4)
     monkeypatch.setattr(range_check, "_loss", lambda problem, params: torch.tensor(next(losses)))
     monkeypatch.setattr(range_check, "_refuse_wide", lambda *words: None)
     if is_refused:

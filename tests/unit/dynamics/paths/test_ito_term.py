@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import sgdsde
 from sgdsde.dynamics import EulerMaruyama, ExponentialEuler, ItoTerm, OutputLaw, SDEPaths
+from sgdsde.dynamics.paths.ito_term import Displacement
 from sgdsde.noise import ito_term, noise_direction
 from tests.oracles import AllSigns
 from tests.problems import BY_NAME, classification_problem, mlp_problem, seeded_module
@@ -147,3 +148,22 @@ def test_messages() -> None:
         paths(linearization, sgdsde.SGD(0.1, 2, momentum=0.5), 2, ito_term=ItoTerm())
     with pytest.raises(ValueError, match=r"ExponentialEuler cannot represent an Ito term; use EulerMaruyama\(\)"):
         paths(linearization, sgdsde.SGD(0.1, 2), 2, ito_term=ItoTerm(), integrator=ExponentialEuler())
+
+
+@pytest.mark.parametrize("steps", [[0, 1, 2, 6], [0, 6], [0, 2, 3, 6]], ids=str)
+def test_a_displacement_is_the_integral_over_the_clock_of_the_term_between_its_refreshes(steps: list[int]) -> None:
+    """Of several refreshes, at steps and between them; a stretch without noise adds nothing."""
+    clock = np.concatenate([[0.0], np.cumsum([0.5, 0.1, 0.0, 0.2, 0.2, 0.7])])
+    terms = [torch.randn(3, 2, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in steps]
+    found = Displacement(clock, steps, terms)
+    knots = clock[steps]
+    for step in (0, 0.3, 1, 1.5, 2, 2.5, 3, 3.4, 5, 5.9, 6):
+        now, expected = np.interp(step, range(7), clock), torch.zeros(3, 2, dtype=torch.float64)
+        for begin, end, first, last in zip(knots[:-1], knots[1:], terms[:-1], terms[1:]):
+            if begin < min(end, now):  # the mean of the values at both ends of what is passed of a stretch
+                passed = min(end, now) - begin
+                reached = first + passed / (end - begin) * (last - first)
+                expected += passed * (first + reached) / 2
+        torch.testing.assert_close(found.at(step), expected, rtol=1e-10, atol=1e-12)
+    still = Displacement(np.zeros(1), [0], terms[:1])
+    assert not still.at(0).any()
