@@ -139,7 +139,11 @@ class Demand:
 
 
 def observation_bytes(structure: Structure, n_outputs: int, itemsize: int) -> int:
-    """Bytes kept of one example while its factors are made: inputs, gradients, patches, one converted copy."""
+    """Bytes kept of one example while its factors are made: inputs, gradients, patches, one converted copy.
+
+    Args:
+        itemsize: of a number, in all dtypes that it is held in together.
+    """
     uses = structure.watched.uses
     inputs = [math.prod(use.inputs) for use in uses]
     deltas = [n_outputs * math.prod(use.outputs) for use in uses]

@@ -102,7 +102,7 @@ class KernelPlan:
             demand = Demand.of(layers, making.held + making.making, job)
         else:
             layers = tuple(layer_plan(term, job) for term in structure.terms)
-            itemsize = max(dtype.itemsize, functional.dtype.itemsize)
+            itemsize = sum({dtype.itemsize, functional.dtype.itemsize})  # factors of another dtype stand beside them
             demand = Demand.of(layers, making.making + observation_bytes(structure, n_outputs, itemsize), job)
         result = job.n1 * job.n2 * job.entries * dtype.itemsize
         rows, step, tile, workspace = _sizes(allowed, result, demand, job)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import sgdsde
 from sgdsde import SGD, SVAG, _progress
+from sgdsde.kernel import DenseKernel
 from sgdsde.sampling import PADDING, batch_indices
 from tests.problems import BY_NAME, classification_problem, mlp_problem
 
@@ -176,6 +177,17 @@ def test_a_kernel_that_is_not_quite_symmetric_is_used_by_columns(has_test):
         cross = sgdsde.run_ensemble(skew, sgd, 1, 1, observe=("outputs",)).test_outputs.samples[0]
         expected = -0.05 * residual * made.cross_kernel[:, [drawn]]
         torch.testing.assert_close(cross[1] - cross[0], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("operators", [("kernel",), ("cross_kernel",), ("kernel", "cross_kernel")], ids=str)
+def test_a_kernel_by_its_products_is_that_of_its_matrix(operators):
+    """Of the training set, of the test set, or of both."""
+    made = sgdsde.linearize(BY_NAME["two outputs"].problem())
+    by_products = replace(made, **{name: DenseKernel(getattr(made, name)) for name in operators})
+    sgd = SGD(0.05, 2, momentum=0.5)
+    found, expected = (sgdsde.run_ensemble(each, sgd, 4, 3, observe=("outputs",)) for each in (by_products, made))
+    torch.testing.assert_close(found.train_outputs.samples, expected.train_outputs.samples)
+    torch.testing.assert_close(found.test_outputs.samples, expected.test_outputs.samples)
 
 
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss()])

@@ -64,9 +64,17 @@ MIXED = (
 )
 
 
+DEEP = (
+    nn.Sequential(*(layer for _ in range(20) for layer in (nn.Linear(48, 48), nn.Tanh())), nn.Linear(48, 10)),
+    (48,),
+)
+
+
 @pytest.mark.parametrize("method", ["structured", "jacobian"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("network", [CONVOLUTIONAL, TOKENS, MIXED], ids=["convolutional", "tokens", "mixed"])
+@pytest.mark.parametrize(
+    "network", [CONVOLUTIONAL, TOKENS, MIXED, DEEP], ids=["convolutional", "tokens", "mixed", "deep"]
+)
 def test_live_tensors_stay_within_what_the_plan_says(network, dtype, method):
     model, shape = network
     generator = torch.Generator().manual_seed(0)
