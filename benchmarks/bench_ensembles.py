@@ -99,8 +99,8 @@ def cases(device: str = "cpu") -> list[Case]:
     for channels, model in cnns.items():
         problem = sgdsde.Problem(model.to(device), x, y, loss=nn.MSELoss())
         found.append(Case(f"CNN, {channels} channels, 64 runs", problem, 0.01, 64, 30, real))
-    for kind, compiled in (("", False), (", compiled", True)):
-        found.append(Case(f"transformer, 64 runs{kind}", transformer, 0.05, 64, 40, real, compiled=compiled))
+    for kind, steps, compiled in (("", 40, False), (", compiled", 200, True)):
+        found.append(Case(f"transformer, 64 runs{kind}", transformer, 0.05, 64, steps, real, compiled=compiled))
     for kind, linearization in (("float32", single), ("float64", made)):
         found += [Case(f"linearized, {kind}, {r} runs", linearization, 0.05, r, 2000, linear) for r in (64, 256)]
     return found
