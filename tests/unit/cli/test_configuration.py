@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -189,24 +188,21 @@ def test_exit_codes(error, code, line, monkeypatch, capsys):
     assert f"| {code} |" in page.read_text()
 
 
-def pressed(process):
-    """What a process says that is interrupted, once more where the first met a callback that cannot pass it on."""
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=30)[1]
-    process.kill()
-    return "nothing ended it"
+def heeds_interrupts():
+    """A shell that starts tests in the background has them ignore interrupts, and what they start as well."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_an_interrupt_of_a_real_run_leaves_nothing(tmp_path):
     words = [sys.executable, "-m", "sgdsde", *f"compare {SYNTHETIC} --steps 400000 --runs 64".split()]
     sources = str(Path(__file__).resolve().parents[3])
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, env=os.environ | {"PYTHONPATH": sources}, **pipes) as process:
+    environment = os.environ | {"PYTHONPATH": sources}
+    with subprocess.Popen(words, env=environment, preexec_fn=heeds_interrupts, **pipes) as process:
         process.stdout.readline()  # the problem: the work has begun
         time.sleep(0.2)
-        err = pressed(process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (INTERRUPTED, "sgdsde: error: interrupted; nothing was written\n")
     assert list(tmp_path.iterdir()) == []
 
