@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,3 +23,8 @@ def call_python(*words: str, timeout: float = 120) -> subprocess.CompletedProces
     sources = str(Path(__file__).resolve().parents[1])
     command, environment = [sys.executable, *words], os.environ | {"PYTHONPATH": sources}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+
+
+def heeds_interrupts() -> None:
+    """For ``preexec_fn``: a shell that starts tests in the background has all that they start ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

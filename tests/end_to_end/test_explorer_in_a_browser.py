@@ -20,6 +20,7 @@ from torch import nn
 import sgdsde
 from sgdsde.explorer import Curves, export_page, predicted_curves
 from sgdsde.explorer.curves import PAST_LIMIT
+from tests.command_line import heeds_interrupts
 
 pytest.importorskip("bokeh")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -162,7 +163,8 @@ def test_the_served_page_measures_where_it_is_asked_to(browser: Any, tmp_path: P
     ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     command = [sys.executable, "-m", "sgdsde", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as server:
+    pipes = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": heeds_interrupts}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as server:
         try:
             url = next(line.split()[0] for line in server.stdout or () if line.startswith("http"))
             page = browser.new_page()

@@ -16,7 +16,7 @@ import pytest
 import sgdsde
 from sgdsde.cli import INTERNAL, INTERRUPTED, OK, USAGE, commands, configuration
 from sgdsde.run_folder import MANIFEST
-from tests.command_line import SYNTHETIC, call, call_python
+from tests.command_line import SYNTHETIC, call, call_python, heeds_interrupts
 
 COMMANDS = {
     "compare": f"{SYNTHETIC} --steps 5 --runs 3",
@@ -186,11 +186,6 @@ def test_exit_codes(error, code, line, monkeypatch, capsys):
     assert capsys.readouterr().err == line
     page = Path(__file__).resolve().parents[3] / "docs" / "command_line.md"
     assert f"| {code} |" in page.read_text()
-
-
-def heeds_interrupts():
-    """A shell that starts tests in the background has them ignore interrupts, and what they start as well."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_an_interrupt_of_a_real_run_leaves_nothing(tmp_path):
