@@ -26,7 +26,8 @@ def probe(
 
     Compares a batch of two different examples with a repetition of itself (randomness, buffers, inputs), with single
     examples and a crowd (coupling between them), with vectorized calls (control flow that depends on data) in value and
-    in two vector-Jacobian products at once, and with the user's own module (``_fidelity``).
+    in two vector-Jacobian products at once, and with the user's own module (``_fidelity``); looks for tensors that
+    require gradients and are no parameters (``_captured``).
 
     Raises:
         ValueError: naming the layer where it is known.

@@ -166,11 +166,7 @@ class Comparison:
         the relative error of the predicted mean, shaded by two standard errors of the measured mean, between lines at
         3 %.
 
-        Args:
-            path: where to save, in the format that the suffix names; whole or not at all. With None the figure belongs
-                to pyplot, so that ``plt.show()`` shows it.
-        Raises:
-            ModuleNotFoundError: no matplotlib. ValueError: a suffix that matplotlib cannot write.
+        Path and errors are those of ``Trajectory.plot``.
         """
         with plots.canvas(path, size=(6.4, 5.6)) as figure:
             top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(5, 3))

@@ -26,6 +26,7 @@ ROWS = {
     "vmapped": "vmap",
     "embedding_bags": "embedding bag",
     "gathers": "whole kernel",
+    "products": "the two products",
 }
 
 

@@ -50,6 +50,20 @@ def vmapped(problem: sgdsde.Problem, lr: float, batches: Batches) -> Tensor:
         return torch.cat([evaluate(part, x, y) for part in parts])
 
 
+def products(problem: sgdsde.Problem, lr: float, batches: Batches, at_once: int = 8) -> Tensor:
+    """The two products of a step with the first weight and nothing else, eight runs at once: no training, no losses."""
+    weight = next(value for value in problem.model.parameters() if value.ndim == 2).detach()
+    weights = weight.expand(at_once, *weight.shape).clone()
+    for block in batches.split(at_once):
+        some = weights[: len(block)]
+        outputs = weights.new_empty(len(block), batches.shape[2], len(weight))
+        for batch in block.unbind(1):
+            x = problem.x_train[batch]
+            torch.bmm(x, some.mT, out=outputs)
+            some.baddbmm_(outputs.mT, x, alpha=-1e-9)
+    return batches.new_empty(0)
+
+
 def embedding_bags(made: sgdsde.Linearization, lr: float, batches: Batches) -> Tensor:
     """The linearized model of one output, trained in output space by the shortest code there is: the floor."""
     kernel, outputs, targets = made.kernel, made.outputs[:, 0].repeat(len(batches), 1), made.targets[:, 0]

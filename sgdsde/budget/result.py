@@ -166,11 +166,7 @@ class ErrorBudget:
         In per cent of the measured loss; terms above zero are stacked upwards, those below downwards. The gap's error
         bars are two standard errors. Terms that are exactly zero are left out.
 
-        Args:
-            path: where to save, in the format that the suffix names; whole or not at all. With None the figure belongs
-                to pyplot, so that ``plt.show()`` shows it.
-        Raises:
-            ModuleNotFoundError: no matplotlib. ValueError: a suffix that matplotlib cannot write.
+        Path and errors are those of ``Trajectory.plot``.
         """
         curves = self.curves
         with plots.canvas(path, size=(6.4, 0.6 + 2.8 * len(curves))) as figure:

@@ -141,11 +141,7 @@ class ChosenLR:
     def plot(self, path: str | os.PathLike[str] | None = None) -> Axes:
         """The axes of a picture: the last loss against the learning rate, the choice, and the limit.
 
-        Args:
-            path: where to save, in the format that the suffix names; whole or not at all. With None the figure belongs
-                to pyplot, so that ``plt.show()`` shows it.
-        Raises:
-            ModuleNotFoundError: no matplotlib. ValueError: a suffix that matplotlib cannot write.
+        Path and errors are those of ``Trajectory.plot``.
         """
         with plots.canvas(path, size=(6.4, 3.6)) as figure:
             axes = figure.subplots()

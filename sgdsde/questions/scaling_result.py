@@ -151,11 +151,7 @@ class ScalingRule:
     def plot(self, path: str | os.PathLike[str] | None = None) -> tuple[Axes, Axes]:
         """The two axes of a picture: learning rates against batch size with the limit, and how far each is off.
 
-        Args:
-            path: where to save, in the format that the suffix names; whole or not at all. With None the figure belongs
-                to pyplot, so that ``plt.show()`` shows it.
-        Raises:
-            ModuleNotFoundError: no matplotlib. ValueError: a suffix that matplotlib cannot write.
+        Path and errors are those of ``Trajectory.plot``.
         """
         sizes = np.array([row.batch_size for row in self.batches])
         with plots.canvas(path, size=(6.4, 5.2)) as figure:

@@ -133,11 +133,7 @@ class SpreadOverRuns:
     def plot(self, path: str | os.PathLike[str] | None = None) -> Axes:
         """The axes of a picture: the relative standard deviation over the steps, shaded by two standard errors.
 
-        Args:
-            path: where to save, in the format that the suffix names; whole or not at all. With None the figure belongs
-                to pyplot, so that ``plt.show()`` shows it.
-        Raises:
-            ModuleNotFoundError: no matplotlib. ValueError: a suffix that matplotlib cannot write.
+        Path and errors are those of ``Trajectory.plot``.
         """
         kind = self.trajectory.origin
         color, at = plots.COLORS[kind, self.side], self.steps.numpy()

@@ -99,6 +99,39 @@ def test_wrong_or_failing_code_is_said_and_not_used(wrong: str, by_hand: Any, ca
     assert [record.message.endswith(expected) for record in caplog.records] == [True]
 
 
+def test_code_of_each_batch_size_is_checked_and_of_runs_that_diverged_the_others_are(
+    by_hand: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wrong for batches of one only, the last of an epoch of nine; and of three runs one has no gradient."""
+
+    def compile_(function: Gradients) -> Gradients:
+        def call(state: dict[str, Tensor], x: Tensor, *rest: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+            gradients, losses = function(state, x, *rest)
+            return (gradients, losses) if x.shape[1] > 1 else ({k: 2 * v for k, v in gradients.items()}, losses)
+
+        return call
+
+    by_hand(compile_)
+    problem, sgd = residual_problem(), sgdsde.SGD(0.05, 4, sampling="shuffled")
+    with caplog.at_level(logging.WARNING, logger="sgdsde"):
+        found = sgdsde.run_ensemble(problem, sgd, 6, 3, compiled=True).train_loss.samples
+    assert ["are not those of the model" in record.message for record in caplog.records] == [True]
+    torch.testing.assert_close(found, sgdsde.run_ensemble(problem, sgd, 6, 3).train_loss.samples, rtol=1e-12, atol=0)
+    caplog.clear()
+    learner = RealLearner(problem, compiled=True)
+    state, x, y = (
+        learner.start(3),
+        problem.x_train[:8].view(2, 4, 3)[[0, 1, 0]],
+        problem.y_train[:8].view(2, 4, 2)[[0, 1, 0]],
+    )
+    state["last.bias"][1] = torch.nan
+    gradients, losses = learner.stepper.gradient(state, x, y, None)
+    assert losses.isfinite().tolist() == [True, False, True]
+    assert gradients["last.bias"].isfinite().all(1).tolist() == [True, False, True]
+    assert not caplog.records
+    assert learner.stepper._compiled is not None
+
+
 def test_a_linearization_has_nothing_to_compile() -> None:
     with pytest.raises(ValueError, match="compiled must be used with a Problem, got True for a Linearization; omit"):
         sgdsde.run_ensemble(sgdsde.linearize(residual_problem()), SGD, 2, 2, compiled=True)

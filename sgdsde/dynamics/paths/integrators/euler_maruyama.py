@@ -29,9 +29,8 @@ class EulerMaruyama(Integrator):
             exactly under squared error, and also carries momentum and weight decay as torch does. As k grows it becomes
             the SDE, which is off from SGD by O(lr).
     Exactness: weak order 1 in lr / k for the SDE; any loss.
-    Cost: one product [P, d] x [d, d] a substep, in place under squared error: 3 P d numbers, 4 with momentum, and up to
-        1 MiB of normal numbers drawn ahead; one [P, d] x [d, m c] a recorded step. Without momentum, decay, label noise
-        and Ito term under squared error the residuals are moved, and w only where there are test outputs.
+    Cost: one product [P, d] x [d, d] a substep, in place under squared error: 3 P d numbers, 4 with momentum or test
+        outputs, and up to 1 MiB of normal numbers drawn ahead; one [P, d] x [d, m c] a recorded step.
     """
 
     substeps: int = 1
